@@ -1,0 +1,49 @@
+# Every target makes and reuses .venv by itself. PYTHON names the interpreter that a new .venv is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two workers with one thread each: tests must not fight over the cores that training uses.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadscope
+PACKAGES := $(wildcard */finetuning_*)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv runtime quickstart test test-unit test-workload lint format crds docs clean
+
+help: ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+venv: ## Make .venv with everything that development needs.
+	@PYTHON=$(PYTHON) hack/venv.sh dev
+
+runtime: ## Make .venv with what `finetune run` needs, and no more.
+	@PYTHON=$(PYTHON) hack/venv.sh local
+
+quickstart: runtime ## Fine-tune, evaluate and report examples/quickstart.yaml on this machine.
+	$(BIN)/finetune run examples/quickstart.yaml
+
+test: test-unit test-workload ## Run every test that needs no cluster.
+
+test-unit: venv ## Run the unit tests: no programs, no training.
+	$(PYTEST) tests/unit
+
+test-workload: venv ## Run the tests that run programs, servers and small models.
+	$(PYTEST) tests/workload
+
+lint: venv ## Check style, types, floors, and that generated files are current.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES) tests
+	$(BIN)/lint-imports
+	$(BIN)/finetune crds --check
+
+format: venv ## Put the code into the house style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+crds: venv ## Write crds/*.yaml and docs/manifest-reference.md from the types.
+	$(BIN)/finetune crds
+
+docs: crds ## Write the generated pages of docs/.
+
+clean: ## Remove .venv, caches and build outputs; keeps .finetuning, which holds your adapters.
+	rm -rf .venv .venv.lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

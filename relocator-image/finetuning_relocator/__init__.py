@@ -1,0 +1,1 @@
+"""Relocation: brings a source, byte for byte and verified, into an artifact folder."""

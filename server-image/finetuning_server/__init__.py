@@ -1,0 +1,1 @@
+"""Serving of a base model with its adapter."""
