@@ -1,1 +1,1 @@
-"""What every program in a pod shares: errors, exit codes, progress, artifacts, data and rendering."""
+"""What every program in a pod shares: the process contract, progress, artifacts, data and models."""

@@ -1,0 +1,125 @@
+"""EvaluationJob: candidates compared on the same rows, with intervals and a gate."""
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from finetuning_api.base import (
+    ApiModel,
+    CelRule,
+    ClaimRef,
+    Condition,
+    Name,
+    ObjectName,
+    ProgressStatus,
+    Resource,
+    ResourceRequirements,
+    Stage,
+)
+from finetuning_api.dataset import DatasetSpec
+from finetuning_api.finetuningjob import EvaluationOptions, JobPhase, PodOptions, StorageSpec
+from finetuning_api.metrics import EvaluationRow, GateResult, Verdict
+from finetuning_api.sources import SourceRef
+
+
+class CandidateSpec(ApiModel):
+    """One model to evaluate: a model, a model with an adapter, or the result of a job."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="has(self.model) != has(self.jobRef)",
+            message="a candidate is either a model (with an optional adapter) or a jobRef",
+            field="model",
+        ),
+        CelRule(
+            rule="!has(self.adapter) || has(self.model)",
+            message="an adapter needs the model that it was trained on",
+            field="adapter",
+        ),
+    )
+
+    name: Name = Field(description="Name in the table; base, tuned and reference have their own columns.")
+    model: SourceRef | None = Field(default=None, description="Model to relocate.")
+    tokenizer: SourceRef | None = Field(default=None, description="Tokenizer; unset is the model's own.")
+    adapter: ClaimRef | None = Field(default=None, description="Adapter on a claim.")
+    job_ref: Name | None = Field(default=None, description="Finished FineTuningJob whose result is the candidate.")
+
+
+class EvaluationJobSpec(EvaluationOptions):
+    """What to compare, on what."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        *EvaluationOptions.cel_rules,
+        CelRule(
+            rule="self.gate.all(g, self.candidates.exists(c, c.name == (has(g.against) ? g.against : 'base')))",
+            message="a gate rule's against names no candidate",
+            field="gate",
+        ),
+        CelRule(
+            rule="self.gate.size() == 0 || self.candidates.exists(c, c.name == 'tuned')",
+            message="a gate judges the candidate named tuned; add one",
+            field="gate",
+        ),
+    )
+
+    candidates: list[CandidateSpec] = Field(
+        min_length=1,
+        max_length=8,
+        description="Models to compare.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    dataset: DatasetSpec = Field(description="Data; only its held-out rows are evaluated.")
+    output: ClaimRef | None = Field(default=None, description="Where the report is written; unset makes a small claim.")
+    resources: ResourceRequirements = Field(default_factory=ResourceRequirements, description="Compute resources.")
+    pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pod.")
+    storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes.")
+    suspend: bool = Field(default=False, description="Do not start, or stop; false goes on.")
+    active_deadline_seconds: int | None = Field(default=None, ge=1, description="Seconds that the job may be active.")
+    pending_deadline_seconds: int | None = Field(default=None, ge=1, description="Seconds that its pod may wait.")
+    backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries after an environment fault.")
+    ttl_seconds_after_finished: int | None = Field(
+        default=None, ge=0, description="Seconds after which a finished job is deleted; unset keeps it."
+    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pod.")
+    queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
+
+
+class EvaluationJobStatus(ApiModel):
+    """What became of the evaluation."""
+
+    observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
+    phase: JobPhase = Field(default=JobPhase.PENDING, description="Summary for display.")
+    start_time: datetime | None = Field(default=None, description="When the evaluation started.")
+    completion_time: datetime | None = Field(default=None, description="When the evaluation ended.")
+    progress: ProgressStatus | None = Field(default=None, description="Progress of the running stage.")
+    stages: list[Stage] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Stages in order.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Conditions.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    evaluation: list[EvaluationRow] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Results.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["metric"]},
+    )
+    verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
+    gates: list[GateResult] = Field(default_factory=list, max_length=16, description="Outcome of each rule.")
+    report: ClaimRef | None = Field(default=None, description="Folder of the report.")
+    warnings: list[str] = Field(default_factory=list, max_length=32, description="What a careful reader should know.")
+
+
+class EvaluationJob(Resource):
+    """Compare models on the same held-out rows."""
+
+    kind: Literal["EvaluationJob"] = "EvaluationJob"
+    spec: EvaluationJobSpec = Field(description="What to do.")
+    status: EvaluationJobStatus = Field(default_factory=EvaluationJobStatus, description="What became of it.")

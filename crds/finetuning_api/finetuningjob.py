@@ -1,0 +1,459 @@
+"""FineTuningJob: one object from data to a served, evaluated adapter."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from finetuning_api.base import (
+    ApiModel,
+    CelRule,
+    Condition,
+    Digest,
+    Name,
+    ObjectName,
+    ProgressStatus,
+    Quantity,
+    Resource,
+    ResourceRequirements,
+    SecretRef,
+    Stage,
+)
+from finetuning_api.dataset import DatasetSpec, OverlongPolicy
+from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Verdict
+from finetuning_api.sources import SourceRef
+
+
+class MethodType(StrEnum):
+    """How the weights are adapted."""
+
+    LORA = "lora"
+    QLORA = "qlora"
+    FULL = "full"
+
+
+class MethodSpec(ApiModel):
+    """Which parameters are trained."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="self.type != 'full' || (!self.dora && !self.rslora)",
+            message="dora and rslora are variants of lora; type full trains all weights",
+            field="type",
+        ),
+    )
+
+    type: MethodType = Field(default=MethodType.LORA, description="lora, qlora (4-bit base, needs a GPU) or full.")
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank r of the LoRA matrices.")
+    alpha: float = Field(default=32, gt=0, le=8192, description="LoRA scaling numerator: the update is alpha/r * BA.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the input of the LoRA matrices.")
+    target_modules: str = Field(
+        default="all-linear",
+        min_length=1,
+        max_length=1024,
+        pattern=r"^[^\s,]+(,[^\s,]+)*$",
+        description="all-linear, or names of modules separated by commas, for example q_proj,v_proj.",
+    )
+    dora: bool = Field(default=False, description="Weight-decomposed LoRA (DoRA).")
+    rslora: bool = Field(default=False, description="Rank-stabilised scaling alpha/sqrt(r) (rsLoRA).")
+
+
+class Schedule(StrEnum):
+    """Course of the learning rate after warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class Precision(StrEnum):
+    """Number format of the frozen weights and the activations."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class TrainingSpec(ApiModel):
+    """The optimisation."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="!has(self.microBatchSize) || self.microBatchSize <= self.batchSize",
+            message="microBatchSize is a part of batchSize and cannot be larger",
+            field="microBatchSize",
+        ),
+    )
+
+    epochs: float = Field(default=3, gt=0, le=1000, description="Passes over the training rows.")
+    max_steps: int | None = Field(
+        default=None, ge=1, le=100_000_000, description="Optimizer steps at most; unset follows epochs."
+    )
+    learning_rate: float = Field(default=2.0e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    schedule: Schedule = Field(default=Schedule.COSINE, description="Course of the learning rate after warm-up.")
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1, description="Share of the steps with a rising learning rate.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay of AdamW.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this L2 norm.")
+    batch_size: int = Field(default=16, ge=1, le=65536, description="Samples per optimizer step, over all workers.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, le=65536, description="Samples per forward pass; unset is planned from memory."
+    )
+    max_length: int = Field(default=1024, ge=8, le=1_048_576, description="Tokens per sample at most.")
+    overlong: OverlongPolicy = Field(
+        default=OverlongPolicy.TRUNCATE, description="What happens to rows with more than maxLength tokens."
+    )
+    max_lost_rows: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Greatest share of rows that may be dropped or left without a supervised token.",
+    )
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of initialisation and data order.")
+    precision: Precision = Field(
+        default=Precision.AUTO, description="fp32, bf16, or auto: bf16 where the hardware is measured to be faster."
+    )
+    evaluate_every_steps: int | None = Field(
+        default=None, ge=1, description="Steps between evaluations of the held-out loss; unset is once an epoch."
+    )
+    checkpoint_every_steps: int = Field(default=100, ge=1, description="Optimizer steps between checkpoints.")
+    keep_checkpoints: int = Field(default=2, ge=1, le=100, description="Checkpoints that are kept.")
+
+
+class ParallelStrategy(StrEnum):
+    """How workers share the work."""
+
+    AUTO = "auto"
+    DDP = "ddp"
+    FSDP = "fsdp"
+    DEEPSPEED = "deepspeed"
+
+
+class ParallelismSpec(ApiModel):
+    """How many processes train together."""
+
+    workers: int = Field(default=1, ge=1, le=1024, description="Pods that train together.")
+    processes_per_worker: int = Field(default=1, ge=1, le=64, description="Processes in each pod, one an accelerator.")
+    strategy: ParallelStrategy = Field(default=ParallelStrategy.AUTO, description="ddp, fsdp, deepspeed or auto.")
+
+
+class AccessMode(StrEnum):
+    """Access modes of a persistent volume."""
+
+    READ_WRITE_ONCE = "ReadWriteOnce"
+    READ_ONLY_MANY = "ReadOnlyMany"
+    READ_WRITE_MANY = "ReadWriteMany"
+    READ_WRITE_ONCE_POD = "ReadWriteOncePod"
+
+
+class VolumeSpec(ApiModel):
+    """What a claim looks like; unset fields come from the storage profile."""
+
+    size: Quantity | None = Field(default=None, description="Size of the claim; unset is measured or planned.")
+    storage_class_name: ObjectName | None = Field(default=None, description="Storage class of the claim.")
+    access_modes: list[AccessMode] = Field(default_factory=list, max_length=4, description="Access modes of the claim.")
+
+
+class RetentionPolicy(StrEnum):
+    """What happens to the adapter's claim when the job is deleted."""
+
+    DELETE = "Delete"
+    RETAIN = "Retain"
+    TRASH = "Trash"
+
+
+class StorageSpec(ApiModel):
+    """Volumes of the job."""
+
+    profile: Name = Field(default="default", description="Storage profile of the installation.")
+    dataset: VolumeSpec = Field(default_factory=VolumeSpec, description="Claim of the data set.")
+    model: VolumeSpec = Field(default_factory=VolumeSpec, description="Claims of base model, tokenizer and reference.")
+    adapter: VolumeSpec = Field(default_factory=VolumeSpec, description="Claim of adapter, checkpoints and report.")
+    retention: RetentionPolicy = Field(
+        default=RetentionPolicy.DELETE, description="What happens to the adapter when the job is deleted."
+    )
+
+
+class GenerationSpec(ApiModel):
+    """Greedy decoding for metrics on generated text."""
+
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, le=32768, description="Tokens per completion at most; unset is planned from the references."
+    )
+    stop: list[str] = Field(default_factory=list, max_length=16, description="Texts that end a completion.")
+
+
+class EvaluationOptions(ApiModel):
+    """What is measured and what decides; shared by FineTuningJob and EvaluationJob."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="self.gate.all(g, g.metric in self.metrics || (g.metric.startsWith('rouge') && 'rouge' in self.metrics))",
+            message="gate names a metric that is not evaluated; add it to metrics",
+            field="gate",
+        ),
+    )
+
+    metrics: list[RequestedMetric] = Field(
+        default=[RequestedMetric.COMPLETION_PERPLEXITY, RequestedMetric.ROUGE, RequestedMetric.EXACT_MATCH],
+        min_length=1,
+        max_length=16,
+        description="Metrics to compute on the held-out rows.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    gate: list[GateRule] = Field(
+        default_factory=list, max_length=16, description="Rules that the tuned candidate must pass."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Evaluate at most this many held-out rows.")
+    max_length: int = Field(default=1024, ge=8, le=1_048_576, description="Tokens per scoring window at most.")
+    generation: GenerationSpec = Field(default_factory=GenerationSpec, description="Decoding.")
+    bootstrap_samples: int = Field(
+        default=10_000, ge=100, le=1_000_000, description="Resamples behind each 95 % interval."
+    )
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of the resampling.")
+
+
+class EvaluationSpec(EvaluationOptions):
+    """Evaluation of a fine-tuning job."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        *EvaluationOptions.cel_rules,
+        CelRule(
+            rule="self.gate.all(g, !has(g.against) || g.against == 'base'"
+            " || (g.against == 'reference' && has(self.reference)))",
+            message="a gate rule's against is base, or reference when evaluation.reference is set",
+            field="gate",
+        ),
+    )
+
+    enabled: bool = Field(default=True, description="Evaluate after training.")
+    reference: SourceRef | None = Field(
+        default=None, description="A model to compare with, for example a larger one of the same family."
+    )
+
+
+class ServingSpec(ApiModel):
+    """Serving of the result."""
+
+    replicas: int = Field(default=1, ge=0, le=1024, description="Server pods.")
+    after_gate: bool = Field(default=True, description="Serve only what passed the gate.")
+
+
+class NotificationType(StrEnum):
+    """Where a notification goes."""
+
+    SLACK = "slack"
+    WEBHOOK = "webhook"
+    CLOUDEVENTS = "cloudevents"
+    EMAIL = "email"
+
+
+class NotificationEvent(StrEnum):
+    """What a notification tells."""
+
+    STARTED = "Started"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    GATE = "Gate"
+    STALLED = "Stalled"
+
+
+class NotificationSpec(ApiModel):
+    """Somebody who wants to know."""
+
+    type: NotificationType = Field(description="Format and transport.")
+    secret_ref: SecretRef = Field(description="Secret with the address and its credentials.")
+    events: list[NotificationEvent] = Field(
+        default=[NotificationEvent.SUCCEEDED, NotificationEvent.FAILED],
+        min_length=1,
+        max_length=8,
+        description="Events to tell.",
+    )
+
+
+class TrackingSpec(ApiModel):
+    """Experiment tracking."""
+
+    mlflow_uri: str | None = Field(
+        default=None, max_length=512, pattern=r"^https?://[^ @]+$", description="Address of an MLflow server."
+    )
+    experiment: str | None = Field(default=None, max_length=256, description="Name of the experiment.")
+
+
+class Toleration(ApiModel):
+    """A toleration, as in a pod."""
+
+    key: str | None = Field(default=None, max_length=317, description="Taint key; unset matches all.")
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="How the value is compared.")
+    value: str | None = Field(default=None, max_length=63, description="Taint value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Taint effect; unset matches all."
+    )
+    toleration_seconds: int | None = Field(default=None, ge=0, description="Seconds that NoExecute is tolerated.")
+
+
+class EnvVar(ApiModel):
+    """An environment variable of a workload pod."""
+
+    name: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name.")
+    value: str = Field(default="", max_length=32768, description="Value; never a secret.")
+
+
+class PodOptions(ApiModel):
+    """Placement and environment of the pods that train, evaluate and serve."""
+
+    node_selector: dict[str, str] = Field(default_factory=dict, max_length=32, description="Labels of suitable nodes.")
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=32, description="Tolerated taints.")
+    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods.")
+    image_pull_secrets: list[SecretRef] = Field(
+        default_factory=list, max_length=8, description="Secrets for private image registries."
+    )
+    env: list[EnvVar] = Field(default_factory=list, max_length=64, description="Extra environment variables.")
+    shared_memory_size: Quantity | None = Field(default=None, description="Size of /dev/shm.")
+
+
+MUTABLE_FINETUNINGJOB_FIELDS = ("suspend", "ttlSecondsAfterFinished", "serving.replicas", "notifications")
+"""Fields of a FineTuningJob's spec that may change; every other one is fixed at creation."""
+
+
+class FineTuningJobSpec(ApiModel):
+    """What to fine-tune, on what, how, and what decides."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="self.method.type != 'qlora' || self.parallelism.strategy != 'fsdp'",
+            message="qlora cannot be sharded with fsdp; use strategy ddp or deepspeed, or method lora",
+            field="parallelism.strategy",
+        ),
+        CelRule(
+            rule="!has(self.serving) || !self.serving.afterGate || self.evaluation.enabled",
+            message="serving.afterGate needs an evaluation; set serving.afterGate to false or enable evaluation",
+            field="serving.afterGate",
+        ),
+    )
+
+    model: SourceRef = Field(description="Base model.")
+    tokenizer: SourceRef | None = Field(default=None, description="Tokenizer; unset is the model's own.")
+    dataset: DatasetSpec = Field(description="Data to train on and to evaluate with.")
+    method: MethodSpec = Field(default_factory=MethodSpec, description="Which parameters are trained.")
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="The optimisation.")
+    parallelism: ParallelismSpec = Field(default_factory=ParallelismSpec, description="Workers and strategy.")
+    resources: ResourceRequirements = Field(
+        default_factory=ResourceRequirements, description="Compute resources of each worker."
+    )
+    pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pods.")
+    storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes.")
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="What is measured and what decides.")
+    serving: ServingSpec | None = Field(default=None, description="Serve the result; unset does not serve.")
+    suspend: bool = Field(default=False, description="Stop after a checkpoint, or do not start; false goes on.")
+    active_deadline_seconds: int | None = Field(
+        default=None, ge=1, description="Seconds that the job may be active; it saves before it is stopped."
+    )
+    pending_deadline_seconds: int | None = Field(
+        default=None, ge=1, description="Seconds that a stage may wait for its pod to run."
+    )
+    backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries of a stage after an environment fault.")
+    ttl_seconds_after_finished: int | None = Field(
+        default=None, ge=0, description="Seconds after which a finished job is deleted; unset keeps it."
+    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+    queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
+    notifications: list[NotificationSpec] = Field(default_factory=list, max_length=16, description="Who is told.")
+    tracking: TrackingSpec | None = Field(default=None, description="Experiment tracking.")
+
+
+class JobPhase(StrEnum):
+    """Summary of a job for display only: nothing is ever decided by it."""
+
+    PENDING = "Pending"
+    RELOCATING = "Relocating"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    SERVING = "Serving"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class AdapterArtifact(ApiModel):
+    """Where the adapter (or, for full fine-tuning, the model) lies."""
+
+    claim_name: str = Field(max_length=253, description="Claim that holds it.")
+    path: str = Field(max_length=1024, description="Folder inside the claim.")
+    digest: Digest = Field(description="Digest of the folder.")
+    size_bytes: int = Field(ge=0, alias="bytes", description="Size in bytes.")
+
+
+class ModelArtifact(ApiModel):
+    """Which base model was used."""
+
+    relocation: str = Field(max_length=63, description="Relocation that brought it.")
+    resolved_revision: str | None = Field(default=None, max_length=256, description="Revision that was relocated.")
+    digest: Digest = Field(description="Digest of the folder.")
+
+
+class DatasetArtifact(ApiModel):
+    """Which data was used."""
+
+    relocation: str = Field(max_length=63, description="Relocation that brought it.")
+    rows: int = Field(default=0, ge=0, description="Rows that were read.")
+    train_rows: int = Field(default=0, ge=0, description="Rows trained on.")
+    test_rows: int = Field(default=0, ge=0, description="Rows held out.")
+    columns: list[str] = Field(default_factory=list, max_length=256, description="Columns.")
+    digest: Digest = Field(description="Digest of the folder.")
+
+
+class JobArtifacts(ApiModel):
+    """What the job used and made."""
+
+    adapter: AdapterArtifact | None = Field(default=None, description="The result.")
+    model: ModelArtifact | None = Field(default=None, description="Base model.")
+    dataset: DatasetArtifact | None = Field(default=None, description="Data set.")
+
+
+class ServingStatus(ApiModel):
+    """Where the result is served."""
+
+    url: str = Field(default="", max_length=2048, description="Address inside the cluster.")
+
+
+class FineTuningJobStatus(ApiModel):
+    """What became of the job."""
+
+    observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
+    phase: JobPhase = Field(default=JobPhase.PENDING, description="Summary for display.")
+    start_time: datetime | None = Field(default=None, description="When the first stage started.")
+    completion_time: datetime | None = Field(default=None, description="When the job ended.")
+    progress: ProgressStatus | None = Field(default=None, description="Progress of the running stage.")
+    stages: list[Stage] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Stages in order.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Conditions.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    artifacts: JobArtifacts = Field(default_factory=JobArtifacts, description="What the job used and made.")
+    evaluation: list[EvaluationRow] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Results.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["metric"]},
+    )
+    verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
+    serving: ServingStatus | None = Field(default=None, description="Where the result is served.")
+    warnings: list[str] = Field(
+        default_factory=list, max_length=32, description="What a careful reader should know, for example unpinned sources."
+    )
+
+
+class FineTuningJob(Resource):
+    """Fine-tune a model on data, evaluate the result, and serve it."""
+
+    kind: Literal["FineTuningJob"] = "FineTuningJob"
+    spec: FineTuningJobSpec = Field(description="What to do.")
+    status: FineTuningJobStatus = Field(default_factory=FineTuningJobStatus, description="What became of it.")

@@ -1,0 +1,126 @@
+"""InferenceServer: a base model and its adapters behind an OpenAI-compatible endpoint."""
+
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from finetuning_api.base import (
+    ApiModel,
+    CelRule,
+    ClaimRef,
+    Condition,
+    Name,
+    ObjectName,
+    Resource,
+    ResourceRequirements,
+    SecretRef,
+)
+from finetuning_api.finetuningjob import EnvVar, PodOptions
+from finetuning_api.sources import SourceRef
+
+
+class ServerVariant(StrEnum):
+    """Which program serves."""
+
+    BUILTIN = "builtin"
+    COMMAND = "command"
+    VLLM = "vllm"
+    NIM = "nim"
+
+
+class AdapterRef(ApiModel):
+    """An adapter to serve under a name of its own."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="has(self.claim) != has(self.jobRef)",
+            message="an adapter is on a claim or comes from a jobRef: set exactly one",
+            field="claim",
+        ),
+    )
+
+    name: Name = Field(description="Model name that requests use.")
+    claim: ClaimRef | None = Field(default=None, description="Folder that holds the adapter.")
+    job_ref: Name | None = Field(default=None, description="Finished FineTuningJob whose adapter is served.")
+
+
+class HealthCheck(ApiModel):
+    """When a replica is healthy."""
+
+    path: str = Field(default="/healthz", max_length=256, pattern=r"^/", description="HTTP path that is asked.")
+    initial_delay_seconds: int = Field(default=0, ge=0, le=3600, description="Seconds before the first check.")
+    period_seconds: int = Field(default=10, ge=1, le=3600, description="Seconds between checks.")
+    failure_threshold: int = Field(default=3, ge=1, le=100, description="Failed checks before a restart.")
+    expected_status: int = Field(default=200, ge=200, le=399, description="HTTP status of a healthy replica.")
+
+
+class InferenceServerSpec(ApiModel):
+    """What to serve, and how."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="self.variant == 'builtin' || has(self.image)",
+            message="variants command, vllm and nim need image",
+            field="image",
+        ),
+        CelRule(
+            rule="self.variant != 'command' || self.command.size() > 0",
+            message="variant command needs command",
+            field="command",
+        ),
+    )
+
+    model: SourceRef = Field(description="Base model.")
+    tokenizer: SourceRef | None = Field(default=None, description="Tokenizer; unset is the model's own.")
+    adapters: list[AdapterRef] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Adapters of the base model.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    variant: ServerVariant = Field(default=ServerVariant.BUILTIN, description="builtin, command, vllm or nim.")
+    image: str | None = Field(default=None, min_length=1, max_length=512, description="Container image of the server.")
+    command: list[str] = Field(default_factory=list, max_length=64, description="Start command of variant command.")
+    env: list[EnvVar] = Field(default_factory=list, max_length=64, description="Extra environment variables.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port that the server listens on.")
+    replicas: int = Field(default=1, ge=0, le=1024, description="Server pods.")
+    health: HealthCheck = Field(default_factory=HealthCheck, description="When a replica is healthy.")
+    auth_secret_ref: SecretRef | None = Field(default=None, description="Secret with tokens; unset is public.")
+    resources: ResourceRequirements = Field(default_factory=ResourceRequirements, description="Compute resources.")
+    pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pods.")
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+
+
+class InferenceServerPhase(StrEnum):
+    """Summary of a server for display only."""
+
+    PENDING = "Pending"
+    READY = "Ready"
+    DEGRADED = "Degraded"
+    FAILED = "Failed"
+
+
+class InferenceServerStatus(ApiModel):
+    """What became of the server."""
+
+    observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
+    phase: InferenceServerPhase = Field(default=InferenceServerPhase.PENDING, description="Summary for display.")
+    replicas: int = Field(default=0, ge=0, description="Server pods that exist.")
+    ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")
+    selector: str = Field(default="", max_length=512, description="Label selector of the pods, for the scale subresource.")
+    url: str = Field(default="", max_length=2048, description="Address inside the cluster.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Conditions.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+
+class InferenceServer(Resource):
+    """Serve a base model and its adapters."""
+
+    kind: Literal["InferenceServer"] = "InferenceServer"
+    spec: InferenceServerSpec = Field(description="What to serve.")
+    status: InferenceServerStatus = Field(default_factory=InferenceServerStatus, description="What became of it.")

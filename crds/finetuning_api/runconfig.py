@@ -1,0 +1,343 @@
+"""What a program is told, and what it says at its end: the contract between the operator and the pods.
+
+A program reads one RunConfig (JSON) from the file that ``FINETUNING_RUN_CONFIG`` names. Every path in it is a path that
+the program sees. Secrets are never in it: they are environment variables that start with ``SECRET_ENV_PREFIX``.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic.alias_generators import to_camel
+
+from finetuning_api.dataset import RowFormat
+from finetuning_api.finetuningjob import GenerationSpec, MethodSpec, ParallelismSpec, TrainingSpec
+from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, Verdict
+from finetuning_api.reasons import Reason
+from finetuning_api.sources import SourceRef
+
+RUN_CONFIG_ENV = "FINETUNING_RUN_CONFIG"
+TERMINATION_LOG_ENV = "FINETUNING_TERMINATION_LOG"
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_LOG_BYTES = 4096
+PROGRESS_URL_ENV = "KUBEFLOW_TRAINER_SERVER_URL"
+PROGRESS_TOKEN_ENV = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105  (a variable's name: it holds the path of a file)
+PROGRESS_CA_ENV = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+SECRET_ENV_PREFIX = "SOURCE_SECRET_"  # noqa: S105  (a prefix of variable names)
+MANIFEST_NAME = "manifest.json"
+
+
+class ContractModel(BaseModel):
+    """Base of the contract's types: camelCase JSON, unknown fields refused, because both sides are one release."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="forbid", frozen=True
+    )
+
+    def to_json(self) -> str:
+        """Return the JSON that the other side reads."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=2)
+
+
+class JobIdentity(ContractModel):
+    """The object that a program works for, for logs and provenance."""
+
+    kind: str
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+
+
+class Provenance(ContractModel):
+    """Where an input came from, as it is recorded beside a result."""
+
+    source: str
+    resolved_revision: str | None = None
+    digest: str
+
+
+class ModelInput(ContractModel):
+    """A relocated model with its tokenizer."""
+
+    path: str
+    tokenizer_path: str
+    provenance: Provenance
+    tokenizer_provenance: Provenance
+
+
+class DatasetInput(ContractModel):
+    """Relocated data and how its rows are rendered."""
+
+    path: str
+    rows: RowFormat
+    provenance: Provenance
+
+
+class RunConfigBase(ContractModel):
+    """What every RunConfig holds."""
+
+    job: JobIdentity
+
+
+class MeasureConfig(RunConfigBase):
+    """Ask a source how large it is, without a volume."""
+
+    kind: Literal["measure"] = "measure"
+    source: SourceRef
+    source_mount: str | None = None
+    """Folder where a configmap:// source is mounted."""
+    stall_seconds: int = Field(default=60, ge=1)
+
+
+class RelocateConfig(RunConfigBase):
+    """Bring a source into a folder and make an artifact of it."""
+
+    kind: Literal["relocate"] = "relocate"
+    source: SourceRef
+    source_mount: str | None = None
+    """Folder where a configmap:// or pvc:// source is mounted."""
+    destination: str
+    """Folder of the artifact; for a conversion the folder of the raw bytes."""
+    resolved_revision: str | None = None
+    """Revision that the measurement resolved, so that both steps see the same bytes."""
+    stall_seconds: int = Field(default=60, ge=1)
+    """A transfer without one new byte for this long has stalled."""
+
+
+class VerifyConfig(RunConfigBase):
+    """Verify a user's own claim in place: its manifest where it has one, else hash the files once."""
+
+    kind: Literal["verify"] = "verify"
+    source: SourceRef
+    path: str
+
+
+class ConvertConfig(RunConfigBase):
+    """Turn a relocated GGUF file into an artifact of safetensors, without network."""
+
+    kind: Literal["convert"] = "convert"
+    source: str
+    """Artifact folder that holds the GGUF file; removed when the new artifact is complete."""
+    destination: str
+    provenance: Provenance
+
+
+class TrainingInputs(RunConfigBase):
+    """What preflight and training share: both must see exactly the same."""
+
+    model: ModelInput
+    dataset: DatasetInput
+    method: MethodSpec
+    training: TrainingSpec
+    parallelism: ParallelismSpec = Field(default_factory=ParallelismSpec)
+    cache_path: str
+    """Folder for tokenised data, written by preflight, read by training."""
+
+
+class PreflightConfig(TrainingInputs):
+    """Check on the CPU everything that can be wrong before an accelerator is taken."""
+
+    kind: Literal["preflight"] = "preflight"
+    output_path: str
+    """Folder that training will write to; its free space is checked."""
+
+
+class TrainConfig(TrainingInputs):
+    """Train an adapter."""
+
+    kind: Literal["train"] = "train"
+    output_path: str
+    """Folder of the finished adapter artifact."""
+    checkpoint_path: str
+    """Folder of checkpoints."""
+
+
+class CandidateInput(ContractModel):
+    """One model to evaluate, with an optional adapter on it."""
+
+    name: str
+    model: ModelInput
+    adapter_path: str | None = None
+    adapter_digest: str | None = None
+
+
+class EvaluateConfig(RunConfigBase):
+    """Evaluate candidates on the held-out rows and decide the gate."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    candidates: tuple[CandidateInput, ...]
+    dataset: DatasetInput
+    metrics: tuple[Metric, ...]
+    gate: tuple[GateRule, ...] = ()
+    limit: int | None = None
+    max_length: int = 1024
+    generation: GenerationSpec = Field(default_factory=GenerationSpec)
+    bootstrap_samples: int = 10_000
+    seed: int = 42
+    output_path: str
+    """Folder of results.json, report.md, report.html and samples."""
+
+
+class PromptConfig(RunConfigBase):
+    """Answer one prompt with every candidate, side by side."""
+
+    kind: Literal["prompt"] = "prompt"
+    candidates: tuple[CandidateInput, ...]
+    prompt: str
+    chat: bool = False
+    """Render the prompt as one user message with the tokenizer's chat template."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    stop: tuple[str, ...] = ()
+
+
+RunConfig = Annotated[
+    MeasureConfig
+    | RelocateConfig
+    | VerifyConfig
+    | ConvertConfig
+    | PreflightConfig
+    | TrainConfig
+    | EvaluateConfig
+    | PromptConfig,
+    Field(discriminator="kind"),
+]
+RUN_CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
+"""Parses a RunConfig of any kind."""
+
+
+class MeasureResult(ContractModel):
+    """What a source announces."""
+
+    kind: Literal["measure"] = "measure"
+    size_bytes: int | None = Field(default=None, ge=0)
+    """None where the source does not tell before it is read."""
+    files: int | None = Field(default=None, ge=0)
+    resolved_revision: str | None = None
+
+
+class ArtifactResult(ContractModel):
+    """A complete artifact: what relocate, verify and convert leave behind."""
+
+    kind: Literal["artifact"] = "artifact"
+    digest: str
+    size_bytes: int = Field(ge=0)
+    files: int = Field(ge=0)
+    format: str
+    resolved_revision: str | None = None
+    transferred_bytes: int = Field(default=0, ge=0)
+    """Bytes that came over the network in this run; 0 when everything was there."""
+
+
+class DatasetCounts(ContractModel):
+    """Rows and tokens, and what became of those that could not be used as they are."""
+
+    rows: int = Field(ge=0)
+    train_rows: int = Field(ge=0)
+    test_rows: int = Field(ge=0)
+    truncated_rows: int = Field(default=0, ge=0)
+    dropped_rows: int = Field(default=0, ge=0)
+    masked_rows: int = Field(default=0, ge=0)
+    """Rows without one supervised token after truncation."""
+    tokens: int = Field(default=0, ge=0)
+    supervised_tokens: int = Field(default=0, ge=0)
+    columns: tuple[str, ...] = ()
+
+
+class PreflightResult(ContractModel):
+    """What preflight found out."""
+
+    kind: Literal["preflight"] = "preflight"
+    dataset: DatasetCounts
+    parameters: int = Field(ge=0)
+    trainable_parameters: int = Field(ge=0)
+    total_steps: int = Field(ge=0)
+    memory_bytes: int = Field(ge=0)
+    """Estimated peak memory of training."""
+    warnings: tuple[str, ...] = ()
+
+
+class TrainResult(ContractModel):
+    """A finished training."""
+
+    kind: Literal["train"] = "train"
+    digest: str
+    size_bytes: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    loss: float | None = None
+    """Mean training loss of the last epoch (nats per supervised token)."""
+    evaluation_loss: float | None = None
+    dataset: DatasetCounts
+    resumed_from_step: int | None = None
+
+
+class EvaluateResult(ContractModel):
+    """A finished evaluation."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    rows: tuple[EvaluationRow, ...]
+    gates: tuple[GateResult, ...] = ()
+    verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()
+
+
+Result = Annotated[
+    MeasureResult | ArtifactResult | PreflightResult | TrainResult | EvaluateResult, Field(discriminator="kind")
+]
+
+
+class LastWords(ContractModel):
+    """What a program leaves in the termination log; at most 4096 bytes of JSON."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, validate_by_name=True)
+
+    reason: Reason
+    message: str = ""
+    hint: str = ""
+    result: Result | None = None
+
+
+class ProgressMetric(StrEnum):
+    """Names of the metrics that our programs report with their progress."""
+
+    BYTES = "bytes"
+    TOTAL_BYTES = "total_bytes"
+    FILES = "files"
+    TOTAL_FILES = "total_files"
+    BYTES_PER_SECOND = "bytes_per_second"
+    STEP = "step"
+    TOTAL_STEPS = "total_steps"
+    LOSS = "loss"
+    EVALUATION_LOSS = "eval_loss"
+    LEARNING_RATE = "learning_rate"
+    TOKENS_PER_SECOND = "tokens_per_second"
+    ITEMS = "items"
+    TOTAL_ITEMS = "total_items"
+
+
+class TrainerMetric(ContractModel):
+    """One named value of a progress report."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, validate_by_name=True)
+
+    name: str = Field(max_length=128)
+    value: str = Field(max_length=256)
+
+
+class TrainerStatus(ContractModel):
+    """Progress as Hugging Face Transformers' KubeflowCallback posts it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, validate_by_name=True)
+
+    last_updated_time: datetime
+    progress_percentage: int | None = Field(default=None, ge=0, le=100)
+    estimated_remaining_seconds: int | None = Field(default=None, ge=0)
+    metrics: tuple[TrainerMetric, ...] = Field(default=(), max_length=256)
+
+
+class ProgressReport(ContractModel):
+    """Body of a POST to the progress endpoint."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, validate_by_name=True)
+
+    trainer_status: TrainerStatus
