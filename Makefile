@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv runtime quickstart test test-unit test-workload lint format crds docs clean
+.PHONY: help venv runtime quickstart test test-unit test-workload lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -31,9 +31,12 @@ test-workload: venv ## Run the tests that run programs, servers and small models
 lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PACKAGES) tests
+	$(MAKE) --no-print-directory types
 	$(BIN)/lint-imports
 	$(BIN)/finetune crds --check
+
+types: venv
+	$(BIN)/mypy $(PACKAGES) tests examples
 
 format: venv ## Put the code into the house style.
 	$(BIN)/ruff check --fix .

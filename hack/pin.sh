@@ -17,7 +17,7 @@ fi
     echo '# Exact versions that the project is built and tested with; pyproject.toml holds the ranges.'
     echo '# Written by hack/pin.sh. Names and versions only: where packages come from is the pip configuration of each machine.'
     # A local version (+cpu) names a build, not a release: which build fits is each machine's own matter.
-    "$scratch/venv/bin/python" -m pip freeze --all --exclude-editable --exclude setuptools --exclude wheel |
+    "$scratch/venv/bin/python" -m pip freeze --all --exclude-editable |
         sed 's/+.*$//' | LC_ALL=C sort --ignore-case
 } >"$scratch/constraints.txt"
 mv "$scratch/constraints.txt" constraints.txt
