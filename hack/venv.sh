@@ -46,5 +46,5 @@ echo "Installing finetuning-operator[$extra] into $venv (minutes, the first time
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^pip==' constraints.txt)"
 "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     --constraint constraints.txt --build-constraint constraints.txt ${links[@]+"${links[@]}"} --editable ".[$extra]" |
-    { grep -vE '^(Requirement already satisfied|Looking in links|  )' || true; }
+    { grep --line-buffered -oE '^ *(Collecting|Downloading|Building|Installing|Successfully) .{0,80}' || true; }
 inputs >"$stamp"
