@@ -1,1 +1,34 @@
 """The pure core: one function a kind turns an object and what is observed into a plan."""
+
+from datetime import datetime
+
+from finetuning_api.base import Resource
+from finetuning_api.evaluationjob import EvaluationJob
+from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.inferenceserver import InferenceServer
+from finetuning_api.relocation import Relocation
+from finetuning_operator.reconcile.evaluation import reconcile_evaluation
+from finetuning_operator.reconcile.job import reconcile_job
+from finetuning_operator.reconcile.plan import Observed, Plan, Settings
+from finetuning_operator.reconcile.relocation import reconcile_relocation
+
+
+def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
+    """Return the desired state of one object. Pure: the same arguments give the same plan.
+
+    An InferenceServer is left as it is: no realiser runs servers yet. Raises TypeError for an object of another kind.
+    """
+    match resource:
+        case FineTuningJob():
+            return reconcile_job(resource, observed=observed, now=now, settings=settings)
+        case EvaluationJob():
+            return reconcile_evaluation(resource, observed=observed, now=now, settings=settings)
+        case Relocation():
+            return reconcile_relocation(resource, observed=observed, now=now, settings=settings)
+        case InferenceServer():
+            return Plan(status=resource.status)
+    message = f"{resource.kind} is not a kind of this API"
+    raise TypeError(message)
+
+
+__all__ = ["reconcile"]

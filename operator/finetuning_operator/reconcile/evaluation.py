@@ -1,0 +1,385 @@
+"""EvaluationJob: relocate the candidates, wait for the jobs that make them, evaluate, decide the gate."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from posixpath import join
+
+from finetuning_api.base import ClaimRef, ConditionType, StageState
+from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob
+from finetuning_api.finetuningjob import FineTuningJob, JobPhase, MethodType, VolumeSpec
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import (
+    CandidateInput,
+    DatasetInput,
+    EvaluateConfig,
+    EvaluateResult,
+    JobIdentity,
+    ModelInput,
+)
+from finetuning_api.sources import SourceRef
+from finetuning_operator.reconcile.conditions import events_between, find_condition, is_terminal, is_true, short_list
+from finetuning_operator.reconcile.gate import gate_condition, gate_message
+from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, active_since, look_again, overdue
+from finetuning_operator.reconcile.names import child_name
+from finetuning_operator.reconcile.needs import (
+    Need,
+    Role,
+    claim_mount,
+    dataset_input,
+    dataset_need,
+    input_mounts,
+    local_paths,
+    model_input,
+    need,
+    relocation_outcome,
+    relocations,
+    warnings,
+)
+from finetuning_operator.reconcile.plan import (
+    ClaimMount,
+    ImageRole,
+    Observed,
+    Plan,
+    Settings,
+    Step,
+    StepPhase,
+    Volume,
+)
+from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
+
+EVALUATE = "evaluate"
+_REPORT_BYTES = 256 * 2**20
+"""A report holds tables and samples: small, whatever the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A candidate with what it needs; ``adapter`` is known once its job has finished."""
+
+    name: str
+    model: Need
+    tokenizer: Need | None
+    adapter: ClaimRef | None = None
+    adapter_digest: str | None = None
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (self.model,) if self.tokenizer is None else (self.model, self.tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One EvaluationJob and what is observed of it."""
+
+    job: EvaluationJob
+    observed: Observed
+    settings: Settings
+    now: datetime
+
+    @property
+    def candidates(self) -> tuple[_Candidate, ...]:
+        """Every candidate that can be resolved by now."""
+        resolved = (_resolve(self, candidate) for candidate in self.job.spec.candidates)
+        return tuple(candidate for candidate in resolved if candidate is not None)
+
+    @property
+    def dataset(self) -> Need:
+        return dataset_need(self.job.spec.dataset, self.job.spec.storage)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (self.dataset, *(wanted for candidate in self.candidates for wanted in candidate.needs))
+
+    @property
+    def output(self) -> ClaimRef:
+        return self.job.spec.output or ClaimRef(claim_name=child_name(self.job.metadata.name, "report"))
+
+    @property
+    def result(self) -> EvaluateResult | None:
+        state = self.observed.steps.get(EVALUATE)
+        done = state is not None and state.phase is StepPhase.SUCCEEDED and state.last_words is not None
+        result = state.last_words.result if done and state and state.last_words else None
+        return result if isinstance(result, EvaluateResult) else None
+
+    def path(self, place: ClaimRef) -> str:
+        return join(self.settings.volumes_root, place.claim_name, place.path).rstrip("/")
+
+
+def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
+    """Return what an EvaluationJob needs next; a finished one is left as it is."""
+    old = job.status
+    if is_terminal(old.conditions):
+        return Plan(status=old)
+    writer = Writer(job.metadata.generation, now)
+    view = _View(job, observed, settings, now)
+    since = active_since(old.start_time, old.conditions, now)
+    refusal = _refusal(view)
+    if refusal is not None:
+        ended = writer.refused(refusal, conditions=old.conditions, stages=old.stages, start=old.start_time)
+        return _plan(view, ended)
+    if job.spec.suspend:
+        paused = writer.suspended(conditions=old.conditions, stages=old.stages, start=old.start_time)
+        return _plan(view, paused)
+    accepted = writer.accepted(old.conditions)
+    late = overdue(
+        observed,
+        active=job.spec.active_deadline_seconds,
+        pending=job.spec.pending_deadline_seconds,
+        since=since,
+        now=now,
+    )
+    if late is not None:
+        return _plan(view, writer.failed(late, conditions=accepted, stages=old.stages, start=since))
+    course = follow(_rules(view), view, stages=old.stages, conditions=accepted, generation=writer.generation, now=now)
+    return _plan(view, _common(view, course, writer=writer, since=since), course)
+
+
+def _rules(view: _View) -> tuple[StageRule[_View], ...]:
+    waits = any(candidate.job_ref is not None for candidate in view.job.spec.candidates)
+    wait = (StageRule("wait", _wait),) if waits else ()
+    return (
+        *wait,
+        StageRule("relocate", _relocate, ConditionType.RELOCATED),
+        StageRule(EVALUATE, _evaluate, ConditionType.EVALUATED),
+    )
+
+
+def _wait(view: _View) -> Outcome:
+    names = [candidate.job_ref for candidate in view.job.spec.candidates if candidate.job_ref is not None]
+    waiting = []
+    for name in names:
+        job = _job(view.observed, name)
+        conditions = job.status.conditions if job else ()
+        failed = find_condition(conditions, ConditionType.FAILED)
+        if failed is not None and is_true(conditions, ConditionType.FAILED):
+            message = f"FineTuningJob {name} failed: {failed.message}"
+            return Outcome(StageState.FAILED, Reason.DEPENDENCY_FAILED, message)
+        if not is_true(conditions, ConditionType.COMPLETE):
+            waiting.append(f"{name} ({job.status.phase.value if job else 'not there yet'})")
+    if waiting:
+        return Outcome(StageState.PENDING, Reason.WAITING, f"waits for FineTuningJob {', '.join(waiting)}")
+    return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100)
+
+
+def _relocate(view: _View) -> Outcome:
+    spec = view.job.spec
+    children = relocations(
+        view.needs,
+        namespace=view.job.metadata.namespace,
+        storage=spec.storage,
+        backoff_limit=spec.backoff_limit,
+    )
+    return relocation_outcome(view.needs, view.observed, children)
+
+
+def _evaluate(view: _View) -> Outcome:
+    dataset = dataset_input(view.job.spec.dataset, view.dataset, observed=view.observed, settings=view.settings)
+    inputs = [(candidate, _model(view, candidate)) for candidate in view.candidates]
+    ready = [(candidate, model) for candidate, model in inputs if model is not None]
+    if dataset is None or len(ready) != len(view.job.spec.candidates):
+        return Outcome(StageState.PENDING, Reason.WAITING, "waits for its inputs")
+    spec = view.job.spec
+    step = Step(
+        name=EVALUATE,
+        image=ImageRole.EVALUATOR,
+        config=_config(view, dataset, tuple(_candidate_input(view, *pair) for pair in ready)),
+        mounts=_mounts(view),
+        resources=spec.resources,
+        pod=spec.pod,
+        retries=spec.backoff_limit,
+    )
+    state = view.observed.steps.get(EVALUATE)
+    outcome = step_outcome(step, state, running=Reason.EVALUATING, volumes=_volumes(view))
+    if outcome.state is StageState.SUCCEEDED and view.result is None:
+        message = "the evaluation ended without telling its result; its log has the details"
+        return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
+    return outcome
+
+
+def _config(view: _View, dataset: DatasetInput, candidates: tuple[CandidateInput, ...]) -> EvaluateConfig:
+    spec, metadata = view.job.spec, view.job.metadata
+    metrics = (metric for requested in spec.metrics for metric in requested.metrics())
+    return EvaluateConfig(
+        job=JobIdentity(kind=view.job.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
+        candidates=candidates,
+        dataset=dataset,
+        metrics=tuple(dict.fromkeys(metrics)),
+        gate=tuple(spec.gate),
+        limit=spec.limit,
+        max_length=spec.max_length,
+        generation=spec.generation,
+        bootstrap_samples=spec.bootstrap_samples,
+        seed=spec.seed,
+        output_path=view.path(view.output),
+    )
+
+
+def _mounts(view: _View) -> tuple[ClaimMount, ...]:
+    """Return every claim once: the output's writable, all others read-only."""
+    output = claim_mount(view.output.claim_name, view.settings, read_only=False)
+    inputs = input_mounts(view.needs, view.observed, view.settings)
+    adapters = [
+        claim_mount(candidate.adapter.claim_name, view.settings)
+        for candidate in view.candidates
+        if candidate.adapter is not None
+    ]
+    mounts = {mount.claim: mount for mount in (*inputs, *adapters)} | {output.claim: output}
+    return tuple(mounts.values())
+
+
+def _volumes(view: _View) -> tuple[Volume, ...]:
+    if view.job.spec.output is not None:
+        return ()
+    spec = view.job.spec.storage
+    volume = Volume(
+        name=view.output.claim_name,
+        spec=VolumeSpec(storage_class_name=spec.adapter.storage_class_name, access_modes=spec.adapter.access_modes),
+        profile=spec.profile,
+        size_bytes=_REPORT_BYTES,
+    )
+    return (volume,)
+
+
+def _candidate_input(view: _View, candidate: _Candidate, model: ModelInput) -> CandidateInput:
+    return CandidateInput(
+        name=candidate.name,
+        model=model,
+        adapter_path=view.path(candidate.adapter) if candidate.adapter else None,
+        adapter_digest=candidate.adapter_digest,
+    )
+
+
+def _model(view: _View, candidate: _Candidate) -> ModelInput | None:
+    return model_input(candidate.model, candidate.tokenizer, observed=view.observed, settings=view.settings)
+
+
+def _resolve(view: _View, candidate: CandidateSpec) -> _Candidate | None:
+    storage = view.job.spec.storage
+    if candidate.model is not None:
+        role = Role.REFERENCE if candidate.name == "reference" else Role.MODEL
+        tokenizer = need(candidate.tokenizer, Role.TOKENIZER, storage) if candidate.tokenizer else None
+        return _Candidate(
+            candidate.name,
+            need(candidate.model, role, storage),
+            tokenizer,
+            adapter=candidate.adapter,
+            adapter_digest=_digest_of(view.observed, candidate.adapter),
+        )
+    job = _job(view.observed, candidate.job_ref or "")
+    adapter = job.status.artifacts.adapter if job else None
+    if job is None or adapter is None:
+        return None
+    place = ClaimRef(claim_name=adapter.claim_name, path=adapter.path)
+    tokenizer = need(job.spec.tokenizer, Role.TOKENIZER, storage) if job.spec.tokenizer else None
+    if job.spec.method.type is MethodType.FULL:
+        return _Candidate(candidate.name, need(tuned_model(place, adapter.digest), Role.MODEL, storage), tokenizer)
+    return _Candidate(
+        candidate.name,
+        need(job.spec.model, Role.MODEL, storage),
+        tokenizer,
+        adapter=place,
+        adapter_digest=adapter.digest,
+    )
+
+
+def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
+    """Return the source of a fully tuned model on a claim; its digest tells it from an older one in the same place."""
+    return SourceRef(source=f"pvc://{place.claim_name}/{place.path}", checksum=digest)
+
+
+def _digest_of(observed: Observed, adapter: ClaimRef | None) -> str | None:
+    """Return the digest that the job recorded which made an adapter."""
+    for resource in observed.resources.values():
+        made = resource.status.artifacts.adapter if isinstance(resource, FineTuningJob) else None
+        if made and adapter and (made.claim_name, made.path) == (adapter.claim_name, adapter.path):
+            return made.digest
+    return None
+
+
+def _job(observed: Observed, name: str) -> FineTuningJob | None:
+    found = observed.resources.get(("FineTuningJob", name))
+    return found if isinstance(found, FineTuningJob) else None
+
+
+def _refusal(view: _View) -> Refusal | None:
+    if view.settings.local:
+        return None
+    refs: list[tuple[str, SourceRef]] = [("spec.dataset", view.job.spec.dataset)]
+    for index, candidate in enumerate(view.job.spec.candidates):
+        if candidate.model is not None:
+            refs.append((f"spec.candidates[{index}].model", candidate.model))
+        if candidate.tokenizer is not None:
+            refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))
+    fields = local_paths(refs)
+    if not fields:
+        return None
+    return Refusal(Reason.INVALID_SPEC, f"{', '.join(fields)} is a path of one machine; a cluster cannot read it")
+
+
+def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> Common:
+    if course.failed and course.active is not None:
+        refusal = Refusal(course.active.reason, course.failure)
+        return writer.failed(refusal, conditions=course.conditions, stages=course.stages, start=since)
+    if course.active is not None:
+        return Common(
+            conditions=course.conditions,
+            stages=course.stages,
+            phase=_phase(course),
+            start_time=since,
+            completion_time=None,
+            generation=writer.generation,
+            progress=course.active.progress,
+        )
+    result = view.result
+    conditions = gate_condition(
+        writer,
+        course.conditions,
+        verdict=result.verdict if result else None,
+        message=gate_message(result.gates) if result else "",
+    )
+    return Common(
+        conditions=writer.set(conditions, ConditionType.COMPLETE, holds=True, reason=Reason.SUCCEEDED),
+        stages=course.stages,
+        phase=JobPhase.COMPLETE,
+        start_time=since,
+        completion_time=writer.now,
+        generation=writer.generation,
+    )
+
+
+def _phase(course: Course) -> JobPhase:
+    phases = {"wait": JobPhase.PENDING, "relocate": JobPhase.RELOCATING}
+    return phases.get(course.active_name, JobPhase.EVALUATING)
+
+
+def _plan(view: _View, common: Common, course: Course | None = None) -> Plan:
+    old = view.job.status
+    status = old.model_copy(update={**common.fields(), **_findings(view, course)})
+    events = events_between(old.conditions, status.conditions)
+    if course is None or common.finished:
+        return Plan(status=status, children=course.children if course else (), events=events)
+    return Plan(
+        status=status,
+        steps=course.active.steps if course.active else (),
+        volumes=course.volumes,
+        children=course.children,
+        events=events,
+        requeue_after=look_again(view.job.spec.active_deadline_seconds, common.start_time, view.now),
+    )
+
+
+def _findings(view: _View, course: Course | None) -> dict[str, object]:
+    """Return the fields of the status that only an EvaluationJob has."""
+    result = view.result
+    found: dict[str, object] = {}
+    if course is not None:
+        noted = (*warnings(view.needs, view.observed), *(result.warnings if result else ()))
+        found["warnings"] = short_list(noted)
+    if result is not None:
+        found |= {
+            "evaluation": list(result.rows),
+            "verdict": result.verdict,
+            "gates": list(result.gates),
+            "report": view.output,
+        }
+    return found

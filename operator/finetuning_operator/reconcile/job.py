@@ -1,0 +1,509 @@
+"""FineTuningJob: relocate, check on the CPU, train, evaluate, serve."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from posixpath import join
+from typing import Any
+
+from finetuning_api.base import (
+    ClaimRef,
+    ConditionType,
+    Resource,
+    ResourceRequirements,
+    StageState,
+)
+from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob, EvaluationJobSpec
+from finetuning_api.finetuningjob import (
+    AdapterArtifact,
+    DatasetArtifact,
+    EvaluationOptions,
+    FineTuningJob,
+    JobArtifacts,
+    JobPhase,
+    MethodType,
+    ModelArtifact,
+    ServingStatus,
+)
+from finetuning_api.inferenceserver import AdapterRef, InferenceServer, InferenceServerSpec
+from finetuning_api.metrics import Verdict
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import (
+    DatasetCounts,
+    JobIdentity,
+    PreflightConfig,
+    PreflightResult,
+    TrainConfig,
+    TrainingInputs,
+    TrainResult,
+)
+from finetuning_api.sources import SourceRef
+from finetuning_operator.reconcile.accept import local_warnings, refusal_of
+from finetuning_operator.reconcile.conditions import (
+    events_between,
+    find_condition,
+    is_terminal,
+    is_true,
+    short_list,
+)
+from finetuning_operator.reconcile.evaluation import tuned_model
+from finetuning_operator.reconcile.gate import REASONS, gate_condition, gate_message
+from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, active_since, look_again, overdue
+from finetuning_operator.reconcile.names import adapter_claim, evaluation_name, owned_metadata
+from finetuning_operator.reconcile.needs import (
+    Need,
+    Role,
+    claim_mount,
+    dataset_input,
+    input_mounts,
+    job_needs,
+    model_input,
+    relocation_outcome,
+    relocations,
+    warnings,
+)
+from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Observed, Plan, Settings, Step, StepPhase, Volume
+from finetuning_operator.reconcile.sizes import adapter_bytes
+from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
+
+RELOCATE, PREFLIGHT, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "train", "evaluate", "serve"
+ADAPTER_FOLDER, CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "adapter", "checkpoints", "cache", "evaluation"
+"""Folders on the adapter's claim."""
+_WAITS_FOR_INPUTS = Outcome(StageState.PENDING, Reason.WAITING, "waits for its inputs")
+_CPU_RESOURCES = frozenset({"cpu", "memory", "ephemeral-storage"})
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One FineTuningJob and what is observed of it."""
+
+    job: FineTuningJob
+    observed: Observed
+    settings: Settings
+    now: datetime
+
+    @property
+    def name(self) -> str:
+        return self.job.metadata.name
+
+    @property
+    def claim(self) -> str:
+        return adapter_claim(self.name)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return job_needs(self.job.spec)
+
+    def need(self, role: Role) -> Need | None:
+        return next((wanted for wanted in self.needs if wanted.role is role), None)
+
+    @property
+    def training_needs(self) -> tuple[Need, ...]:
+        return tuple(wanted for wanted in self.needs if wanted.role is not Role.REFERENCE)
+
+    @property
+    def trained(self) -> bool:
+        """Whether training ended well, now or in a past that is no longer observed."""
+        return is_true(self.job.status.conditions, ConditionType.TRAINED)
+
+    @property
+    def evaluation(self) -> EvaluationJob | None:
+        found = self.observed.resources.get(("EvaluationJob", evaluation_name(self.name)))
+        return found if isinstance(found, EvaluationJob) else None
+
+    @property
+    def server(self) -> InferenceServer | None:
+        found = self.observed.resources.get(("InferenceServer", self.name))
+        return found if isinstance(found, InferenceServer) else None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        evaluation = self.evaluation
+        found = evaluation.status.verdict if evaluation else None
+        return found or self.job.status.verdict
+
+    def result(self, step: str) -> object:
+        state = self.observed.steps.get(step)
+        done = state is not None and state.phase is StepPhase.SUCCEEDED
+        return state.last_words.result if done and state and state.last_words else None
+
+    def path(self, folder: str) -> str:
+        return join(self.settings.volumes_root, self.claim, folder)
+
+
+def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
+    """Return what a FineTuningJob needs next; a finished one is left as it is, whatever became of its children."""
+    old = job.status
+    view = _View(job, observed, settings, now)
+    if is_terminal(old.conditions):
+        served = job.spec.serving is not None and is_true(old.conditions, ConditionType.SERVING)
+        return Plan(status=old, children=(_inference_server(view),) if served else ())
+    writer = Writer(job.metadata.generation, now)
+    since = active_since(old.start_time, old.conditions, now)
+    refusal = refusal_of(job.spec, settings)
+    if refusal is not None:
+        ended = writer.refused(refusal, conditions=old.conditions, stages=old.stages, start=old.start_time)
+        return _stopped(view, ended)
+    if job.spec.suspend:
+        paused = writer.suspended(conditions=old.conditions, stages=old.stages, start=old.start_time)
+        return _stopped(view, paused)
+    accepted = writer.accepted(old.conditions)
+    late = overdue(
+        observed,
+        active=job.spec.active_deadline_seconds,
+        pending=job.spec.pending_deadline_seconds,
+        since=since,
+        now=now,
+    )
+    if late is not None:
+        return _stopped(view, writer.failed(late, conditions=accepted, stages=old.stages, start=since))
+    course = follow(_rules(view), view, stages=old.stages, conditions=accepted, generation=writer.generation, now=now)
+    return _running(view, course, _common(view, course, writer=writer, since=since))
+
+
+def _rules(view: _View) -> tuple[StageRule[_View], ...]:
+    serve = (StageRule(SERVE, _serve, ConditionType.SERVING),) if view.job.spec.serving else ()
+    return (
+        StageRule(RELOCATE, _relocate, ConditionType.RELOCATED),
+        StageRule(PREFLIGHT, _preflight),
+        StageRule(TRAIN, _train, ConditionType.TRAINED),
+        StageRule(EVALUATE, _evaluate, ConditionType.EVALUATED),
+        *serve,
+    )
+
+
+def _relocate(view: _View) -> Outcome:
+    if view.trained:
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1)
+    spec = view.job.spec
+    children = relocations(
+        view.needs, namespace=view.job.metadata.namespace, storage=spec.storage, backoff_limit=spec.backoff_limit
+    )
+    return relocation_outcome(view.needs, view.observed, children)
+
+
+def _preflight(view: _View) -> Outcome:
+    if view.trained:
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1)
+    inputs = _training_inputs(view)
+    if inputs is None:
+        return _WAITS_FOR_INPUTS
+    step = Step(
+        name=PREFLIGHT,
+        image=ImageRole.TRAINER,
+        config=PreflightConfig(**_fields(inputs), output_path=view.path(ADAPTER_FOLDER)),
+        mounts=_training_mounts(view),
+        resources=_without_accelerators(view.job.spec.resources),
+        pod=view.job.spec.pod,
+        retries=view.job.spec.backoff_limit,
+    )
+    state = view.observed.steps.get(PREFLIGHT)
+    return step_outcome(step, state, running=Reason.PREFLIGHT, volumes=(_volume(view),))
+
+
+def _train(view: _View) -> Outcome:
+    if view.trained:
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, volumes=(_volume(view),))
+    inputs = _training_inputs(view)
+    if inputs is None:
+        return _WAITS_FOR_INPUTS
+    spec = view.job.spec
+    step = Step(
+        name=TRAIN,
+        image=ImageRole.TRAINER,
+        config=TrainConfig(
+            **_fields(inputs),
+            output_path=view.path(ADAPTER_FOLDER),
+            checkpoint_path=view.path(CHECKPOINT_FOLDER),
+        ),
+        mounts=_training_mounts(view),
+        resources=spec.resources,
+        pod=spec.pod,
+        workers=spec.parallelism.workers,
+        processes_per_worker=spec.parallelism.processes_per_worker,
+        retries=spec.backoff_limit,
+    )
+    state = view.observed.steps.get(TRAIN)
+    outcome = step_outcome(step, state, running=Reason.TRAINING, volumes=(_volume(view),))
+    if outcome.state is StageState.SUCCEEDED and not isinstance(view.result(TRAIN), TrainResult):
+        message = "training ended without telling its result; its log has the details"
+        return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
+    return outcome
+
+
+def _evaluate(view: _View) -> Outcome:
+    if not view.job.spec.evaluation.enabled:
+        return Outcome(StageState.SKIPPED, Reason.NOT_REQUESTED, "evaluation.enabled is false")
+    if is_true(view.job.status.conditions, ConditionType.EVALUATED):
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1)
+    child, wanted = view.evaluation, _evaluation_job(view, suspend=False)
+    if child is None:
+        return Outcome(StageState.PENDING, Reason.PENDING, "waits to start", children=(wanted,))
+    failed = find_condition(child.status.conditions, ConditionType.FAILED)
+    if failed is not None and is_true([failed], ConditionType.FAILED):
+        return Outcome(StageState.FAILED, failed.reason, failed.message, attempts=1, children=(wanted,))
+    if is_true(child.status.conditions, ConditionType.COMPLETE):
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=(wanted,))
+    progress = child.status.progress
+    running = next((stage for stage in child.status.stages if stage.state is StageState.RUNNING), None)
+    return Outcome(
+        StageState.RUNNING,
+        Reason.EVALUATING,
+        running.message if running else "",
+        percent=progress.percent if progress and running and running.name == EVALUATE else 0,
+        attempts=max((stage.attempts for stage in child.status.stages), default=1) or 1,
+        progress=progress,
+        children=(wanted,),
+    )
+
+
+def _serve(view: _View) -> Outcome:
+    serving = view.job.spec.serving
+    if serving is None or view.settings.local:
+        message = f"this machine does not run servers; ask the result with: finetune prompt {view.name} TEXT"
+        return Outcome(StageState.SKIPPED, Reason.NOT_REQUESTED, message)
+    verdict = view.verdict
+    if serving.after_gate and verdict is not None and verdict is not Verdict.PASS:
+        return Outcome(StageState.SKIPPED, REASONS[verdict], "the gate did not pass and serving.afterGate is true")
+    child, wanted = view.server, _inference_server(view)
+    failed = find_condition(child.status.conditions, ConditionType.FAILED) if child else None
+    if failed is not None and is_true([failed], ConditionType.FAILED):
+        return Outcome(StageState.FAILED, failed.reason, failed.message, children=(wanted,))
+    if serving.replicas == 0 or (child and is_true(child.status.conditions, ConditionType.READY)):
+        return Outcome(StageState.SUCCEEDED, Reason.SERVING, percent=100, attempts=1, children=(wanted,))
+    return Outcome(StageState.RUNNING, Reason.PENDING, "waits for the server", attempts=1, children=(wanted,))
+
+
+def _training_inputs(view: _View) -> TrainingInputs | None:
+    """Return what preflight and training share; None when an input is not there."""
+    spec, metadata = view.job.spec, view.job.metadata
+    data, base = view.need(Role.DATASET), view.need(Role.MODEL)
+    if data is None or base is None:
+        return None
+    model = model_input(base, view.need(Role.TOKENIZER), observed=view.observed, settings=view.settings)
+    dataset = dataset_input(spec.dataset, data, observed=view.observed, settings=view.settings)
+    if model is None or dataset is None:
+        return None
+    return TrainingInputs(
+        job=JobIdentity(kind=view.job.kind, name=view.name, namespace=metadata.namespace, uid=metadata.uid),
+        model=model,
+        dataset=dataset,
+        method=spec.method,
+        training=spec.training,
+        parallelism=spec.parallelism,
+        cache_path=view.path(CACHE_FOLDER),
+    )
+
+
+def _fields(inputs: TrainingInputs) -> dict[str, Any]:
+    """Return what two configurations share, for both to be made of the same."""
+    return {name: getattr(inputs, name) for name in TrainingInputs.model_fields}
+
+
+def _training_mounts(view: _View) -> tuple[ClaimMount, ...]:
+    inputs = input_mounts(view.training_needs, view.observed, view.settings)
+    return (*inputs, claim_mount(view.claim, view.settings, read_only=False))
+
+
+def _without_accelerators(resources: ResourceRequirements) -> ResourceRequirements:
+    """Preflight runs on the CPU: it must not wait for, nor hold, an accelerator."""
+    return ResourceRequirements(
+        requests={name: amount for name, amount in resources.requests.items() if name in _CPU_RESOURCES},
+        limits={name: amount for name, amount in resources.limits.items() if name in _CPU_RESOURCES},
+    )
+
+
+def _volume(view: _View) -> Volume:
+    spec = view.job.spec
+    data, base = view.need(Role.DATASET), view.need(Role.MODEL)
+    found = [wanted.artifact(view.observed) if wanted else None for wanted in (data, base)]
+    sizes = [artifact.size_bytes if artifact else 0 for artifact in found]
+    planned = adapter_bytes(spec.method, spec.training, dataset=sizes[0], model=sizes[1])
+    return Volume(
+        name=view.claim,
+        spec=spec.storage.adapter,
+        profile=spec.storage.profile,
+        size_bytes=planned if all(found) else None,
+    )
+
+
+def _evaluation_job(view: _View, *, suspend: bool) -> EvaluationJob:
+    spec, options = view.job.spec, view.job.spec.evaluation
+    candidates = [
+        CandidateSpec(name="base", model=spec.model, tokenizer=spec.tokenizer),
+        _tuned_candidate(view),
+    ]
+    if options.reference is not None:
+        candidates.append(CandidateSpec(name="reference", model=options.reference))
+    return EvaluationJob(
+        metadata=owned_metadata(view.job, evaluation_name(view.name)),
+        spec=EvaluationJobSpec(
+            **{name: getattr(options, name) for name in EvaluationOptions.model_fields},
+            candidates=candidates,
+            dataset=spec.dataset,
+            output=ClaimRef(claim_name=view.claim, path=REPORT_FOLDER),
+            resources=spec.resources,
+            pod=spec.pod,
+            storage=spec.storage,
+            suspend=suspend,
+            pending_deadline_seconds=spec.pending_deadline_seconds,
+            backoff_limit=spec.backoff_limit,
+            priority_class_name=spec.priority_class_name,
+            queue_name=spec.queue_name,
+        ),
+    )
+
+
+def _tuned_candidate(view: _View) -> CandidateSpec:
+    spec = view.job.spec
+    place = ClaimRef(claim_name=view.claim, path=ADAPTER_FOLDER)
+    if spec.method.type is not MethodType.FULL:
+        return CandidateSpec(name="tuned", model=spec.model, tokenizer=spec.tokenizer, adapter=place)
+    return CandidateSpec(name="tuned", model=_full_model(view), tokenizer=spec.tokenizer)
+
+
+def _full_model(view: _View) -> SourceRef:
+    adapter = _adapter(view)
+    return tuned_model(ClaimRef(claim_name=view.claim, path=ADAPTER_FOLDER), adapter.digest if adapter else "")
+
+
+def _inference_server(view: _View) -> InferenceServer:
+    spec = view.job.spec
+    full = spec.method.type is MethodType.FULL
+    place = ClaimRef(claim_name=view.claim, path=ADAPTER_FOLDER)
+    return InferenceServer(
+        metadata=owned_metadata(view.job, view.name),
+        spec=InferenceServerSpec(
+            model=_full_model(view) if full else spec.model,
+            tokenizer=spec.tokenizer,
+            adapters=[] if full else [AdapterRef(name=view.name, claim=place)],
+            replicas=spec.serving.replicas if spec.serving else 0,
+            resources=spec.resources,
+            pod=spec.pod,
+            priority_class_name=spec.priority_class_name,
+        ),
+    )
+
+
+def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> Common:
+    conditions = course.conditions
+    evaluation = view.evaluation
+    if evaluation is not None and is_true(conditions, ConditionType.EVALUATED):
+        message = gate_message(evaluation.status.gates)
+        conditions = gate_condition(writer, conditions, verdict=evaluation.status.verdict, message=message)
+    if course.failed and course.active is not None:
+        refusal = Refusal(course.active.reason, course.failure)
+        return writer.failed(refusal, conditions=conditions, stages=course.stages, start=since)
+    done = course.active is None
+    if done:
+        conditions = writer.set(conditions, ConditionType.COMPLETE, holds=True, reason=Reason.SUCCEEDED)
+    return Common(
+        conditions=conditions,
+        stages=course.stages,
+        phase=_phase(course),
+        start_time=since,
+        completion_time=writer.now if done else None,
+        generation=writer.generation,
+        progress=course.active.progress if course.active else None,
+    )
+
+
+def _phase(course: Course) -> JobPhase:
+    if course.active is None:
+        return JobPhase.COMPLETE
+    phases = {
+        RELOCATE: JobPhase.RELOCATING,
+        PREFLIGHT: JobPhase.PENDING,
+        TRAIN: JobPhase.TRAINING,
+        EVALUATE: JobPhase.EVALUATING,
+    }
+    return phases.get(course.active_name, JobPhase.SERVING)
+
+
+def _running(view: _View, course: Course, common: Common) -> Plan:
+    old = view.job.status
+    status = old.model_copy(update={**common.fields(), **_findings(view)})
+    events = events_between(old.conditions, status.conditions)
+    if common.finished:
+        return Plan(status=status, children=course.children, volumes=course.volumes, events=events)
+    return Plan(
+        status=status,
+        steps=course.active.steps if course.active else (),
+        volumes=course.volumes,
+        children=course.children,
+        events=events,
+        requeue_after=look_again(view.job.spec.active_deadline_seconds, common.start_time, view.now),
+    )
+
+
+def _stopped(view: _View, common: Common) -> Plan:
+    """Return the plan of a job that runs nothing; an evaluation under way is stopped with it."""
+    old = view.job.status
+    status = old.model_copy(update=common.fields())
+    stopped = view.evaluation is not None and not is_terminal(view.evaluation.status.conditions)
+    children: tuple[Resource, ...] = (_evaluation_job(view, suspend=True),) if stopped else ()
+    return Plan(status=status, children=children, events=events_between(old.conditions, status.conditions))
+
+
+def _findings(view: _View) -> dict[str, object]:
+    """Return the fields of the status that only a FineTuningJob has."""
+    evaluation, server, preflight = view.evaluation, view.server, view.result(PREFLIGHT)
+    noted = (
+        *local_warnings(view.job.spec, view.settings),
+        *warnings(view.needs, view.observed),
+        *(preflight.warnings if isinstance(preflight, PreflightResult) else ()),
+        *(evaluation.status.warnings if evaluation else ()),
+    )
+    found: dict[str, object] = {"artifacts": _artifacts(view), "warnings": short_list(noted)}
+    if evaluation is not None and evaluation.status.evaluation:
+        found |= {"evaluation": list(evaluation.status.evaluation), "verdict": evaluation.status.verdict}
+    if server is not None and server.status.url:
+        found["serving"] = ServingStatus(url=server.status.url)
+    return found
+
+
+def _artifacts(view: _View) -> JobArtifacts:
+    old = view.job.status.artifacts
+    return JobArtifacts(adapter=_adapter(view), model=_model(view) or old.model, dataset=_dataset(view) or old.dataset)
+
+
+def _adapter(view: _View) -> AdapterArtifact | None:
+    trained = view.result(TRAIN)
+    if not isinstance(trained, TrainResult):
+        return view.job.status.artifacts.adapter
+    return AdapterArtifact(
+        claim_name=view.claim, path=ADAPTER_FOLDER, digest=trained.digest, size_bytes=trained.size_bytes
+    )
+
+
+def _model(view: _View) -> ModelArtifact | None:
+    wanted = view.need(Role.MODEL)
+    artifact = wanted.artifact(view.observed) if wanted else None
+    if wanted is None or artifact is None:
+        return None
+    return ModelArtifact(relocation=wanted.name, resolved_revision=artifact.resolved_revision, digest=artifact.digest)
+
+
+def _dataset(view: _View) -> DatasetArtifact | None:
+    wanted = view.need(Role.DATASET)
+    artifact = wanted.artifact(view.observed) if wanted else None
+    if wanted is None or artifact is None:
+        return None
+    counts = _counts(view)
+    old = view.job.status.artifacts.dataset
+    if counts is None:
+        return old or DatasetArtifact(relocation=wanted.name, digest=artifact.digest)
+    return DatasetArtifact(
+        relocation=wanted.name,
+        rows=counts.rows,
+        train_rows=counts.train_rows,
+        test_rows=counts.test_rows,
+        columns=[column[:256] for column in counts.columns[:256]],
+        digest=artifact.digest,
+    )
+
+
+def _counts(view: _View) -> DatasetCounts | None:
+    for result in (view.result(TRAIN), view.result(PREFLIGHT)):
+        if isinstance(result, TrainResult | PreflightResult):
+            return result.dataset
+    return None

@@ -1,0 +1,151 @@
+"""What the two kinds of jobs share: being refused, suspended, out of time, failed and finished."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetuning_api.base import Condition, ConditionType, ProgressStatus, Stage
+from finetuning_api.finetuningjob import JobPhase
+from finetuning_api.reasons import Reason
+from finetuning_operator.reconcile.conditions import condition, find_condition, is_terminal, is_true, set_condition
+from finetuning_operator.reconcile.plan import Observed, StepPhase
+from finetuning_operator.reconcile.stages import pause
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a job cannot go on."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The part of a job's status that both kinds of jobs have."""
+
+    conditions: tuple[Condition, ...]
+    stages: tuple[Stage, ...]
+    phase: JobPhase
+    start_time: datetime | None
+    completion_time: datetime | None
+    generation: int
+    progress: ProgressStatus | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has ended for good."""
+        return is_terminal(self.conditions)
+
+    def fields(self) -> dict[str, object]:
+        """Return the fields as an update of a status."""
+        return {
+            "observed_generation": self.generation,
+            "phase": self.phase,
+            "start_time": self.start_time,
+            "completion_time": self.completion_time,
+            "progress": self.progress,
+            "stages": list(self.stages),
+            "conditions": list(self.conditions),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes conditions of one generation at one moment."""
+
+    generation: int
+    now: datetime
+
+    def set(
+        self,
+        conditions: Sequence[Condition],
+        condition_type: ConditionType,
+        *,
+        holds: bool,
+        reason: Reason,
+        message: str = "",
+    ) -> tuple[Condition, ...]:
+        """Return the conditions with one of them set."""
+        told = condition(
+            condition_type, holds=holds, reason=reason, message=message, generation=self.generation, now=self.now
+        )
+        return set_condition(conditions, told)
+
+    def accepted(self, conditions: Sequence[Condition]) -> tuple[Condition, ...]:
+        """Return the conditions of a job that may run, with the mark of an earlier suspension taken back."""
+        told = self.set(conditions, ConditionType.ACCEPTED, holds=True, reason=Reason.ACCEPTED)
+        if find_condition(told, ConditionType.SUSPENDED) is None:
+            return told
+        return self.set(told, ConditionType.SUSPENDED, holds=False, reason=Reason.RESUMED)
+
+    def refused(
+        self, refusal: Refusal, *, conditions: Sequence[Condition], stages: Sequence[Stage], start: datetime | None
+    ) -> Common:
+        """Return the end of a job that is not accepted."""
+        told = self.set(conditions, ConditionType.ACCEPTED, holds=False, reason=refusal.reason, message=refusal.message)
+        return self.failed(refusal, conditions=told, stages=stages, start=start)
+
+    def failed(
+        self, refusal: Refusal, *, conditions: Sequence[Condition], stages: Sequence[Stage], start: datetime | None
+    ) -> Common:
+        """Return the end of a job that failed."""
+        told = self.set(conditions, ConditionType.FAILED, holds=True, reason=refusal.reason, message=refusal.message)
+        return Common(
+            conditions=told,
+            stages=tuple(stages),
+            phase=JobPhase.FAILED,
+            start_time=start,
+            completion_time=self.now,
+            generation=self.generation,
+        )
+
+    def suspended(self, *, conditions: Sequence[Condition], stages: Sequence[Stage], start: datetime | None) -> Common:
+        """Return the state of a job whose steps are stopped on purpose."""
+        told = self.set(
+            self.set(conditions, ConditionType.ACCEPTED, holds=True, reason=Reason.ACCEPTED),
+            ConditionType.SUSPENDED,
+            holds=True,
+            reason=Reason.SUSPENDED,
+            message="spec.suspend is true; set it to false to go on",
+        )
+        return Common(
+            conditions=told,
+            stages=pause(stages),
+            phase=JobPhase.SUSPENDED,
+            start_time=start,
+            completion_time=None,
+            generation=self.generation,
+        )
+
+
+def active_since(start: datetime | None, conditions: Sequence[Condition], now: datetime) -> datetime:
+    """Return since when a job is active; time in suspension does not count, as in a batch Job."""
+    return now if start is None or is_true(conditions, ConditionType.SUSPENDED) else start
+
+
+def seconds_left(deadline: int | None, since: datetime, now: datetime) -> float | None:
+    """Return the seconds until a deadline, at least 0; None without one."""
+    if deadline is None:
+        return None
+    return max(0.0, (since + timedelta(seconds=deadline) - now).total_seconds())
+
+
+def overdue(
+    observed: Observed, *, active: int | None, pending: int | None, since: datetime, now: datetime
+) -> Refusal | None:
+    """Return why a job has run out of time, None when it has not. Deadlines are in seconds."""
+    if seconds_left(active, since, now) == 0:
+        message = f"the job was active for {active} seconds (activeDeadlineSeconds)"
+        return Refusal(Reason.DEADLINE_EXCEEDED, message)
+    for name, state in observed.steps.items():
+        waits = state.phase is StepPhase.PENDING and state.started_at is not None
+        if waits and seconds_left(pending, state.started_at or now, now) == 0:
+            message = f"{name}: its pod waited for {pending} seconds (pendingDeadlineSeconds)"
+            return Refusal(Reason.DEADLINE_EXCEEDED, message)
+    return None
+
+
+def look_again(active: int | None, since: datetime | None, now: datetime) -> float | None:
+    """Return after how many seconds the clock alone may change a plan."""
+    return None if since is None else seconds_left(active, since, now)

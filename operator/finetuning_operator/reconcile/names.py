@@ -1,0 +1,34 @@
+"""Names of what an object owns: deterministic, and short enough for Kubernetes."""
+
+import hashlib
+
+from finetuning_api.base import API_VERSION, ObjectMeta, OwnerReference, Resource
+
+_NAME_LENGTH = 63
+
+
+def child_name(owner: str, suffix: str) -> str:
+    """Return ``owner-suffix``; an owner's name that is too long is cut and told apart by a hash."""
+    name = f"{owner}-{suffix}"
+    if len(name) <= _NAME_LENGTH:
+        return name
+    mark = hashlib.sha256(owner.encode()).hexdigest()[:8]
+    return f"{owner[: _NAME_LENGTH - len(suffix) - len(mark) - 2].rstrip('-')}-{mark}-{suffix}"
+
+
+def adapter_claim(job: str) -> str:
+    """Return the claim of a job's adapter, checkpoints, token cache and report."""
+    return child_name(job, "adapter")
+
+
+def evaluation_name(job: str) -> str:
+    """Return the name of a job's EvaluationJob."""
+    return child_name(job, "evaluation")
+
+
+def owned_metadata(owner: Resource, name: str) -> ObjectMeta:
+    """Return the metadata of a child that is deleted with its owner."""
+    reference = OwnerReference(
+        api_version=API_VERSION, kind=owner.kind, name=owner.metadata.name, uid=owner.metadata.uid
+    )
+    return ObjectMeta(name=name, namespace=owner.metadata.namespace, owner_references=[reference])

@@ -1,0 +1,223 @@
+"""What an object needs relocated: sources by role, the Relocations that stand for them, and where their bytes lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from posixpath import join
+
+from finetuning_api.base import ConditionType, ObjectMeta, ProgressStatus, StageState
+from finetuning_api.dataset import DatasetSpec
+from finetuning_api.finetuningjob import FineTuningJobSpec, StorageSpec, VolumeSpec
+from finetuning_api.reasons import Reason
+from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationSpec
+from finetuning_api.runconfig import DatasetInput, ModelInput, Provenance
+from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
+from finetuning_operator.reconcile.conditions import find_condition, is_true
+from finetuning_operator.reconcile.plan import ClaimMount, Observed, Settings
+from finetuning_operator.reconcile.stages import Outcome
+
+
+class Role(StrEnum):
+    """What a relocated artifact is for."""
+
+    MODEL = "model"
+    TOKENIZER = "tokenizer"
+    DATASET = "dataset"
+    REFERENCE = "reference"
+
+
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_MODEL_FILES = ("*.safetensors", *_TOKENIZER_FILES)
+_FOLDER_SCHEMES = frozenset({Scheme.HF, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.FILE})
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+_UNPINNED_SCHEMES = frozenset(
+    {Scheme.HF, Scheme.HTTPS, Scheme.HTTP, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.OCI}
+)
+
+
+def role_ref(ref: SourceRef, role: Role) -> SourceRef:
+    """Return a reference that takes what the role needs, where the user did not choose files.
+
+    Every owner asks through this function: the same need has the same identity, so its bytes are shared.
+    """
+    plain = SourceRef.model_validate(ref.model_dump(include=set(SourceRef.model_fields)))
+    if plain.include or role is Role.DATASET or not _is_folder(plain):
+        return plain
+    files = _TOKENIZER_FILES if role is Role.TOKENIZER else _MODEL_FILES
+    return plain.model_copy(update={"include": list(files)})
+
+
+def _is_folder(ref: SourceRef) -> bool:
+    parsed = ref.parsed
+    whole = parsed.scheme in _FOLDER_SCHEMES and not parsed.member and ref.conversion is Conversion.NONE
+    return whole and not parsed.location.lower().endswith(_ARCHIVES)
+
+
+def is_pinned(ref: SourceRef) -> bool:
+    """Return whether a reference will always name the same bytes."""
+    if ref.revision is not None or ref.checksum is not None:
+        return True
+    return ref.parsed.scheme not in _UNPINNED_SCHEMES or "@sha256:" in ref.parsed.location
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One artifact that an object needs."""
+
+    role: Role
+    ref: SourceRef
+    """Already with the defaults of its role."""
+    volume: VolumeSpec
+
+    @property
+    def name(self) -> str:
+        """Name of the Relocation that brings it."""
+        return relocation_name(self.ref)
+
+    def find(self, observed: Observed) -> Relocation | None:
+        """Return the Relocation as it is observed."""
+        found = observed.resources.get(("Relocation", self.name))
+        return found if isinstance(found, Relocation) else None
+
+    def artifact(self, observed: Observed) -> RelocationArtifact | None:
+        """Return the finished artifact, None until the Relocation is ready."""
+        found = self.find(observed)
+        if found is None or not is_true(found.status.conditions, ConditionType.READY):
+            return None
+        return found.status.artifact
+
+
+def need(ref: SourceRef, role: Role, storage: StorageSpec) -> Need:
+    """Return what a reference needs in a role."""
+    return Need(role, role_ref(ref, role), storage.dataset if role is Role.DATASET else storage.model)
+
+
+def dataset_need(dataset: DatasetSpec, storage: StorageSpec) -> Need:
+    """Return the need of a data set."""
+    return need(dataset.source_ref(), Role.DATASET, storage)
+
+
+def job_needs(spec: FineTuningJobSpec) -> tuple[Need, ...]:
+    """Return everything that a fine-tuning job relocates."""
+    needs = [dataset_need(spec.dataset, spec.storage), need(spec.model, Role.MODEL, spec.storage)]
+    if spec.tokenizer is not None:
+        needs.append(need(spec.tokenizer, Role.TOKENIZER, spec.storage))
+    if spec.evaluation.enabled and spec.evaluation.reference is not None:
+        needs.append(need(spec.evaluation.reference, Role.REFERENCE, spec.storage))
+    return tuple(needs)
+
+
+def relocation(wanted: Need, *, namespace: str, storage: StorageSpec, backoff_limit: int) -> Relocation:
+    """Return the Relocation of a need. It has no owner: whoever needs the same bytes shares it."""
+    spec = RelocationSpec(
+        **wanted.ref.model_dump(), profile=storage.profile, volume=wanted.volume, backoff_limit=backoff_limit
+    )
+    return Relocation(metadata=ObjectMeta(name=wanted.name, namespace=namespace), spec=spec)
+
+
+def relocations(
+    needs: Sequence[Need], *, namespace: str, storage: StorageSpec, backoff_limit: int
+) -> tuple[Relocation, ...]:
+    """Return the Relocations of all needs, each once."""
+    distinct = {wanted.name: wanted for wanted in needs}
+    return tuple(
+        relocation(wanted, namespace=namespace, storage=storage, backoff_limit=backoff_limit)
+        for wanted in distinct.values()
+    )
+
+
+def relocation_outcome(needs: Sequence[Need], observed: Observed, children: tuple[Relocation, ...]) -> Outcome:
+    """Return where the stage stands that waits for all needs."""
+    distinct = {wanted.name: wanted for wanted in needs}
+    found = [(wanted, wanted.find(observed)) for wanted in distinct.values()]
+    for wanted, child in found:
+        failed = find_condition(child.status.conditions, ConditionType.FAILED) if child else None
+        if failed is not None and is_true([failed], ConditionType.FAILED):
+            return Outcome(StageState.FAILED, failed.reason, f"{wanted.role}: {failed.message}", children=children)
+    ready = sum(wanted.artifact(observed) is not None for wanted, _ in found)
+    if ready == len(found):
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=children)
+    percents = [_percent(child) for _, child in found]
+    return Outcome(
+        StageState.RUNNING,
+        Reason.RELOCATING,
+        ", ".join(f"{wanted.role} {_where(child)}" for wanted, child in found),
+        percent=sum(percents) // len(percents),
+        attempts=1,
+        progress=ProgressStatus(percent=sum(percents) // len(percents)),
+        children=children,
+    )
+
+
+def _percent(child: Relocation | None) -> int:
+    if child is None:
+        return 0
+    if is_true(child.status.conditions, ConditionType.READY):
+        return 100
+    return child.status.progress.percent if child.status.progress else 0
+
+
+def _where(child: Relocation | None) -> str:
+    if child is None:
+        return "pending"
+    ready = is_true(child.status.conditions, ConditionType.READY)
+    return "ready" if ready else f"{child.status.phase.value.lower()} ({_percent(child)} %)"
+
+
+def warnings(needs: Sequence[Need], observed: Observed) -> tuple[str, ...]:
+    """Return what the Relocations warn about."""
+    found = [wanted.find(observed) for wanted in needs]
+    return tuple(warning for child in found if child is not None for warning in child.status.warnings)
+
+
+def artifact_path(artifact: RelocationArtifact, settings: Settings) -> str:
+    """Return where a step sees an artifact."""
+    return join(settings.volumes_root, artifact.claim.claim_name, artifact.claim.path).rstrip("/")
+
+
+def claim_mount(claim: str, settings: Settings, *, read_only: bool = True) -> ClaimMount:
+    """Return the mount of a whole claim at its place."""
+    return ClaimMount(claim=claim, path=join(settings.volumes_root, claim), read_only=read_only)
+
+
+def provenance(wanted: Need, artifact: RelocationArtifact) -> Provenance:
+    """Return where an artifact came from."""
+    return Provenance(
+        source=wanted.ref.parsed.canonical, resolved_revision=artifact.resolved_revision, digest=artifact.digest
+    )
+
+
+def model_input(model: Need, tokenizer: Need | None, *, observed: Observed, settings: Settings) -> ModelInput | None:
+    """Return a relocated model with its tokenizer; None until both are ready. Without one the model's own is used."""
+    of_tokenizer = tokenizer or model
+    artifact, tokenizer_artifact = model.artifact(observed), of_tokenizer.artifact(observed)
+    if artifact is None or tokenizer_artifact is None:
+        return None
+    return ModelInput(
+        path=artifact_path(artifact, settings),
+        tokenizer_path=artifact_path(tokenizer_artifact, settings),
+        provenance=provenance(model, artifact),
+        tokenizer_provenance=provenance(of_tokenizer, tokenizer_artifact),
+    )
+
+
+def dataset_input(dataset: DatasetSpec, wanted: Need, *, observed: Observed, settings: Settings) -> DatasetInput | None:
+    """Return relocated data and how its rows are rendered; None until it is ready."""
+    artifact = wanted.artifact(observed)
+    if artifact is None:
+        return None
+    return DatasetInput(
+        path=artifact_path(artifact, settings), rows=dataset.row_format(), provenance=provenance(wanted, artifact)
+    )
+
+
+def input_mounts(needs: Sequence[Need], observed: Observed, settings: Settings) -> tuple[ClaimMount, ...]:
+    """Return the read-only mounts of all needs that are ready, each claim once."""
+    artifacts = [artifact for wanted in needs if (artifact := wanted.artifact(observed)) is not None]
+    claims = dict.fromkeys(artifact.claim.claim_name for artifact in artifacts)
+    return tuple(claim_mount(claim, settings) for claim in claims)
+
+
+def local_paths(refs: Sequence[tuple[str, SourceRef]]) -> tuple[str, ...]:
+    """Return the fields whose sources are paths of one machine."""
+    return tuple(f"{field}.source" for field, ref in refs if ref.parsed.scheme is Scheme.FILE)

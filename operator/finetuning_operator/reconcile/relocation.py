@@ -1,0 +1,366 @@
+"""Relocation: measure, make a claim, bring the bytes, convert what needs it; or verify a user's own claim in place."""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from posixpath import join
+
+from finetuning_api.base import ClaimRef, ConditionStatus, ConditionType, StageState
+from finetuning_api.reasons import Reason
+from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationPhase, RelocationStatus
+from finetuning_api.runconfig import (
+    ArtifactResult,
+    ConvertConfig,
+    JobIdentity,
+    MeasureConfig,
+    MeasureResult,
+    Provenance,
+    RelocateConfig,
+    VerifyConfig,
+)
+from finetuning_api.sources import Conversion, Scheme, SourceRef
+from finetuning_operator.reconcile.conditions import (
+    condition,
+    events_between,
+    is_true,
+    set_condition,
+    shorten,
+)
+from finetuning_operator.reconcile.needs import claim_mount, is_pinned
+from finetuning_operator.reconcile.plan import (
+    ClaimMount,
+    ConfigMapMount,
+    ImageRole,
+    Observed,
+    Plan,
+    Settings,
+    Step,
+    StepPhase,
+    Volume,
+)
+from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
+
+MEASURE, RELOCATE, CONVERT, VERIFY = "measure", "relocate", "convert", "verify"
+_OFFLINE_SCHEMES = frozenset({Scheme.FILE, Scheme.CONFIGMAP, Scheme.PVC})
+_PHASES = {
+    MEASURE: RelocationPhase.MEASURING,
+    RELOCATE: RelocationPhase.RELOCATING,
+    CONVERT: RelocationPhase.CONVERTING,
+    VERIFY: RelocationPhase.RELOCATING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One Relocation, what is observed of it, and what follows from its spec alone."""
+
+    relocation: Relocation
+    observed: Observed
+    settings: Settings
+
+    @property
+    def ref(self) -> SourceRef:
+        spec = self.relocation.spec
+        return SourceRef.model_validate(spec.model_dump(include=set(SourceRef.model_fields)))
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.relocation.spec.parsed.scheme
+
+    @property
+    def converts(self) -> bool:
+        return self.relocation.spec.conversion is not Conversion.NONE
+
+    @property
+    def in_place(self) -> bool:
+        """A user's own claim is used where it is; only what must be converted is copied."""
+        return self.scheme is Scheme.PVC and not self.converts
+
+    @property
+    def job(self) -> JobIdentity:
+        metadata = self.relocation.metadata
+        return JobIdentity(
+            kind=self.relocation.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid
+        )
+
+    @property
+    def claim(self) -> str:
+        return self.relocation.metadata.name
+
+    @property
+    def user_folder(self) -> ClaimRef:
+        """Where a pvc:// source lies: the claim is the first part of its location."""
+        parsed = self.relocation.spec.parsed
+        claim, _, folder = parsed.location.partition("/")
+        return ClaimRef(claim_name=claim, path=join(folder, parsed.member) if parsed.member else folder)
+
+    @property
+    def measured(self) -> MeasureResult | None:
+        result = _result(self.observed, MEASURE)
+        return result if isinstance(result, MeasureResult) else None
+
+    def path(self, folder: str) -> str:
+        return join(self.settings.volumes_root, self.claim, folder)
+
+
+def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
+    """Return what a Relocation needs next; a Relocation that is Ready or Failed is left as it is."""
+    old = relocation.status
+    if is_true(old.conditions, ConditionType.READY) or is_true(old.conditions, ConditionType.FAILED):
+        return Plan(status=old)
+    view = _View(relocation, observed, settings)
+    if view.scheme is Scheme.FILE and not settings.local:
+        return _refused(view, now)
+    course = follow(
+        _rules(view),
+        view,
+        stages=old.stages,
+        conditions=old.conditions,
+        generation=relocation.metadata.generation,
+        now=now,
+    )
+    artifact = None if course.active else _artifact(view)
+    status = _status(view, course, artifact=artifact, now=now)
+    return Plan(
+        status=status,
+        steps=course.active.steps if course.active else (),
+        volumes=course.volumes,
+        events=events_between(old.conditions, status.conditions),
+    )
+
+
+def _rules(view: _View) -> tuple[StageRule[_View], ...]:
+    if view.in_place:
+        return (StageRule(VERIFY, _verify),)
+    spec = view.relocation.spec
+    measured = () if view.settings.local or _given_size(view) else (StageRule(MEASURE, _measure),)
+    converted = (StageRule(CONVERT, _convert),) if spec.conversion is not Conversion.NONE else ()
+    return (*measured, StageRule(RELOCATE, _relocate), *converted)
+
+
+def _given_size(view: _View) -> str | None:
+    return view.relocation.spec.volume.size or view.relocation.spec.size
+
+
+def _measure(view: _View) -> Outcome:
+    mounts, source_mount = _source_mounts(view)
+    step = Step(
+        name=MEASURE,
+        image=ImageRole.RELOCATOR,
+        config=MeasureConfig(
+            job=view.job, source=view.ref, source_mount=source_mount, stall_seconds=view.settings.stall_seconds
+        ),
+        mounts=mounts,
+        secret=_secret(view),
+        network=view.scheme not in _OFFLINE_SCHEMES,
+        retries=view.relocation.spec.backoff_limit,
+    )
+    return step_outcome(step, view.observed.steps.get(MEASURE), running=Reason.MEASURING)
+
+
+def _relocate(view: _View) -> Outcome:
+    mounts, source_mount = _source_mounts(view)
+    step = Step(
+        name=RELOCATE,
+        image=ImageRole.RELOCATOR,
+        config=RelocateConfig(
+            job=view.job,
+            source=view.ref,
+            source_mount=source_mount,
+            destination=view.path("source" if view.converts else "artifact"),
+            resolved_revision=view.measured.resolved_revision if view.measured else None,
+            stall_seconds=view.settings.stall_seconds,
+        ),
+        mounts=(*mounts, claim_mount(view.claim, view.settings, read_only=False)),
+        secret=_secret(view),
+        network=view.scheme not in _OFFLINE_SCHEMES,
+        retries=view.relocation.spec.backoff_limit,
+    )
+    state = view.observed.steps.get(RELOCATE)
+    return _with_artifact(
+        view, RELOCATE, step_outcome(step, state, running=Reason.RELOCATING, volumes=(_volume(view),))
+    )
+
+
+def _convert(view: _View) -> Outcome:
+    raw = _result(view.observed, RELOCATE)
+    if not isinstance(raw, ArtifactResult):
+        return _without_result(RELOCATE)
+    step = Step(
+        name=CONVERT,
+        image=ImageRole.TRAINER,
+        config=ConvertConfig(
+            job=view.job,
+            source=view.path("source"),
+            destination=view.path("artifact"),
+            provenance=Provenance(
+                source=view.relocation.spec.parsed.canonical,
+                resolved_revision=raw.resolved_revision,
+                digest=raw.digest,
+            ),
+        ),
+        mounts=(claim_mount(view.claim, view.settings, read_only=False),),
+        retries=view.relocation.spec.backoff_limit,
+    )
+    state = view.observed.steps.get(CONVERT)
+    return _with_artifact(view, CONVERT, step_outcome(step, state, running=Reason.CONVERTING, volumes=(_volume(view),)))
+
+
+def _verify(view: _View) -> Outcome:
+    folder = view.user_folder
+    step = Step(
+        name=VERIFY,
+        image=ImageRole.RELOCATOR,
+        config=VerifyConfig(
+            job=view.job,
+            source=view.ref,
+            path=join(view.settings.volumes_root, folder.claim_name, folder.path).rstrip("/"),
+        ),
+        mounts=(claim_mount(folder.claim_name, view.settings),),
+        retries=view.relocation.spec.backoff_limit,
+    )
+    return _with_artifact(view, VERIFY, step_outcome(step, view.observed.steps.get(VERIFY), running=Reason.RELOCATING))
+
+
+def _with_artifact(view: _View, step: str, outcome: Outcome) -> Outcome:
+    """A step that succeeded without telling its digest is not trusted."""
+    if outcome.state is StageState.SUCCEEDED and not isinstance(_result(view.observed, step), ArtifactResult):
+        return _without_result(step)
+    return outcome
+
+
+def _without_result(step: str) -> Outcome:
+    message = f"{step} ended without telling its result; delete the object and try again"
+    return Outcome(StageState.FAILED, Reason.INTERNAL, message)
+
+
+def _source_mounts(view: _View) -> tuple[tuple[ClaimMount | ConfigMapMount, ...], str | None]:
+    """Return the mount that holds a source inside the cluster, and its folder."""
+    if view.scheme is Scheme.CONFIGMAP:
+        name = view.relocation.spec.parsed.location.partition("/")[0]
+        path = join(view.settings.config_maps_root, name)
+        return (ConfigMapMount(config_map=name, path=path),), path
+    if view.scheme is Scheme.PVC:
+        mount = claim_mount(view.user_folder.claim_name, view.settings)
+        return (mount,), mount.path
+    return (), None
+
+
+def _secret(view: _View) -> str | None:
+    reference = view.relocation.spec.secret_ref
+    return reference.name if reference else None
+
+
+def _volume(view: _View) -> Volume:
+    spec = view.relocation.spec
+    size = _given_size(view)
+    measured = view.measured.size_bytes if view.measured else None
+    growth = view.settings.conversion_factor if view.converts else 1.0
+    return Volume(
+        name=view.claim,
+        spec=spec.volume.model_copy(update={"size": size}),
+        profile=spec.profile,
+        size_bytes=None if measured is None else math.ceil(measured * growth * view.settings.size_margin),
+    )
+
+
+def _result(observed: Observed, step: str) -> object:
+    state = observed.steps.get(step)
+    if state is None or state.phase is not StepPhase.SUCCEEDED or state.last_words is None:
+        return None
+    return state.last_words.result
+
+
+def _artifact(view: _View) -> RelocationArtifact | None:
+    last = VERIFY if view.in_place else CONVERT if view.converts else RELOCATE
+    result = _result(view.observed, last)
+    if not isinstance(result, ArtifactResult):
+        return None
+    brought = _result(view.observed, RELOCATE)
+    revision = result.resolved_revision or (brought.resolved_revision if isinstance(brought, ArtifactResult) else None)
+    return RelocationArtifact(
+        claim=view.user_folder if view.in_place else ClaimRef(claim_name=view.claim, path="artifact"),
+        digest=result.digest,
+        size_bytes=result.size_bytes,
+        files=result.files,
+        format=result.format,
+        resolved_revision=revision,
+    )
+
+
+def _status(view: _View, course: Course, *, artifact: RelocationArtifact | None, now: datetime) -> RelocationStatus:
+    old, active = view.relocation.status, course.active
+    ready = active is None
+    reason = active.reason if active else Reason.SUCCEEDED
+    message = course.failure if course.failed else (active.message if active else "")
+    told = condition(
+        ConditionType.READY,
+        holds=ready,
+        reason=reason,
+        message=message,
+        generation=view.relocation.metadata.generation,
+        now=now,
+    )
+    conditions = set_condition(course.conditions, told)
+    if course.failed:
+        conditions = set_condition(
+            conditions, told.model_copy(update={"type": ConditionType.FAILED, "status": ConditionStatus.TRUE})
+        )
+    transferred = _result(view.observed, RELOCATE)
+    return RelocationStatus(
+        observed_generation=view.relocation.metadata.generation,
+        phase=_phase(course),
+        start_time=old.start_time or now,
+        completion_time=(old.completion_time or now) if ready else None,
+        measured_bytes=view.measured.size_bytes if view.measured else old.measured_bytes,
+        transferred_bytes=(
+            transferred.transferred_bytes if isinstance(transferred, ArtifactResult) else old.transferred_bytes
+        ),
+        progress=active.progress if active else None,
+        stages=list(course.stages),
+        conditions=list(conditions),
+        artifact=artifact,
+        last_used_time=old.last_used_time,
+        warnings=_warnings(view, artifact),
+    )
+
+
+def _phase(course: Course) -> RelocationPhase:
+    if course.active is None:
+        return RelocationPhase.READY
+    if course.failed:
+        return RelocationPhase.FAILED
+    return _PHASES[course.active_name] if course.active.attempts else RelocationPhase.PENDING
+
+
+def _warnings(view: _View, artifact: RelocationArtifact | None) -> list[str]:
+    if artifact is None or is_pinned(view.ref):
+        return []
+    source = view.relocation.spec.source
+    revision = artifact.resolved_revision
+    if revision is None:
+        advice = f"{source} is not pinned: what was brought has the digest {artifact.digest}; set checksum to pin it"
+    else:
+        advice = f"{source} is not pinned: revision {revision} was brought and is kept; set revision to pin it"
+    return [shorten(advice, 1024)]
+
+
+def _refused(view: _View, now: datetime) -> Plan:
+    relocation = view.relocation
+    message = f"spec.source is the path {relocation.spec.source!r} of one machine; a cluster cannot read it"
+    told = condition(
+        ConditionType.FAILED,
+        holds=True,
+        reason=Reason.INVALID_SPEC,
+        message=message,
+        generation=relocation.metadata.generation,
+        now=now,
+    )
+    status = relocation.status.model_copy(
+        update={
+            "observed_generation": relocation.metadata.generation,
+            "phase": RelocationPhase.FAILED,
+            "conditions": list(set_condition(relocation.status.conditions, told)),
+        }
+    )
+    return Plan(status=status, events=events_between(relocation.status.conditions, status.conditions))
