@@ -4,25 +4,60 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from finetuning_api import patterns
 from finetuning_api.reasons import Reason
 
 GROUP = "finetuning.dev"
 VERSION = "v1alpha1"
 API_VERSION: Literal["finetuning.dev/v1alpha1"] = "finetuning.dev/v1alpha1"
 
-Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+LONGEST_MESSAGE = 4096
+"""Characters of a message in status; a longer one is clipped, because a status must always be writable."""
+INT32_MAX = 2**31 - 1
+
+
+def _clip(text: object) -> object:
+    """Cut a text that is longer than status may hold, and say so with an ellipsis."""
+    if isinstance(text, str) and len(text) > LONGEST_MESSAGE:
+        return text[: LONGEST_MESSAGE - 1] + "…"
+    return text
+
+
+def _quantity_text(value: object) -> object:
+    """Write a whole number as text: ``cpu: 2`` and ``cpu: "2"`` are the same quantity."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=patterns.LABEL.regex)]
 """A DNS label: what Kubernetes accepts as the name of a Service, a Job's pods or a claim."""
-ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=patterns.SUBDOMAIN.regex)]
 """A DNS subdomain: the name of somebody else's object (Secret, ConfigMap, StorageClass)."""
 Quantity = Annotated[
-    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$")
+    str,
+    BeforeValidator(_quantity_text),
+    Field(min_length=1, max_length=32, pattern=patterns.QUANTITY.regex),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 32,
+            "pattern": patterns.QUANTITY.regex,
+        }
+    ),
 ]
 """A Kubernetes quantity, for example 500m, 16Gi or 1."""
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(max_length=71, pattern=patterns.DIGEST.regex)]
 """A content digest: sha256 in hex with its algorithm in front."""
+Message = Annotated[str, BeforeValidator(_clip), Field(max_length=LONGEST_MESSAGE)]
+"""A sentence of the operator for a person; clipped where it is too long."""
+LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
+"""Key of a label, a taint or a resource: an optional DNS subdomain, a slash, and a name."""
+LabelValue = Annotated[str, Field(max_length=63)]
+"""Value of a label."""
+Url = Annotated[str, Field(max_length=2048)]
 
 
 class CelRule(BaseModel):
@@ -44,6 +79,21 @@ class CelRule(BaseModel):
         return "oldSelf" in self.rule
 
 
+class Mutability(BaseModel):
+    """Which fields of a spec may change after the object was created.
+
+    Either ``changeable`` lists the fields that may change (``serving.replicas`` names a field of a field) and every
+    other one is fixed, or ``fixed`` lists the fields that may not and every other one may change.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    changeable: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    advice: str
+    """What to do instead of changing a fixed field."""
+
+
 class ApiModel(BaseModel):
     """Base of every type of the API: camelCase on the wire, snake_case in Python, immutable once parsed.
 
@@ -56,6 +106,8 @@ class ApiModel(BaseModel):
     )
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = ()
+    mutability: ClassVar[Mutability | None] = None
+    """On a spec: which of its fields may change after creation; None lets all of them change."""
 
     def to_wire(self) -> dict[str, object]:
         """Return the JSON-ready form with the names of the API, without fields that are unset."""
@@ -91,7 +143,7 @@ class Condition(ApiModel):
     type: ConditionType = Field(description="Aspect that the condition is about.")
     status: ConditionStatus = Field(description="Whether the aspect holds.")
     reason: Reason = Field(description="Machine-readable reason of the last transition.")
-    message: str = Field(default="", max_length=4096, description="Sentence for a person.")
+    message: Message = Field(default="", description="Sentence for a person.")
     last_transition_time: datetime = Field(description="When the status last changed.")
     observed_generation: int = Field(default=0, ge=0, description="Generation that the condition was set for.")
 
@@ -126,9 +178,26 @@ class ObjectMeta(ApiModel):
 class Resource(ApiModel):
     """A custom resource of this API."""
 
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",
+            message="the name needs at most 63 lower-case letters, digits and '-', and a letter first:"
+            " Services and claims are named after it",
+            field="metadata.name",
+        ),
+    )
+
     api_version: Literal["finetuning.dev/v1alpha1"] = API_VERSION
     kind: str
     metadata: ObjectMeta
+
+
+SHORT_NAME = CelRule(
+    rule="self.metadata.name.size() <= 52",
+    message="the name needs at most 52 characters: its children add a suffix to it, and theirs end at 63",
+    field="metadata.name",
+)
+"""For kinds whose children are named `<name>-<suffix>`."""
 
 
 class SecretRef(ApiModel):
@@ -147,10 +216,10 @@ class ClaimRef(ApiModel):
 class ResourceRequirements(ApiModel):
     """Compute resources, as in a container's resources."""
 
-    requests: dict[str, Quantity] = Field(
+    requests: dict[LabelKey, Quantity] = Field(
         default_factory=dict, max_length=16, description="Least amount of each resource, for example cpu: 500m."
     )
-    limits: dict[str, Quantity] = Field(
+    limits: dict[LabelKey, Quantity] = Field(
         default_factory=dict, max_length=16, description="Greatest amount of each resource, for example memory: 16Gi."
     )
 
@@ -174,7 +243,7 @@ class Stage(ApiModel):
     completion_time: datetime | None = Field(default=None, description="When the stage ended.")
     percent: int = Field(default=0, ge=0, le=100, description="Progress in percent.")
     attempts: int = Field(default=0, ge=0, description="How often the stage was started.")
-    message: str = Field(default="", max_length=4096, description="What the stage does or why it stopped.")
+    message: Message = Field(default="", description="What the stage does or why it stopped.")
 
 
 class ProgressStatus(ApiModel):

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from finetuning_api.base import ApiModel, CelRule
+from finetuning_api import patterns
+from finetuning_api.base import INT32_MAX, ApiModel, CelRule
 from finetuning_api.sources import SourceRef
 
 
@@ -34,7 +35,7 @@ class DatasetSplit(ApiModel):
     """Which rows are held out. A row's side follows from a hash of its content and the seed, never from its place."""
 
     test: float = Field(default=0.1, gt=0, lt=1, description="Share of rows held out for evaluation, 0 < test < 1.")
-    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of the split.")
+    seed: int = Field(default=42, ge=0, le=INT32_MAX, description="Seed of the split.")
     group_by: str | None = Field(
         default=None,
         min_length=1,
@@ -63,6 +64,7 @@ class RowFormat(ApiModel):
     prompt: str | None = Field(
         default=None,
         max_length=16384,
+        pattern=patterns.TEMPLATE.regex,
         description="Template of the input with {column} placeholders, for example 'Triage this:\\n{message}\\n'."
         " Carries no loss.",
     )
@@ -70,6 +72,7 @@ class RowFormat(ApiModel):
         default=None,
         min_length=1,
         max_length=16384,
+        pattern=patterns.TEMPLATE.regex,
         description="Template of the output with {column} placeholders; its tokens and the closing EOS carry loss."
         " Without prompt it is plain language modelling.",
     )
@@ -77,7 +80,8 @@ class RowFormat(ApiModel):
         default=None,
         min_length=1,
         max_length=128,
-        description="Column that holds chat messages [{role, content}, ...]; the tokenizer's chat template renders them.",
+        description="Column that holds chat messages [{role, content}, ...];"
+        " the tokenizer's chat template renders them.",
     )
     text: str | None = Field(
         default=None,

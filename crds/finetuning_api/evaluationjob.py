@@ -6,10 +6,14 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from finetuning_api.base import (
+    INT32_MAX,
+    SHORT_NAME,
     ApiModel,
     CelRule,
     ClaimRef,
     Condition,
+    Message,
+    Mutability,
     Name,
     ObjectName,
     ProgressStatus,
@@ -63,6 +67,10 @@ class EvaluationJobSpec(EvaluationOptions):
         ),
     )
 
+    mutability: ClassVar[Mutability | None] = Mutability(
+        changeable=("suspend", "ttlSecondsAfterFinished"), advice="create a new EvaluationJob with another name"
+    )
+
     candidates: list[CandidateSpec] = Field(
         min_length=1,
         max_length=8,
@@ -75,11 +83,15 @@ class EvaluationJobSpec(EvaluationOptions):
     pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pod.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes.")
     suspend: bool = Field(default=False, description="Do not start, or stop; false goes on.")
-    active_deadline_seconds: int | None = Field(default=None, ge=1, description="Seconds that the job may be active.")
-    pending_deadline_seconds: int | None = Field(default=None, ge=1, description="Seconds that its pod may wait.")
+    active_deadline_seconds: int | None = Field(
+        default=None, ge=1, le=INT32_MAX, description="Seconds that the job may be active."
+    )
+    pending_deadline_seconds: int | None = Field(
+        default=None, ge=1, le=INT32_MAX, description="Seconds that its pod may wait."
+    )
     backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries after an environment fault.")
     ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, description="Seconds after which a finished job is deleted; unset keeps it."
+        default=None, ge=0, le=INT32_MAX, description="Seconds after which a finished job is deleted; unset keeps it."
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pod.")
     queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
@@ -114,11 +126,15 @@ class EvaluationJobStatus(ApiModel):
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     gates: list[GateResult] = Field(default_factory=list, max_length=16, description="Outcome of each rule.")
     report: ClaimRef | None = Field(default=None, description="Folder of the report.")
-    warnings: list[str] = Field(default_factory=list, max_length=32, description="What a careful reader should know.")
+    warnings: list[Message] = Field(
+        default_factory=list, max_length=32, description="What a careful reader should know."
+    )
 
 
 class EvaluationJob(Resource):
     """Compare models on the same held-out rows."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (*Resource.cel_rules, SHORT_NAME)
 
     kind: Literal["EvaluationJob"] = "EvaluationJob"
     spec: EvaluationJobSpec = Field(description="What to do.")

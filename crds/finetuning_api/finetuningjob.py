@@ -2,15 +2,22 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from finetuning_api import patterns
 from finetuning_api.base import (
+    INT32_MAX,
+    SHORT_NAME,
     ApiModel,
     CelRule,
     Condition,
     Digest,
+    LabelKey,
+    LabelValue,
+    Message,
+    Mutability,
     Name,
     ObjectName,
     ProgressStatus,
@@ -19,6 +26,7 @@ from finetuning_api.base import (
     ResourceRequirements,
     SecretRef,
     Stage,
+    Url,
 )
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy
 from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Verdict
@@ -52,7 +60,7 @@ class MethodSpec(ApiModel):
         default="all-linear",
         min_length=1,
         max_length=1024,
-        pattern=r"^[^\s,]+(,[^\s,]+)*$",
+        pattern=patterns.MODULES.regex,
         description="all-linear, or names of modules separated by commas, for example q_proj,v_proj.",
     )
     dora: bool = Field(default=False, description="Weight-decomposed LoRA (DoRA).")
@@ -94,7 +102,7 @@ class TrainingSpec(ApiModel):
     schedule: Schedule = Field(default=Schedule.COSINE, description="Course of the learning rate after warm-up.")
     warmup_ratio: float = Field(default=0.03, ge=0, le=1, description="Share of the steps with a rising learning rate.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay of AdamW.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this L2 norm.")
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1_000_000, description="Gradients are clipped to this L2 norm.")
     batch_size: int = Field(default=16, ge=1, le=65536, description="Samples per optimizer step, over all workers.")
     micro_batch_size: int | None = Field(
         default=None, ge=1, le=65536, description="Samples per forward pass; unset is planned from memory."
@@ -109,14 +117,19 @@ class TrainingSpec(ApiModel):
         le=1,
         description="Greatest share of rows that may be dropped or left without a supervised token.",
     )
-    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of initialisation and data order.")
+    seed: int = Field(default=42, ge=0, le=INT32_MAX, description="Seed of initialisation and data order.")
     precision: Precision = Field(
         default=Precision.AUTO, description="fp32, bf16, or auto: bf16 where the hardware is measured to be faster."
     )
     evaluate_every_steps: int | None = Field(
-        default=None, ge=1, description="Steps between evaluations of the held-out loss; unset is once an epoch."
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description="Steps between evaluations of the held-out loss; unset is once an epoch.",
     )
-    checkpoint_every_steps: int = Field(default=100, ge=1, description="Optimizer steps between checkpoints.")
+    checkpoint_every_steps: int = Field(
+        default=100, ge=1, le=INT32_MAX, description="Optimizer steps between checkpoints."
+    )
     keep_checkpoints: int = Field(default=2, ge=1, le=100, description="Checkpoints that are kept.")
 
 
@@ -151,7 +164,12 @@ class VolumeSpec(ApiModel):
 
     size: Quantity | None = Field(default=None, description="Size of the claim; unset is measured or planned.")
     storage_class_name: ObjectName | None = Field(default=None, description="Storage class of the claim.")
-    access_modes: list[AccessMode] = Field(default_factory=list, max_length=4, description="Access modes of the claim.")
+    access_modes: list[AccessMode] = Field(
+        default_factory=list,
+        max_length=4,
+        description="Access modes of the claim.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
 
 
 class RetentionPolicy(StrEnum):
@@ -174,13 +192,17 @@ class StorageSpec(ApiModel):
     )
 
 
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+"""A text that ends a completion."""
+
+
 class GenerationSpec(ApiModel):
     """Greedy decoding for metrics on generated text."""
 
     max_new_tokens: int | None = Field(
         default=None, ge=1, le=32768, description="Tokens per completion at most; unset is planned from the references."
     )
-    stop: list[str] = Field(default_factory=list, max_length=16, description="Texts that end a completion.")
+    stop: list[StopText] = Field(default_factory=list, max_length=16, description="Texts that end a completion.")
 
 
 class EvaluationOptions(ApiModel):
@@ -188,7 +210,8 @@ class EvaluationOptions(ApiModel):
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
-            rule="self.gate.all(g, g.metric in self.metrics || (g.metric.startsWith('rouge') && 'rouge' in self.metrics))",
+            rule="self.gate.all(g, g.metric in self.metrics"
+            " || (g.metric.startsWith('rouge') && 'rouge' in self.metrics))",
             message="gate names a metric that is not evaluated; add it to metrics",
             field="gate",
         ),
@@ -204,13 +227,15 @@ class EvaluationOptions(ApiModel):
     gate: list[GateRule] = Field(
         default_factory=list, max_length=16, description="Rules that the tuned candidate must pass."
     )
-    limit: int | None = Field(default=None, ge=1, description="Evaluate at most this many held-out rows.")
+    limit: int | None = Field(
+        default=None, ge=1, le=1_000_000_000, description="Evaluate at most this many held-out rows."
+    )
     max_length: int = Field(default=1024, ge=8, le=1_048_576, description="Tokens per scoring window at most.")
     generation: GenerationSpec = Field(default_factory=GenerationSpec, description="Decoding.")
     bootstrap_samples: int = Field(
         default=10_000, ge=100, le=1_000_000, description="Resamples behind each 95 % interval."
     )
-    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of the resampling.")
+    seed: int = Field(default=42, ge=0, le=INT32_MAX, description="Seed of the resampling.")
 
 
 class EvaluationSpec(EvaluationOptions):
@@ -268,6 +293,7 @@ class NotificationSpec(ApiModel):
         min_length=1,
         max_length=8,
         description="Events to tell.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -275,7 +301,7 @@ class TrackingSpec(ApiModel):
     """Experiment tracking."""
 
     mlflow_uri: str | None = Field(
-        default=None, max_length=512, pattern=r"^https?://[^ @]+$", description="Address of an MLflow server."
+        default=None, max_length=512, pattern=patterns.HTTP_ADDRESS.regex, description="Address of an MLflow server."
     )
     experiment: str | None = Field(default=None, max_length=256, description="Name of the experiment.")
 
@@ -283,32 +309,44 @@ class TrackingSpec(ApiModel):
 class Toleration(ApiModel):
     """A toleration, as in a pod."""
 
-    key: str | None = Field(default=None, max_length=317, description="Taint key; unset matches all.")
+    key: LabelKey | None = Field(default=None, description="Taint key; unset matches all.")
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="How the value is compared.")
-    value: str | None = Field(default=None, max_length=63, description="Taint value.")
+    value: LabelValue | None = Field(default=None, description="Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="Taint effect; unset matches all."
     )
-    toleration_seconds: int | None = Field(default=None, ge=0, description="Seconds that NoExecute is tolerated.")
+    toleration_seconds: int | None = Field(
+        default=None, ge=0, le=INT32_MAX, description="Seconds that NoExecute is tolerated."
+    )
 
 
 class EnvVar(ApiModel):
     """An environment variable of a workload pod."""
 
-    name: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name.")
+    name: str = Field(min_length=1, max_length=256, pattern=patterns.VARIABLE.regex, description="Name.")
     value: str = Field(default="", max_length=32768, description="Value; never a secret.")
 
 
 class PodOptions(ApiModel):
     """Placement and environment of the pods that train, evaluate and serve."""
 
-    node_selector: dict[str, str] = Field(default_factory=dict, max_length=32, description="Labels of suitable nodes.")
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Labels of suitable nodes."
+    )
     tolerations: list[Toleration] = Field(default_factory=list, max_length=32, description="Tolerated taints.")
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods.")
     image_pull_secrets: list[SecretRef] = Field(
-        default_factory=list, max_length=8, description="Secrets for private image registries."
+        default_factory=list,
+        max_length=8,
+        description="Secrets for private image registries.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    env: list[EnvVar] = Field(default_factory=list, max_length=64, description="Extra environment variables.")
+    env: list[EnvVar] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Extra environment variables.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     shared_memory_size: Quantity | None = Field(default=None, description="Size of /dev/shm.")
 
 
@@ -332,6 +370,10 @@ class FineTuningJobSpec(ApiModel):
         ),
     )
 
+    mutability: ClassVar[Mutability | None] = Mutability(
+        changeable=MUTABLE_FINETUNINGJOB_FIELDS, advice="create a new FineTuningJob with another name"
+    )
+
     model: SourceRef = Field(description="Base model.")
     tokenizer: SourceRef | None = Field(default=None, description="Tokenizer; unset is the model's own.")
     dataset: DatasetSpec = Field(description="Data to train on and to evaluate with.")
@@ -347,14 +389,17 @@ class FineTuningJobSpec(ApiModel):
     serving: ServingSpec | None = Field(default=None, description="Serve the result; unset does not serve.")
     suspend: bool = Field(default=False, description="Stop after a checkpoint, or do not start; false goes on.")
     active_deadline_seconds: int | None = Field(
-        default=None, ge=1, description="Seconds that the job may be active; it saves before it is stopped."
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description="Seconds that the job may be active; it saves before it is stopped.",
     )
     pending_deadline_seconds: int | None = Field(
-        default=None, ge=1, description="Seconds that a stage may wait for its pod to run."
+        default=None, ge=1, le=INT32_MAX, description="Seconds that a stage may wait for its pod to run."
     )
     backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries of a stage after an environment fault.")
     ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, description="Seconds after which a finished job is deleted; unset keeps it."
+        default=None, ge=0, le=INT32_MAX, description="Seconds after which a finished job is deleted; unset keeps it."
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
     queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
@@ -392,6 +437,9 @@ class ModelArtifact(ApiModel):
     digest: Digest = Field(description="Digest of the folder.")
 
 
+ColumnName = Annotated[str, Field(max_length=256)]
+
+
 class DatasetArtifact(ApiModel):
     """Which data was used."""
 
@@ -399,7 +447,7 @@ class DatasetArtifact(ApiModel):
     rows: int = Field(default=0, ge=0, description="Rows that were read.")
     train_rows: int = Field(default=0, ge=0, description="Rows trained on.")
     test_rows: int = Field(default=0, ge=0, description="Rows held out.")
-    columns: list[str] = Field(default_factory=list, max_length=256, description="Columns.")
+    columns: list[ColumnName] = Field(default_factory=list, max_length=256, description="Columns.")
     digest: Digest = Field(description="Digest of the folder.")
 
 
@@ -414,7 +462,7 @@ class JobArtifacts(ApiModel):
 class ServingStatus(ApiModel):
     """Where the result is served."""
 
-    url: str = Field(default="", max_length=2048, description="Address inside the cluster.")
+    url: Url = Field(default="", description="Address inside the cluster.")
 
 
 class FineTuningJobStatus(ApiModel):
@@ -446,13 +494,17 @@ class FineTuningJobStatus(ApiModel):
     )
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     serving: ServingStatus | None = Field(default=None, description="Where the result is served.")
-    warnings: list[str] = Field(
-        default_factory=list, max_length=32, description="What a careful reader should know, for example unpinned sources."
+    warnings: list[Message] = Field(
+        default_factory=list,
+        max_length=32,
+        description="What a careful reader should know, for example unpinned sources.",
     )
 
 
 class FineTuningJob(Resource):
     """Fine-tune a model on data, evaluate the result, and serve it."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (*Resource.cel_rules, SHORT_NAME)
 
     kind: Literal["FineTuningJob"] = "FineTuningJob"
     spec: FineTuningJobSpec = Field(description="What to do.")

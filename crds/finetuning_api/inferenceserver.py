@@ -1,23 +1,29 @@
 """InferenceServer: a base model and its adapters behind an OpenAI-compatible endpoint."""
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from finetuning_api import patterns
 from finetuning_api.base import (
     ApiModel,
     CelRule,
     ClaimRef,
     Condition,
+    Mutability,
     Name,
     ObjectName,
     Resource,
     ResourceRequirements,
     SecretRef,
+    Url,
 )
 from finetuning_api.finetuningjob import EnvVar, PodOptions
 from finetuning_api.sources import SourceRef
+
+CommandWord = Annotated[str, Field(max_length=4096)]
+"""One word of a command; no shell reads it."""
 
 
 class ServerVariant(StrEnum):
@@ -48,7 +54,9 @@ class AdapterRef(ApiModel):
 class HealthCheck(ApiModel):
     """When a replica is healthy."""
 
-    path: str = Field(default="/healthz", max_length=256, pattern=r"^/", description="HTTP path that is asked.")
+    path: str = Field(
+        default="/healthz", max_length=256, pattern=patterns.HTTP_PATH.regex, description="HTTP path that is asked."
+    )
     initial_delay_seconds: int = Field(default=0, ge=0, le=3600, description="Seconds before the first check.")
     period_seconds: int = Field(default=10, ge=1, le=3600, description="Seconds between checks.")
     failure_threshold: int = Field(default=3, ge=1, le=100, description="Failed checks before a restart.")
@@ -71,6 +79,11 @@ class InferenceServerSpec(ApiModel):
         ),
     )
 
+    mutability: ClassVar[Mutability | None] = Mutability(
+        fixed=("model",),
+        advice="create a new InferenceServer for another base model: the adapters of this one fit no other",
+    )
+
     model: SourceRef = Field(description="Base model.")
     tokenizer: SourceRef | None = Field(default=None, description="Tokenizer; unset is the model's own.")
     adapters: list[AdapterRef] = Field(
@@ -81,8 +94,15 @@ class InferenceServerSpec(ApiModel):
     )
     variant: ServerVariant = Field(default=ServerVariant.BUILTIN, description="builtin, command, vllm or nim.")
     image: str | None = Field(default=None, min_length=1, max_length=512, description="Container image of the server.")
-    command: list[str] = Field(default_factory=list, max_length=64, description="Start command of variant command.")
-    env: list[EnvVar] = Field(default_factory=list, max_length=64, description="Extra environment variables.")
+    command: list[CommandWord] = Field(
+        default_factory=list, max_length=64, description="Start command of variant command."
+    )
+    env: list[EnvVar] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Extra environment variables.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     port: int = Field(default=8000, ge=1, le=65535, description="Port that the server listens on.")
     replicas: int = Field(default=1, ge=0, le=1024, description="Server pods.")
     health: HealthCheck = Field(default_factory=HealthCheck, description="When a replica is healthy.")
@@ -108,8 +128,10 @@ class InferenceServerStatus(ApiModel):
     phase: InferenceServerPhase = Field(default=InferenceServerPhase.PENDING, description="Summary for display.")
     replicas: int = Field(default=0, ge=0, description="Server pods that exist.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")
-    selector: str = Field(default="", max_length=512, description="Label selector of the pods, for the scale subresource.")
-    url: str = Field(default="", max_length=2048, description="Address inside the cluster.")
+    selector: str = Field(
+        default="", max_length=512, description="Label selector of the pods, for the scale subresource."
+    )
+    url: Url = Field(default="", description="Address inside the cluster.")
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=16,

@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
-from finetuning_api.base import ApiModel, CelRule
+from finetuning_api.base import ApiModel, CelRule, Message
 
 
 class Metric(StrEnum):
@@ -51,9 +51,7 @@ class RequestedMetric(StrEnum):
         return (Metric(self.value),)
 
 
-LOWER_IS_BETTER: frozenset[Metric] = frozenset(
-    {Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY, Metric.BITS_PER_BYTE}
-)
+LOWER_IS_BETTER: frozenset[Metric] = frozenset({Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY, Metric.BITS_PER_BYTE})
 
 
 class Verdict(StrEnum):
@@ -81,13 +79,13 @@ class GateRule(ApiModel):
     )
 
     metric: Metric = Field(description="Metric that the rule is about; it must be evaluated.")
-    min: float | None = Field(default=None, description="The tuned value must be at least this.")
-    max: float | None = Field(default=None, description="The tuned value must be at most this.")
-    min_delta: float | None = Field(
+    min: FiniteFloat | None = Field(default=None, description="The tuned value must be at least this.")
+    max: FiniteFloat | None = Field(default=None, description="The tuned value must be at most this.")
+    min_delta: FiniteFloat | None = Field(
         default=None,
         description="The improvement over `against`, counted so that better is positive, must be at least this.",
     )
-    non_inferior: float | None = Field(
+    non_inferior: FiniteFloat | None = Field(
         default=None, ge=0, description="The tuned candidate may be worse than `against` by at most this margin."
     )
     against: str | None = Field(
@@ -113,4 +111,4 @@ class GateResult(ApiModel):
 
     metric: Metric = Field(description="Metric of the rule.")
     verdict: Verdict = Field(description="Outcome of the rule.")
-    message: str = Field(default="", max_length=1024, description="The numbers behind the outcome, as a sentence.")
+    message: Message = Field(default="", description="The numbers behind the outcome, as a sentence.")

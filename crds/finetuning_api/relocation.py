@@ -2,11 +2,23 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from finetuning_api.base import ApiModel, ClaimRef, Condition, Digest, ProgressStatus, Resource, Stage
+from finetuning_api.base import (
+    INT32_MAX,
+    ApiModel,
+    ClaimRef,
+    Condition,
+    Digest,
+    Message,
+    Mutability,
+    Name,
+    ProgressStatus,
+    Resource,
+    Stage,
+)
 from finetuning_api.finetuningjob import VolumeSpec
 from finetuning_api.sources import SourceRef
 
@@ -14,10 +26,18 @@ from finetuning_api.sources import SourceRef
 class RelocationSpec(SourceRef):
     """What to bring. The object is named after the identity of these bytes."""
 
-    profile: str = Field(default="default", max_length=63, description="Storage profile of the installation.")
+    mutability: ClassVar[Mutability | None] = Mutability(
+        changeable=("ttlSecondsAfterUnused",),
+        advice="create a new Relocation: its name is the identity of its bytes",
+    )
+
+    profile: Name = Field(default="default", description="Storage profile of the installation.")
     volume: VolumeSpec = Field(default_factory=VolumeSpec, description="Claim of the artifact.")
     ttl_seconds_after_unused: int | None = Field(
-        default=None, ge=0, description="Seconds after the last use when the artifact may be deleted; unset keeps it."
+        default=None,
+        ge=0,
+        le=INT32_MAX,
+        description="Seconds after the last use when the artifact may be deleted; unset keeps it.",
     )
     backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries after an environment fault.")
 
@@ -68,7 +88,9 @@ class RelocationStatus(ApiModel):
     )
     artifact: RelocationArtifact | None = Field(default=None, description="The finished artifact.")
     last_used_time: datetime | None = Field(default=None, description="When a job last used it.")
-    warnings: list[str] = Field(default_factory=list, max_length=32, description="For example an unpinned revision.")
+    warnings: list[Message] = Field(
+        default_factory=list, max_length=32, description="For example an unpinned revision."
+    )
 
 
 class Relocation(Resource):

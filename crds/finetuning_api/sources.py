@@ -4,12 +4,13 @@ import hashlib
 import json
 import re
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import ConfigDict, Field
 
-from finetuning_api.base import ApiModel, CelRule, Quantity, SecretRef
+from finetuning_api import patterns
+from finetuning_api.base import ApiModel, CelRule, Digest, Quantity, SecretRef
 
 
 class Scheme(StrEnum):
@@ -91,6 +92,10 @@ class Conversion(StrEnum):
     """A GGUF file becomes a folder of safetensors, configuration and tokenizer."""
 
 
+FilePattern = Annotated[str, Field(min_length=1, max_length=256)]
+"""A shell-style pattern of file names, for example ``*.safetensors``."""
+
+
 class SourceRef(ApiModel):
     """Bytes to relocate: where they are, which revision, and what of it."""
 
@@ -130,8 +135,9 @@ class SourceRef(ApiModel):
         default=None,
         min_length=1,
         max_length=128,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$",
-        description="Commit, tag or version of the source. Unset is resolved once, recorded in status and warned about.",
+        pattern=patterns.REVISION.regex,
+        description="Commit, tag or version of the source."
+        " Unset is resolved once, recorded in status and warned about.",
     )
     secret_ref: SecretRef | None = Field(
         default=None, description="Secret with the credentials of the source (HF_TOKEN, AWS_ACCESS_KEY_ID, ...)."
@@ -139,20 +145,21 @@ class SourceRef(ApiModel):
     endpoint: str | None = Field(
         default=None,
         max_length=512,
-        pattern=r"^https?://[^ @]+$",
+        pattern=patterns.HTTP_ADDRESS.regex,
         description="Address of a private hub, object store, registry or package index in place of the public one.",
     )
-    checksum: str | None = Field(
+    checksum: Digest | None = Field(
         default=None,
-        pattern=r"^sha256:[0-9a-f]{64}$",
         description="Expected sha256 of a single file, or the expected digest of a folder artifact.",
     )
-    include: list[str] = Field(
+    include: list[FilePattern] = Field(
         default_factory=list,
         max_length=64,
         description="Patterns of files to take, for example *.safetensors; empty takes what the use needs.",
     )
-    exclude: list[str] = Field(default_factory=list, max_length=64, description="Patterns of files to leave out.")
+    exclude: list[FilePattern] = Field(
+        default_factory=list, max_length=64, description="Patterns of files to leave out."
+    )
     size: Quantity | None = Field(
         default=None, description="Size of the volume for these bytes; unset is measured before the volume is made."
     )
