@@ -1,4 +1,4 @@
-"""What import-linter cannot see: built-ins and methods with which a pure function would read a clock, a file or the user."""
+"""What import-linter cannot see: calls with which a pure function would read a clock, a file or the user."""
 
 import ast
 from pathlib import Path
