@@ -12,6 +12,9 @@ from finetuning_api.runconfig import MANIFEST_NAME, ArtifactResult, ContractMode
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import fsync_folder, write_atomically
 
+PARTIAL_NAME = ".partial"
+"""Folder inside an artifact that is not complete yet: what was brought so far. Never part of the artifact."""
+_NOT_CONTENT = frozenset({PARTIAL_NAME, "lost+found"})  # A fresh ext4 volume is not empty.
 _CHUNK = 1 << 20
 
 
@@ -65,13 +68,15 @@ def hash_file(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> s
 
 
 def artifact_files(folder: Path) -> tuple[Path, ...]:
-    """Return every regular file below a folder but its manifest, sorted by relative path.
+    """Return every regular file of an artifact's folder but its manifest, sorted by relative path.
 
     Raises UserError(UNSAFE_CONTENT) for a symlink that leaves the folder.
     """
     root = folder.resolve()
     found = []
     for path in sorted(folder.rglob("*")):
+        if path.relative_to(folder).parts[0] in _NOT_CONTENT:
+            continue
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             message = f"{path.relative_to(folder)} is a link out of its folder"
             raise UserError(Reason.UNSAFE_CONTENT, message, "Replace the link by the file that it points to.")
@@ -151,7 +156,9 @@ def require_intact(folder: Path, *, digest: str | None = None, content: bool = T
     hint = "Delete the folder; it is made again."
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(Reason.ARTIFACT_CORRUPT, f"{folder} is not a complete artifact: it has no {MANIFEST_NAME}", hint)
+        raise UserError(
+            Reason.ARTIFACT_CORRUPT, f"{folder} is not a complete artifact: it has no {MANIFEST_NAME}", hint
+        )
     if digest is not None and manifest.digest != digest:
         message = f"{folder} has the digest {manifest.digest}, expected {digest}"
         raise UserError(Reason.ARTIFACT_CORRUPT, message, hint)
@@ -162,10 +169,12 @@ def require_intact(folder: Path, *, digest: str | None = None, content: bool = T
 
 
 def remove_all_but(folder: Path, keep: Iterable[str]) -> None:
-    """Remove the files below a folder whose relative paths are not in ``keep``."""
+    """Remove the files of an artifact's folder whose relative paths are not in ``keep``."""
     kept = set(keep)
     for path in sorted(folder.rglob("*"), reverse=True):
         name = path.relative_to(folder).as_posix()
+        if path.relative_to(folder).parts[0] in _NOT_CONTENT:
+            continue
         if (path.is_file() or path.is_symlink()) and name not in kept:
             path.unlink()
         elif path.is_dir() and not any(path.iterdir()):

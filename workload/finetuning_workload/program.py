@@ -52,6 +52,10 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self._event.is_set()
 
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but not past a request to stop; returns whether there was one."""
+        return self._event.wait(seconds)
+
     def raise_if_set(self, message: str) -> None:
         """Raise Interrupted when asked to stop; for work that has nothing more to save."""
         if self:
@@ -97,7 +101,7 @@ def run_program(work: Work) -> int:
         _LOG.error("%s %s", fault.message, fault.hint)
         _leave(LastWords(reason=fault.reason, message=fault.message, hint=fault.hint))
         return fault.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the last line of defence: whatever it is, last words are left)
         _LOG.exception("the program failed")
         message = f"{type(error).__name__}: {error}"
         _leave(LastWords(reason=Reason.INTERNAL, message=message, hint="The log of this stage has the details."))

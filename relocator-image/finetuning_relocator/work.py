@@ -1,0 +1,29 @@
+"""What the relocator does for each kind of RunConfig."""
+
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import (
+    ArtifactResult,
+    MeasureConfig,
+    MeasureResult,
+    RelocateConfig,
+    RunConfig,
+    VerifyConfig,
+)
+from finetuning_relocator.relocate import measure, relocate
+from finetuning_relocator.verify import verify
+from finetuning_workload.errors import EnvironmentFault
+from finetuning_workload.program import Context
+
+
+def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult:
+    """Measure, relocate or verify a source."""
+    match config:
+        case MeasureConfig():
+            return measure(config, context)
+        case RelocateConfig():
+            return relocate(config, context)
+        case VerifyConfig():
+            return verify(config, context)
+        case _:
+            message = f"the relocator was given a RunConfig of kind {config.kind!r}"
+            raise EnvironmentFault(Reason.INTERNAL, message, "Operator and image must be of one release.")
