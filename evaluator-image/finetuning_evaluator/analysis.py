@@ -1,0 +1,139 @@
+"""From observations to results: values with intervals, paired comparisons, and the gate's decisions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from finetuning_api.metrics import LOWER_IS_BETTER, GateRule, Metric
+from finetuning_evaluator.gate import DEFAULT_AGAINST, Measured, decide, is_relative
+from finetuning_evaluator.inputs import TUNED, CandidateInputs, comparable
+from finetuning_evaluator.observations import Observed
+from finetuning_evaluator.results import GateDecision, MetricComparison, MetricResult, MetricValue
+from finetuning_evaluator.statistics import Interval, Side, bootstrap, compare, level_interval
+
+ObservedByMetric = Mapping[Metric, Mapping[str, Observed]]
+"""By metric, then by candidate."""
+
+FEW_ROWS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How intervals are made."""
+
+    samples: int
+    seed: int
+
+
+def analyse(
+    observed: ObservedByMetric, inputs: Sequence[CandidateInputs], resampling: Resampling
+) -> tuple[MetricResult, ...]:
+    """Return every metric with intervals and comparisons. Metrics over the same number of rows share resamples."""
+    sides = _resampled(observed, resampling)
+    return tuple(
+        MetricResult(
+            metric=metric,
+            lower_is_better=metric in LOWER_IS_BETTER,
+            signature=next(iter(by_candidate.values())).signature,
+            values=tuple(_value(name, found, sides[metric][name]) for name, found in by_candidate.items()),
+            comparisons=_comparisons(metric, inputs, sides=sides[metric], resampling=resampling),
+        )
+        for metric, by_candidate in observed.items()
+    )
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return who is compared with whom: tuned with every other, or without a tuned every other with the first."""
+    if TUNED in names:
+        return [(TUNED, other) for other in names if other != TUNED]
+    return [(other, names[0]) for other in names[1:]]
+
+
+def judge(rules: Sequence[GateRule], metrics: Sequence[MetricResult]) -> tuple[GateDecision, ...]:
+    """Return the decision of every rule."""
+    by_name = {result.metric: result for result in metrics}
+    return tuple(GateDecision(rule=rule, result=decide(rule, _measured(rule, by_name[rule.metric]))) for rule in rules)
+
+
+def _resampled(observed: ObservedByMetric, resampling: Resampling) -> dict[Metric, dict[str, Side]]:
+    """Return values with their draws. Observations over equally many rows are resampled together, hence paired."""
+    populations: dict[int, list[tuple[Metric, str]]] = {}
+    for metric, by_candidate in observed.items():
+        for name, found in by_candidate.items():
+            populations.setdefault(found.observations.rows, []).append((metric, name))
+    sides: dict[Metric, dict[str, Side]] = {metric: {} for metric in observed}
+    for keys in populations.values():
+        group = [observed[metric][name].observations for metric, name in keys]
+        drawn = bootstrap(group, samples=resampling.samples, seed=resampling.seed)
+        for (metric, name), observations, draws in zip(keys, group, drawn, strict=True):
+            sides[metric][name] = Side(observations, draws)
+    return sides
+
+
+def _value(name: str, found: Observed, side: Side) -> MetricValue:
+    interval = level_interval(side.observations, side.draws)
+    return MetricValue(
+        candidate=name,
+        value=side.observations.value(),
+        ci_low=None if interval is None else interval.low,
+        ci_high=None if interval is None else interval.high,
+        samples=side.observations.rows,
+        details=found.details,
+    )
+
+
+def _comparisons(
+    metric: Metric, inputs: Sequence[CandidateInputs], *, sides: Mapping[str, Side], resampling: Resampling
+) -> tuple[MetricComparison, ...]:
+    by_name = {found.candidate.name: found for found in inputs}
+    return tuple(
+        _comparison(metric, first, second, sides=sides, resampling=resampling)
+        for first, second in pairs(list(by_name))
+        if comparable(metric, by_name[first], by_name[second])
+    )
+
+
+def _comparison(
+    metric: Metric, first: str, second: str, *, sides: Mapping[str, Side], resampling: Resampling
+) -> MetricComparison:
+    found = compare(
+        sides[first],
+        sides[second],
+        lower_is_better=metric in LOWER_IS_BETTER,
+        samples=resampling.samples,
+        seed=resampling.seed,
+    )
+    against = sides[second].observations.value()
+    return MetricComparison(
+        candidate=first,
+        against=second,
+        delta=found.delta,
+        ci_low=None if found.interval is None else found.interval.low,
+        ci_high=None if found.interval is None else found.interval.high,
+        relative=found.delta / against if against else None,
+        p_value=found.p_value,
+        test=found.test,
+        wins=found.wins,
+        ties=found.ties,
+        losses=found.losses,
+        samples=found.rows,
+    )
+
+
+def _measured(rule: GateRule, result: MetricResult) -> Measured:
+    """Return the tuned value, or for a relative rule its improvement: positive is better."""
+    if not is_relative(rule):
+        value = result.value(TUNED)
+        if value is None:
+            raise LookupError(rule.metric)
+        return Measured(value.value, _interval(value.ci_low, value.ci_high))
+    comparison = result.comparison(TUNED, rule.against or DEFAULT_AGAINST)
+    if comparison is None:
+        raise LookupError(rule.metric)
+    interval = _interval(comparison.ci_low, comparison.ci_high)
+    if not result.lower_is_better:
+        return Measured(comparison.delta, interval)
+    return Measured(-comparison.delta, None if interval is None else Interval(-interval.high, -interval.low))
+
+
+def _interval(low: float | None, high: float | None) -> Interval | None:
+    return None if low is None or high is None else Interval(low, high)

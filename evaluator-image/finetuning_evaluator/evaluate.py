@@ -1,0 +1,193 @@
+"""One evaluation from its RunConfig to its report."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from finetuning_api.metrics import Metric
+from finetuning_api.runconfig import EvaluateConfig, EvaluateResult
+from finetuning_evaluator import gate, report, warnings
+from finetuning_evaluator.analysis import Resampling, analyse, judge
+from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, adapter_digest, number_format
+from finetuning_evaluator.inputs import Task, read_inputs, task_of, tasks_of
+from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
+from finetuning_evaluator.observations import Observed, observe
+from finetuning_evaluator.parts import PARTS_FOLDER, Parts, digest_of
+from finetuning_evaluator.progress import Progress
+from finetuning_evaluator.results import (
+    SCHEMA_VERSION,
+    CandidateSummary,
+    DatasetSummary,
+    Environment,
+    Results,
+    Settings,
+)
+from finetuning_workload.candidates import require_distinct
+from finetuning_workload.hardware import choose_device, set_threads
+from finetuning_workload.program import Context
+
+DISTRIBUTION = "finetuning-operator"
+
+
+def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
+    """Evaluate the candidates, decide the gate, and write the report; a finished one is returned at once.
+
+    Raises UserError: CANDIDATES_IDENTICAL, METRIC_UNAVAILABLE, SPLIT_EMPTY, and what reading models and data raises;
+    Interrupted when asked to stop.
+    """
+    folder = Path(config.output_path)
+    digest = config_digest(config)
+    finished = report.find_finished(folder, config_digest=digest)
+    if finished is not None:
+        return finished.summary()
+    require_distinct(config.candidates)
+    started = time.monotonic()
+    threads = set_threads(context.environment)
+    inputs = read_inputs(config)
+    parts, device, tasks = Parts(folder / PARTS_FOLDER), choose_device(), tasks_of(config.metrics)
+    chosen = number_format(parts, device)
+    reporter = context.reporter("evaluate")
+    try:
+        progress = Progress(reporter, context.stop, tasks=tasks, candidates=len(inputs))
+        runner = Runner(config, tasks=tasks, parts=parts, device=device, number_format=chosen, progress=progress)
+        measured = runner.measure(inputs)
+        progress.note("intervals")
+        environment = _environment(device, chosen, threads)
+        results, observed = _results(config, measured, environment=environment, config_digest=digest, started=started)
+        reporter.update(1.0, note="done")
+    finally:
+        reporter.close()
+    report.write(folder, results, measured=measured, observed=observed, parts=parts)
+    return results.summary()
+
+
+def config_digest(config: EvaluateConfig) -> str:
+    """Return the identity of an evaluation: equal means that the same numbers and decisions would come out."""
+    data = config.model_dump(mode="json", exclude={"job", "output_path", "candidates", "dataset"})
+    data["schema"] = SCHEMA_VERSION
+    data["dataset"] = [config.dataset.provenance.digest, config.dataset.rows.model_dump(mode="json")]
+    data["candidates"] = [
+        [
+            candidate.name,
+            candidate.model.provenance.digest,
+            candidate.model.tokenizer_provenance.digest,
+            adapter_digest(candidate),
+        ]
+        for candidate in config.candidates
+    ]
+    return f"sha256:{digest_of(data)}"
+
+
+def _results(
+    config: EvaluateConfig,
+    measured: Sequence[Measured],
+    *,
+    environment: Environment,
+    config_digest: str,
+    started: float,
+) -> tuple[Results, dict[Metric, dict[str, Observed]]]:
+    inputs = [found.inputs for found in measured]
+    tokenizer = choose_tokenizer([row.completion for row in inputs[0].rows])
+    observed = _observe(config, measured, tokenizer)
+    metrics = analyse(observed, inputs, Resampling(config.bootstrap_samples, config.seed))
+    gates = judge(config.gate, metrics)
+    results = Results(
+        job=config.job,
+        config_digest=config_digest,
+        created_at=datetime.now(UTC),
+        wall_seconds=time.monotonic() - started,
+        verdict=gate.overall([decision.result for decision in gates]),
+        environment=environment,
+        dataset=_dataset(config, measured),
+        settings=_settings(config, measured),
+        candidates=tuple(_candidate(found) for found in measured),
+        metrics=metrics,
+        gates=gates,
+        warnings=warnings.collect(metrics, inputs, rouge_tokenizer=tokenizer),
+    )
+    return results, observed
+
+
+def _observe(
+    config: EvaluateConfig, measured: Sequence[Measured], tokenizer: RougeTokenizer
+) -> dict[Metric, dict[str, Observed]]:
+    return {
+        metric: {
+            found.inputs.candidate.name: observe(
+                metric,
+                found.inputs,
+                part=found.parts[task_of(metric)],
+                tokenizer=tokenizer,
+                max_length=config.max_length,
+            )
+            for found in measured
+        }
+        for metric in dict.fromkeys(config.metrics)
+    }
+
+
+def _dataset(config: EvaluateConfig, measured: Sequence[Measured]) -> DatasetSummary:
+    rows = measured[0].inputs.rows
+    listing = "\n".join(row.row_id for row in rows)
+    return DatasetSummary(
+        provenance=config.dataset.provenance,
+        rows=len(rows),
+        row_ids_digest=f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}",
+        limit=config.limit,
+    )
+
+
+def _settings(config: EvaluateConfig, measured: Sequence[Measured]) -> Settings:
+    limits = {
+        found.inputs.candidate.name: found.parts[Task.GENERATION].max_new_tokens
+        for found in measured
+        if Task.GENERATION in found.parts
+    }
+    return Settings(
+        max_length=config.max_length,
+        max_new_tokens={name: limit for name, limit in limits.items() if limit is not None},
+        stop=tuple(config.generation.stop),
+        bootstrap_samples=config.bootstrap_samples,
+        seed=config.seed,
+    )
+
+
+def _candidate(found: Measured) -> CandidateSummary:
+    candidate = found.inputs.candidate
+    return CandidateSummary(
+        name=candidate.name,
+        model=candidate.model.provenance,
+        tokenizer=candidate.model.tokenizer_provenance,
+        adapter_digest=adapter_digest(candidate),
+        parameters=found.facts.parameters,
+        load_seconds=found.facts.load_seconds,
+        seconds={task: part.seconds for task, part in found.parts.items()},
+    )
+
+
+def _environment(device: torch.device, chosen: NumberFormat, threads: int) -> Environment:
+    versions: Mapping[str, str] = {name: _version(name) for name in (DISTRIBUTION, "torch", "transformers", "peft")}
+    return Environment(
+        python=platform.python_version(),
+        finetuning_operator=versions[DISTRIBUTION],
+        torch=versions["torch"],
+        transformers=versions["transformers"],
+        peft=versions["peft"],
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        dtype=chosen.dtype,
+        dtype_reason=chosen.why,
+        threads=threads,
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,99 @@
+"""The gate: three-state rules on intervals, because a point estimate alone decides nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetuning_api.metrics import GateResult, GateRule, Verdict
+from finetuning_evaluator.statistics import Interval
+
+DEFAULT_AGAINST = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A number and its 95 % interval; None where there are too few rows for one."""
+
+    value: float
+    interval: Interval | None
+
+
+def decide(rule: GateRule, measured: Measured) -> GateResult:
+    """Judge one rule.
+
+    ``measured`` is the tuned candidate's value for ``min`` and ``max``, and its improvement over ``against`` (positive
+    is better, also where lower values are) for ``minDelta`` and ``nonInferior``. The verdict is Pass when the whole
+    interval satisfies the rule, Fail when the whole interval violates it, and Inconclusive otherwise.
+    """
+    if rule.max is not None:
+        bound, interval = -rule.max, _negated(measured.interval)
+    else:
+        bound, interval = _lower_bound(rule), measured.interval
+    verdict = _verdict(bound, interval)
+    return GateResult(metric=rule.metric, verdict=verdict, message=_message(rule, measured, verdict))
+
+
+def overall(gates: Sequence[GateResult]) -> Verdict | None:
+    """Return Fail if any rule fails, else Inconclusive if any is, else Pass; None without rules."""
+    if not gates:
+        return None
+    verdicts = {gate.verdict for gate in gates}
+    return next(verdict for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS) if verdict in verdicts)
+
+
+def is_relative(rule: GateRule) -> bool:
+    """Whether a rule compares with another candidate."""
+    return rule.min_delta is not None or rule.non_inferior is not None
+
+
+def _lower_bound(rule: GateRule) -> float:
+    if rule.min is not None:
+        return rule.min
+    if rule.min_delta is not None:
+        return rule.min_delta
+    return -(rule.non_inferior or 0.0)
+
+
+def _negated(interval: Interval | None) -> Interval | None:
+    return None if interval is None else Interval(-interval.high, -interval.low)
+
+
+def _verdict(bound: float, interval: Interval | None) -> Verdict:
+    if interval is None:
+        return Verdict.INCONCLUSIVE
+    if interval.low >= bound:
+        return Verdict.PASS
+    return Verdict.FAIL if interval.high < bound else Verdict.INCONCLUSIVE
+
+
+def _message(rule: GateRule, measured: Measured, verdict: Verdict) -> str:
+    return f"{_subject(rule, measured)}{_span(measured.interval)}; {_condition(rule)}: {_because(verdict, measured)}"
+
+
+def _subject(rule: GateRule, measured: Measured) -> str:
+    if is_relative(rule):
+        return f"{rule.metric} improved by {measured.value:.4g} over {rule.against or DEFAULT_AGAINST}"
+    return f"{rule.metric} is {measured.value:.4g}"
+
+
+def _span(interval: Interval | None) -> str:
+    return "" if interval is None else f" [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def _condition(rule: GateRule) -> str:
+    if rule.min is not None:
+        return f"min {rule.min:g}"
+    if rule.max is not None:
+        return f"max {rule.max:g}"
+    if rule.min_delta is not None:
+        return f"minDelta {rule.min_delta:g}"
+    return f"nonInferior {rule.non_inferior:g}"
+
+
+def _because(verdict: Verdict, measured: Measured) -> str:
+    if measured.interval is None:
+        return "too few rows for an interval"
+    return {
+        Verdict.PASS: "the whole interval satisfies it",
+        Verdict.FAIL: "the whole interval violates it",
+        Verdict.INCONCLUSIVE: "the interval reaches both sides; more rows may decide",
+    }[verdict]

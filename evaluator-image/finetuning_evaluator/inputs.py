@@ -1,0 +1,142 @@
+"""What is evaluated: the held-out rows as each candidate's tokenizer renders them, checked before a model is loaded."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from finetuning_api.metrics import GateRule, Metric
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import CandidateInput, EvaluateConfig
+from finetuning_evaluator.gate import DEFAULT_AGAINST, is_relative
+from finetuning_evaluator.metrics.accuracy import choices_of
+from finetuning_evaluator.metrics.perplexity import LIKELIHOOD_METRICS
+from finetuning_evaluator.metrics.rouge import ROUGE_METRICS
+from finetuning_workload.data import Encoder, RenderedRow, held_out_rows, load_table, render_rows
+from finetuning_workload.errors import UserError
+from finetuning_workload.models import load_tokenizer
+
+TUNED = "tuned"
+_PER_TOKEN = frozenset({Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY})
+
+
+class Task(StrEnum):
+    """A kind of work with the model; several metrics may be read from one."""
+
+    LIKELIHOOD = "likelihood"
+    GENERATION = "generation"
+    ACCURACY = "accuracy"
+    COLA = "cola"
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateInputs:
+    """One candidate with the rows that it is evaluated on."""
+
+    candidate: CandidateInput
+    tokenizer: PreTrainedTokenizerBase
+    rows: tuple[RenderedRow, ...]
+    choices: tuple[str, ...]
+    """The data set's distinct completions, where accuracy is asked for."""
+    encoding_digest: str
+    """sha256 over the rows' token ids: equal means that values per token are comparable."""
+
+
+def task_of(metric: Metric) -> Task:
+    """Return the work that a metric is read from."""
+    if metric in LIKELIHOOD_METRICS:
+        return Task.LIKELIHOOD
+    if metric in (*ROUGE_METRICS, Metric.EXACT_MATCH):
+        return Task.GENERATION
+    return Task(metric.value)
+
+
+def tasks_of(metrics: Sequence[Metric]) -> tuple[Task, ...]:
+    """Return the work that the metrics need, each kind once."""
+    wanted = {task_of(metric) for metric in metrics}
+    return tuple(task for task in Task if task in wanted)
+
+
+def read_inputs(config: EvaluateConfig) -> tuple[CandidateInputs, ...]:
+    """Return the candidates with their held-out rows.
+
+    Raises UserError: METRIC_UNAVAILABLE for a metric that the rows do not allow, and whatever reading data raises.
+    """
+    read: dict[str, CandidateInputs] = {}
+    inputs = []
+    for candidate in config.candidates:
+        known = read.get(candidate.model.tokenizer_path)
+        found = _read(config, candidate) if known is None else _renamed(known, candidate)
+        read[candidate.model.tokenizer_path] = found
+        inputs.append(found)
+    _require_same_rows(inputs)
+    for rule in config.gate:
+        _require_comparable(rule, inputs)
+    return tuple(inputs)
+
+
+def comparable(metric: Metric, first: CandidateInputs, second: CandidateInputs) -> bool:
+    """Return whether two candidates' values of a metric may be subtracted: values per token need the same tokens."""
+    return metric not in _PER_TOKEN or first.encoding_digest == second.encoding_digest
+
+
+def _read(config: EvaluateConfig, candidate: CandidateInput) -> CandidateInputs:
+    tokenizer = load_tokenizer(Path(candidate.model.tokenizer_path))
+    rows = tuple(row for row in held_out_rows(config.dataset, tokenizer, limit=config.limit) if row.usable)
+    _require_rows(rows, config.metrics)
+    choices: tuple[str, ...] = ()
+    if Metric.ACCURACY in config.metrics:
+        table = load_table(Path(config.dataset.path), config.dataset.rows)
+        rendered = render_rows(table, config.dataset.rows, tokenizer)
+        choices = choices_of([row for row in rendered if row.usable])
+    digest = hashlib.sha256()
+    for sample in Encoder(tokenizer).encode(rows):
+        digest.update(np.array([*sample.ids, -1], dtype=np.int64).tobytes())
+    return CandidateInputs(candidate, tokenizer, rows, choices, digest.hexdigest())
+
+
+def _renamed(known: CandidateInputs, candidate: CandidateInput) -> CandidateInputs:
+    return CandidateInputs(candidate, known.tokenizer, known.rows, known.choices, known.encoding_digest)
+
+
+def _require_rows(rows: Sequence[RenderedRow], metrics: Sequence[Metric]) -> None:
+    if not rows:
+        hint = "Hold out more rows: raise dataset.split.test or use more data."
+        raise UserError(Reason.SPLIT_EMPTY, "no held-out row can be evaluated", hint)
+    needing = [metric for metric in metrics if task_of(metric) in {Task.GENERATION, Task.ACCURACY}]
+    if needing and any(not row.prompt for row in rows):
+        names = ", ".join(needing)
+        message = f"{names} cannot be computed: rows of plain text have no prompt to complete and no reference answer"
+        hint = f"Remove {names} from evaluation.metrics, or set dataset.prompt and dataset.completion."
+        raise UserError(Reason.METRIC_UNAVAILABLE, message, hint)
+
+
+def _require_same_rows(inputs: Sequence[CandidateInputs]) -> None:
+    first = [row.row_id for row in inputs[0].rows]
+    for other in inputs[1:]:
+        if [row.row_id for row in other.rows] != first:
+            names = f"{inputs[0].candidate.name} and {other.candidate.name}"
+            message = f"{names} do not see the same held-out rows: their tokenizers render the data differently"
+            raise UserError(Reason.TOKENIZER_MISMATCH, message, "Give both the same tokenizer, or plain templates.")
+
+
+def _require_comparable(rule: GateRule, inputs: Sequence[CandidateInputs]) -> None:
+    by_name = {found.candidate.name: found for found in inputs}
+    if TUNED not in by_name:
+        message = f"gate: the rule on {rule.metric} judges the candidate named {TUNED}, and there is none"
+        raise UserError(Reason.INVALID_SPEC, message, f"Name one candidate {TUNED}.")
+    if not is_relative(rule):
+        return
+    against = rule.against or DEFAULT_AGAINST
+    if against not in by_name:
+        message = f"gate: the rule on {rule.metric} compares with {against!r}, which is no candidate"
+        raise UserError(Reason.INVALID_SPEC, message, f"Use one of {', '.join(sorted(by_name))}.")
+    if not comparable(rule.metric, by_name[TUNED], by_name[against]):
+        message = f"gate: {rule.metric} per token is not comparable between {TUNED} and {against}: other tokenizers"
+        raise UserError(
+            Reason.METRIC_UNAVAILABLE, message, "Use bits-per-byte, which does not depend on the tokenizer."
+        )

@@ -1,0 +1,65 @@
+"""The output folder: results, samples and reports as one artifact, complete when its manifest is there."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetuning_api.metrics import Metric
+from finetuning_api.runconfig import MANIFEST_NAME
+from finetuning_evaluator.candidates import Measured
+from finetuning_evaluator.observations import Observed
+from finetuning_evaluator.parts import Parts
+from finetuning_evaluator.report_html import render_html
+from finetuning_evaluator.report_markdown import render_markdown
+from finetuning_evaluator.results import Results
+from finetuning_evaluator.samples import make_samples
+from finetuning_workload.artifact import damaged_files, read_manifest, write_manifest
+from finetuning_workload.errors import UserError
+from finetuning_workload.files import write_atomically
+
+RESULTS_NAME = "results.json"
+SAMPLES_NAME = "samples.jsonl"
+MARKDOWN_NAME = "report.md"
+HTML_NAME = "report.html"
+_TOOL = "finetuning_evaluator"
+
+
+def find_finished(folder: Path, *, config_digest: str) -> Results | None:
+    """Return the results of an intact, finished evaluation of the same configuration, else None."""
+    try:
+        manifest = read_manifest(folder)
+        if manifest is None or damaged_files(folder, manifest):
+            return None
+        results = Results.model_validate_json((folder / RESULTS_NAME).read_bytes())
+    except (UserError, ValidationError, OSError):
+        # Damaged: it is made again.
+        return None
+    return results if results.config_digest == config_digest else None
+
+
+def write(
+    folder: Path,
+    results: Results,
+    *,
+    measured: Sequence[Measured],
+    observed: Mapping[Metric, Mapping[str, Observed]],
+    parts: Parts,
+) -> None:
+    """Write everything, and the manifest last."""
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    samples = make_samples(measured, observed)
+    write_atomically(folder / RESULTS_NAME, results.model_dump_json(by_alias=True, indent=2))
+    write_atomically(folder / SAMPLES_NAME, "".join(f"{sample.model_dump_json(by_alias=True)}\n" for sample in samples))
+    write_atomically(folder / MARKDOWN_NAME, render_markdown(results, samples))
+    write_atomically(folder / HTML_NAME, render_html(results, samples))
+    parts.clear()
+    write_manifest(
+        folder,
+        source=f"evaluation://{results.job.kind}/{results.job.name}",
+        resolved_revision=results.config_digest,
+        content_format="evaluation",
+        created_at=datetime.now(UTC),
+        tool=_TOOL,
+    )

@@ -1,0 +1,151 @@
+"""report.md: verdict first, then the table, samples, and what is needed to reproduce it."""
+
+from collections.abc import Iterator, Sequence
+
+from finetuning_evaluator.results import Results
+from finetuning_evaluator.samples import Sample, telling
+from finetuning_evaluator.wording import (
+    headline,
+    interval,
+    outcome,
+    p_value,
+    signed,
+    with_interval,
+)
+
+_SAMPLES = 6
+_LONGEST = 600
+
+
+def render_markdown(results: Results, samples: Sequence[Sample]) -> str:
+    """Return the report as Markdown."""
+    sections = (_head(results), _table(results), _comparisons(results), _gate(results), _warnings(results))
+    parts = [*sections, _examples(results, samples), _reproduction(results)]
+    return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines) + "\n"
+
+
+def _head(results: Results) -> Iterator[str]:
+    yield f"# Evaluation of {results.job.name}"
+    yield ""
+    yield f"**{headline(results)}**"
+    yield ""
+    yield (
+        f"{results.dataset.rows} held-out rows, {len(results.candidates)} candidates;"
+        f" intervals are 95 %, {results.settings.bootstrap_samples} resamples of rows."
+    )
+
+
+def _table(results: Results) -> Iterator[str]:
+    names = [candidate.name for candidate in results.candidates]
+    yield _row(["metric", "better", *names])
+    yield _row(["---"] * (len(names) + 2))
+    for metric in results.metrics:
+        better = "lower" if metric.lower_is_better else "higher"
+        yield _row([metric.metric, better, *(with_interval(metric.value(name)) for name in names)])
+
+
+def _comparisons(results: Results) -> Iterator[str]:
+    if not any(metric.comparisons for metric in results.metrics):
+        return
+    yield _row(["metric", "difference", "delta", "95 % interval", "p", "wins / ties / losses", "outcome"])
+    yield _row(["---"] * 7)
+    for metric in results.metrics:
+        for item in metric.comparisons:
+            yield _row(
+                [
+                    metric.metric,
+                    f"{item.candidate} - {item.against}",
+                    signed(item.delta),
+                    interval(item.ci_low, item.ci_high),
+                    p_value(item.p_value),
+                    f"{item.wins} / {item.ties} / {item.losses}",
+                    outcome(metric, item),
+                ]
+            )
+
+
+def _gate(results: Results) -> Iterator[str]:
+    if results.gates:
+        yield "## Gate"
+        yield ""
+        for gate in results.gates:
+            yield f"- **{gate.result.verdict}** {gate.result.message}"
+
+
+def _warnings(results: Results) -> Iterator[str]:
+    if results.warnings:
+        yield "## Warnings"
+        yield ""
+        for warning in results.warnings:
+            yield f"- {warning}"
+
+
+def _examples(results: Results, samples: Sequence[Sample]) -> Iterator[str]:
+    shown = [sample for sample in telling_samples(results, samples, count=_SAMPLES) if sample.outputs]
+    if not shown:
+        return
+    yield "## Samples"
+    for sample in shown:
+        yield ""
+        yield f"### Row {sample.row_id}"
+        for title, text in (("prompt", sample.prompt), ("reference", sample.reference), *sample.outputs.items()):
+            yield ""
+            yield f"{title}:"
+            yield ""
+            yield from _quoted(text)
+
+
+def _reproduction(results: Results) -> Iterator[str]:
+    yield "## Reproduction"
+    yield ""
+    for name, value in reproduction(results):
+        yield f"- {name}: `{value}`"
+
+
+def telling_samples(results: Results, samples: Sequence[Sample], *, count: int) -> tuple[Sample, ...]:
+    """Return rows that show the differences, by the first metric that rows have a score for."""
+    scored = [metric.metric for metric in results.metrics if samples and metric.metric in _scores_of_first(samples)]
+    names = [candidate.name for candidate in results.candidates]
+    against = "base" if "base" in names else names[0]
+    return telling(samples, scored[-1], against=against, count=count) if scored else tuple(samples[:count])
+
+
+def reproduction(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield what somebody needs to get the same numbers, as names and values."""
+    yield "data", f"{results.dataset.provenance.source} {results.dataset.provenance.digest}"
+    yield "held-out rows", f"{results.dataset.rows} {results.dataset.row_ids_digest}"
+    for candidate in results.candidates:
+        adapter = f" + adapter {candidate.adapter_digest}" if candidate.adapter_digest else ""
+        yield candidate.name, f"{candidate.model.source} {candidate.model.digest}{adapter}"
+    for metric in results.metrics:
+        yield metric.metric, metric.signature
+    settings, environment = results.settings, results.environment
+    yield "window", f"{settings.max_length} tokens"
+    for name, limit in settings.max_new_tokens.items():
+        yield f"new tokens of {name}", f"at most {limit}, greedy"
+    yield "seed", str(settings.seed)
+    yield "number format", f"{environment.dtype} ({environment.dtype_reason})"
+    yield "device", f"{environment.device}, {environment.threads} threads"
+    yield "finetuning-operator", environment.finetuning_operator
+    yield "Python", environment.python
+    yield "libraries", f"torch {environment.torch}, transformers {environment.transformers}, peft {environment.peft}"
+    yield "configuration", results.config_digest
+
+
+def _scores_of_first(samples: Sequence[Sample]) -> set[str]:
+    return {metric for scores in samples[0].scores.values() for metric in scores}
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _quoted(text: str) -> Iterator[str]:
+    """Yield a text as a code block whose fence is longer than any in the text."""
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    fence = "```"
+    while fence in shown:
+        fence += "`"
+    yield fence
+    yield from shown.splitlines() or ["(nothing)"]
+    yield fence

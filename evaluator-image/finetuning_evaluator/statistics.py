@@ -1,0 +1,242 @@
+"""Intervals and paired comparisons, by resampling rows: vectorised and seeded.
+
+Every metric here is a function of sums over rows (a mean, a ratio of sums, a confusion matrix). So one matrix of
+resampling weights serves all metrics and all candidates at once, and differences between candidates are paired by
+construction: each resample holds the same rows for everyone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+Z_95 = 1.959963984540054
+_TIE = 1e-9
+_CELLS_PER_CHUNK = 1 << 22
+"""Resampling weights held in memory at once (32 MB of float64)."""
+
+
+class Statistic(StrEnum):
+    """How the sums over rows become the value of a metric, and which components they sum."""
+
+    MEAN = "mean"
+    """Components: value, 1."""
+    PROPORTION = "proportion"
+    """Components: 0 or 1, 1."""
+    PERPLEXITY = "perplexity"
+    """Components: NLL in nats, tokens. Value: exp(sum NLL / sum tokens)."""
+    BITS_PER_BYTE = "bits-per-byte"
+    """Components: NLL in nats, UTF-8 bytes. Value: sum NLL / (ln 2 * sum bytes)."""
+    MATTHEWS = "matthews"
+    """Components: true positive, false positive, false negative, true negative. 0 when a margin is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """What one candidate scored on every row: ``components`` has the shape [rows, components of the statistic]."""
+
+    statistic: Statistic
+    components: FloatArray
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.components.shape[0])
+
+    def value(self) -> float:
+        """Return the metric over all rows."""
+        return float(aggregate(self.statistic, self.components.sum(axis=0)))
+
+    def row_values(self) -> FloatArray:
+        """Return a value per row for win and loss counts: the metric itself, or 1 for a right judgement."""
+        if self.statistic is Statistic.MATTHEWS:
+            return np.asarray(self.components[:, 0] + self.components[:, 3], dtype=np.float64)
+        return aggregate(self.statistic, self.components)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+class Test(StrEnum):
+    """Which test a p-value comes from; all are two-sided."""
+
+    PERMUTATION = "paired permutation"
+    MCNEMAR = "exact McNemar"
+
+
+@dataclass(frozen=True, slots=True)
+class PairedComparison:
+    """``delta`` = first - second over the same rows; wins and losses count rows from the first candidate's side."""
+
+    delta: float
+    interval: Interval | None
+    p_value: float
+    test: Test
+    wins: int
+    ties: int
+    losses: int
+    rows: int
+
+
+def aggregate(statistic: Statistic, sums: FloatArray) -> FloatArray:
+    """Return the metric for sums of shape [..., components]; NaN where nothing was summed."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if statistic is Statistic.MATTHEWS:
+            return _matthews(sums)
+        ratio = np.asarray(sums[..., 0] / sums[..., 1], dtype=np.float64)
+        if statistic is Statistic.PERPLEXITY:
+            return np.asarray(np.exp(ratio))
+        if statistic is Statistic.BITS_PER_BYTE:
+            return np.asarray(ratio / math.log(2))
+        return ratio
+
+
+def _matthews(sums: FloatArray) -> FloatArray:
+    true_positive, false_positive, false_negative, true_negative = np.moveaxis(sums, -1, 0)
+    numerator = true_positive * true_negative - false_positive * false_negative
+    margins = (
+        (true_positive + false_positive)
+        * (true_positive + false_negative)
+        * (true_negative + false_positive)
+        * (true_negative + false_negative)
+    )
+    return np.where(margins > 0, numerator / np.sqrt(np.where(margins > 0, margins, 1.0)), 0.0)
+
+
+def _weight_chunks(rows: int, *, samples: int, seed: int) -> Iterator[FloatArray]:
+    """Yield multinomial weights of shape [chunk, rows] that add up to ``samples`` resamples."""
+    generator = np.random.default_rng(seed)
+    chunk = max(1, _CELLS_PER_CHUNK // rows)
+    for start in range(0, samples, chunk):
+        size = min(chunk, samples - start)
+        drawn = generator.integers(0, rows, size=(size, rows)) + np.arange(size)[:, None] * rows
+        counts = np.bincount(drawn.ravel(), minlength=size * rows)
+        yield counts.reshape(size, rows).astype(np.float64)
+
+
+def bootstrap(observations: Sequence[Observations], *, samples: int, seed: int) -> list[FloatArray]:
+    """Return ``samples`` resampled values for each of several observations of the same rows.
+
+    Draw i of every result is over the same resampled rows, so the difference of two results is a paired bootstrap.
+    """
+    if not observations:
+        return []
+    rows = observations[0].rows
+    edges = np.cumsum([0, *(item.components.shape[1] for item in observations)])
+    stacked = np.concatenate([item.components for item in observations], axis=1)
+    draws: list[list[FloatArray]] = [[] for _ in observations]
+    for weights in _weight_chunks(rows, samples=samples, seed=seed):
+        sums = weights @ stacked
+        for index, item in enumerate(observations):
+            draws[index].append(aggregate(item.statistic, sums[:, edges[index] : edges[index + 1]]))
+    return [np.concatenate(parts) for parts in draws]
+
+
+def percentile_interval(draws: FloatArray) -> Interval | None:
+    """Return the central 95 % of resampled values; None when a resample has no finite value."""
+    if not np.isfinite(draws).all():
+        return None
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Interval(float(low), float(high))
+
+
+def wilson_interval(successes: float, rows: int) -> Interval:
+    """Return Wilson's score interval of a proportion.
+
+    Unlike a bootstrap it does not shrink to a point when every row agrees. E. B. Wilson, JASA 22 (1927).
+    """
+    share = successes / rows
+    denominator = 1 + Z_95**2 / rows
+    centre = (share + Z_95**2 / (2 * rows)) / denominator
+    half = Z_95 / denominator * math.sqrt(share * (1 - share) / rows + Z_95**2 / (4 * rows**2))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def bonett_price_interval(only_first: int, only_second: int, rows: int) -> Interval:
+    """Return the interval of a difference of paired proportions.
+
+    ``only_first`` and ``only_second`` count the rows that one side alone got right. D. G. Bonett and R. M. Price,
+    J. Educ. Behav. Stat. 37 (2012): Wald's interval after one row is added to each discordant cell.
+    """
+    first, second = (only_first + 1) / (rows + 2), (only_second + 1) / (rows + 2)
+    half = Z_95 * math.sqrt((first + second - (first - second) ** 2) / (rows + 2))
+    return Interval(max(-1.0, first - second - half), min(1.0, first - second + half))
+
+
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test: a fair coin decides each discordant row."""
+    discordant = only_first + only_second
+    term, tail = 1, 0
+    for wins in range(min(only_first, only_second) + 1):
+        tail += term
+        term = term * (discordant - wins) // (wins + 1)
+    return min(1.0, 2.0 * tail / int(2**discordant))
+
+
+def permutation_p_value(first: Observations, second: Observations, *, samples: int, seed: int) -> float:
+    """Return the p-value of a paired permutation test of the difference: (k + 1) / (samples + 1).
+
+    Under the null hypothesis a row's two results may be swapped; for a mean this is the sign-flip test.
+    """
+    generator = np.random.default_rng(seed)
+    rows, statistic = first.rows, first.statistic
+    gained = second.components - first.components
+    totals = first.components.sum(axis=0), second.components.sum(axis=0)
+    observed = abs(float(aggregate(statistic, totals[0]) - aggregate(statistic, totals[1])))
+    at_least = 0
+    chunk = max(1, _CELLS_PER_CHUNK // rows)
+    for start in range(0, samples, chunk):
+        swapped = generator.integers(0, 2, size=(min(chunk, samples - start), rows), dtype=np.int8)
+        moved = swapped.astype(np.float64) @ gained
+        difference = aggregate(statistic, totals[0] + moved) - aggregate(statistic, totals[1] - moved)
+        at_least += int((np.abs(difference) >= observed * (1 - 1e-9)).sum())
+    return (at_least + 1) / (samples + 1)
+
+
+def level_interval(observations: Observations, draws: FloatArray) -> Interval | None:
+    """Return the 95 % interval of one candidate's value; None with fewer than two rows."""
+    if observations.rows < 2:  # noqa: PLR2004  (one row says nothing about the spread of rows)
+        return None
+    if observations.statistic is Statistic.PROPORTION:
+        return wilson_interval(float(observations.components[:, 0].sum()), observations.rows)
+    return percentile_interval(draws)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One candidate in a comparison: what it scored and its resampled values."""
+
+    observations: Observations
+    draws: FloatArray
+
+
+def compare(first: Side, second: Side, *, lower_is_better: bool, samples: int, seed: int) -> PairedComparison:
+    """Compare two candidates that scored the same rows; ``delta`` is first - second."""
+    one, two = first.observations, second.observations
+    better = (two.row_values() - one.row_values()) * (1 if lower_is_better else -1)
+    wins, losses = int((better > _TIE).sum()), int((better < -_TIE).sum())
+    binary = one.statistic is Statistic.PROPORTION
+    interval: Interval | None = None
+    if one.rows > 1:
+        difference = first.draws - second.draws
+        interval = bonett_price_interval(wins, losses, one.rows) if binary else percentile_interval(difference)
+    return PairedComparison(
+        delta=one.value() - two.value(),
+        interval=interval,
+        p_value=mcnemar_p_value(wins, losses) if binary else permutation_p_value(one, two, samples=samples, seed=seed),
+        test=Test.MCNEMAR if binary else Test.PERMUTATION,
+        wins=wins,
+        ties=one.rows - wins - losses,
+        losses=losses,
+        rows=one.rows,
+    )

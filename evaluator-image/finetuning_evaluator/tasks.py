@@ -1,0 +1,118 @@
+"""The work with one candidate's model, task by task, each kept as a part when it is finished."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from finetuning_api.runconfig import ContractModel, EvaluateConfig
+from finetuning_evaluator.inputs import CandidateInputs, Task
+from finetuning_evaluator.metrics import accuracy, cola, perplexity
+from finetuning_workload.candidates import LoadedCandidate
+from finetuning_workload.data import Encoder, RenderedRow
+from finetuning_workload.generation import complete
+
+OnProgress = Callable[[int, int], None]
+
+_MARGIN = 1.2
+_LEAST_NEW_TOKENS = 8
+_RELATIVE_COST = {Task.LIKELIHOOD: 1.0, Task.GENERATION: 4.0, Task.ACCURACY: 4.0, Task.COLA: 2.0}
+
+
+class Output(ContractModel):
+    """What a candidate wrote for one row."""
+
+    text: str
+    tokens: int
+    stopped: bool
+    """Whether it ended by itself rather than at the limit."""
+
+
+class TaskPart(ContractModel):
+    """The outcome of one task of one candidate; only the field of the task is filled."""
+
+    seconds: float
+    likelihood: tuple[perplexity.RowLikelihood, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    max_new_tokens: int | None = None
+    chosen: tuple[str, ...] = ()
+    judgements: tuple[cola.Judgement, ...] = ()
+
+
+def cost(task: Task) -> float:
+    """Return the share of a task in the work, relative to likelihood: for progress only."""
+    return _RELATIVE_COST[task]
+
+
+def run_task(
+    task: Task, loaded: LoadedCandidate, *, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    """Do one task with a candidate's model. ``on_progress`` may raise to stop."""
+    started = time.monotonic()
+    with loaded.active():
+        part = _WORK[task](loaded, inputs, config, on_progress)
+    return part.model_copy(update={"seconds": time.monotonic() - started})
+
+
+def planned_new_tokens(inputs: CandidateInputs, config: EvaluateConfig) -> int:
+    """Return the limit of new tokens: as set, else 1.2 times the longest reference in tokens, at least 8.
+
+    Models that were never taught to stop make the limit matter: they always reach it.
+    """
+    if config.generation.max_new_tokens is not None:
+        return config.generation.max_new_tokens
+    tokenizer = inputs.tokenizer
+    longest = max(len(tokenizer(row.completion, add_special_tokens=False)["input_ids"]) + 1 for row in inputs.rows)
+    return max(_LEAST_NEW_TOKENS, math.ceil(_MARGIN * longest))
+
+
+def _likelihood(
+    loaded: LoadedCandidate, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    rows = perplexity.score_rows(
+        loaded.model, inputs.tokenizer, inputs.rows, max_length=config.max_length, on_progress=on_progress
+    )
+    return TaskPart(seconds=0, likelihood=tuple(rows))
+
+
+def _generation(
+    loaded: LoadedCandidate, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    limit = planned_new_tokens(inputs, config)
+    encoder = Encoder(inputs.tokenizer)
+    completions = complete(
+        loaded.model,
+        inputs.tokenizer,
+        [encoder.encode_prompt(row) for row in inputs.rows],
+        max_new_tokens=limit,
+        stop=config.generation.stop,
+        closing_tokens=_closing_tokens(inputs, inputs.rows),
+        on_progress=on_progress,
+    )
+    outputs = (Output(text=found.text, tokens=found.tokens, stopped=found.stopped) for found in completions)
+    return TaskPart(seconds=0, outputs=tuple(outputs), max_new_tokens=limit)
+
+
+def _closing_tokens(inputs: CandidateInputs, rows: Sequence[RenderedRow]) -> set[int]:
+    """Return the ids of the marks that close a turn in the rows: training teaches them, so generation ends at them."""
+    marks = {segment.closing for row in rows for segment in row.segments if segment.closing}
+    encoded = (inputs.tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in marks)
+    return {ids[0] for ids in encoded if len(ids) == 1}
+
+
+def _accuracy(
+    loaded: LoadedCandidate, inputs: CandidateInputs, _config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    chosen = accuracy.choose(
+        loaded.model, inputs.tokenizer, inputs.rows, choices=inputs.choices, on_progress=on_progress
+    )
+    return TaskPart(seconds=0, chosen=tuple(chosen))
+
+
+def _cola(
+    loaded: LoadedCandidate, inputs: CandidateInputs, _config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    judgements = cola.judge(loaded.model, inputs.tokenizer, cola.sentences(), on_progress=on_progress)
+    return TaskPart(seconds=0, judgements=tuple(judgements))
+
+
+_WORK = {Task.LIKELIHOOD: _likelihood, Task.GENERATION: _generation, Task.ACCURACY: _accuracy, Task.COLA: _cola}

@@ -1,0 +1,64 @@
+"""What a careful reader of the numbers should know."""
+
+from collections.abc import Iterator, Sequence
+
+from finetuning_api.metrics import Metric
+from finetuning_evaluator.analysis import FEW_ROWS, pairs
+from finetuning_evaluator.inputs import CandidateInputs, comparable
+from finetuning_evaluator.metrics.rouge import ROUGE_METRICS, RougeTokenizer
+from finetuning_evaluator.results import MetricResult
+
+_MANY = 0.1
+
+
+def collect(
+    metrics: Sequence[MetricResult], inputs: Sequence[CandidateInputs], *, rouge_tokenizer: RougeTokenizer
+) -> tuple[str, ...]:
+    """Return the warnings, those about the rows first."""
+    return tuple(
+        dict.fromkeys(
+            [
+                *_about_rows(metrics, inputs, rouge_tokenizer),
+                *_about_tokenizers(metrics, inputs),
+                *_about_outputs(metrics),
+                *_about_judgements(metrics),
+            ]
+        )
+    )
+
+
+def _about_rows(
+    metrics: Sequence[MetricResult], inputs: Sequence[CandidateInputs], rouge_tokenizer: RougeTokenizer
+) -> Iterator[str]:
+    rows = len(inputs[0].rows)
+    if rows < FEW_ROWS:
+        yield f"only {rows} held-out rows: intervals are rough below {FEW_ROWS}"
+    if rouge_tokenizer is RougeTokenizer.UNICODE and any(result.metric in ROUGE_METRICS for result in metrics):
+        yield "ROUGE uses Unicode words: over 5 % of the references' letters are not ASCII, which rouge_score drops"
+
+
+def _about_tokenizers(metrics: Sequence[MetricResult], inputs: Sequence[CandidateInputs]) -> Iterator[str]:
+    by_name = {found.candidate.name: found for found in inputs}
+    for first, second in pairs(list(by_name)):
+        apart = [result.metric for result in metrics if not comparable(result.metric, by_name[first], by_name[second])]
+        if apart:
+            what = " and ".join(apart)
+            yield f"{first} and {second} have different tokenizers: {what} cannot be compared, bits-per-byte can"
+
+
+def _about_outputs(metrics: Sequence[MetricResult]) -> Iterator[str]:
+    generated = [value for result in metrics for value in result.values if "emptyShare" in value.details]
+    for value in generated:
+        if value.details["emptyShare"] > _MANY:
+            yield f"{value.candidate} wrote nothing for {value.details['emptyShare']:.0%} of the rows"
+        if value.details["cutShare"] > _MANY:
+            yield f"{value.candidate} did not stop by itself in {value.details['cutShare']:.0%} of the rows"
+
+
+def _about_judgements(metrics: Sequence[MetricResult]) -> Iterator[str]:
+    for result in metrics:
+        if result.metric is not Metric.COLA:
+            continue
+        for value in result.values:
+            if value.details["predictedPositiveRate"] in {0.0, 1.0}:
+                yield f"{value.candidate} gives every sentence the same judgement: its cola is 0 by definition"

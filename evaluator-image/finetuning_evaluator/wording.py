@@ -1,0 +1,55 @@
+"""How numbers and outcomes are said, the same in every report."""
+
+from finetuning_api.metrics import Verdict
+from finetuning_evaluator.results import MetricComparison, MetricResult, MetricValue, Results
+
+SIGNIFICANT = 0.05
+
+
+def number(value: float) -> str:
+    """Return a value for a table: four significant digits, no exponent for ordinary sizes."""
+    size = abs(value)
+    if size and (size < 1e-3 or size >= 1e6):  # noqa: PLR2004  (beyond these a fixed number of digits misleads)
+        return f"{value:.3g}"
+    digits = 4 if size < 1 else 3 if size < 100 else 1  # noqa: PLR2004  (about four significant digits)
+    return f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """Return a difference with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return a 95 % interval, or a dash where there are too few rows for one."""
+    return "–" if low is None or high is None else f"[{number(low)}, {number(high)}]"  # noqa: RUF001  (a dash for a person)
+
+
+def with_interval(value: MetricValue | None) -> str:
+    """Return a value and its interval."""
+    return "–" if value is None else f"{number(value.value)} {interval(value.ci_low, value.ci_high)}"  # noqa: RUF001
+
+
+def p_value(value: float) -> str:
+    """Return a p-value for a table."""
+    return "< 0.001" if value < 1e-3 else f"{value:.3f}"  # noqa: PLR2004  (what readers of p-values expect)
+
+
+def outcome(result: MetricResult, comparison: MetricComparison) -> str:
+    """Return better, worse or unclear: by whether the interval of the difference leaves out zero."""
+    low, high = comparison.ci_low, comparison.ci_high
+    if low is None or high is None or low <= 0 <= high:
+        return "unclear"
+    return "better" if (comparison.delta < 0) == result.lower_is_better else "worse"
+
+
+def headline(results: Results) -> str:
+    """Return the first sentence of a report."""
+    if results.verdict is None:
+        return "No gate was set: read the table."
+    rules = f"{len(results.gates)} gate rule{'s' if len(results.gates) != 1 else ''}"
+    return {
+        Verdict.PASS: f"Passed: the tuned model satisfies all of {rules}.",
+        Verdict.FAIL: f"Failed: at least one of {rules} is violated.",
+        Verdict.INCONCLUSIVE: f"Inconclusive: the rows do not suffice to decide all of {rules}.",
+    }[results.verdict]

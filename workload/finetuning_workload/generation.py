@@ -1,0 +1,216 @@
+"""Greedy generation in batches: the same plan for every candidate, so that only the weights differ."""
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetuning_api.reasons import Reason
+from finetuning_workload.errors import UserError
+
+OnProgress = Callable[[int, int], None]
+"""Called with the prompts that are finished and their number in all; may raise to stop."""
+
+_TAIL_TOKENS = 16
+"""Tokens at the end of a completion that are searched for stop texts at each step, beside the stop text's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote."""
+
+    text: str
+    """Without special tokens, and cut before the first stop text."""
+    tokens: int
+    """Tokens generated, the closing EOS included."""
+    stopped: bool
+    """Whether it ended by itself, by EOS or a stop text, rather than at the limit."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """One prompt while it is continued."""
+
+    index: int
+    prompt: list[int]
+    new: list[int] = field(default_factory=list)
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Endings:
+    """What ends a completion."""
+
+    tokenizer: PreTrainedTokenizerBase
+    eos: frozenset[int]
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    context: int | None
+    """Tokens that the model's positions reach."""
+
+    def ends(self, row: _Row) -> bool:
+        """Note whether a row stopped by itself, and return whether it is finished."""
+        row.stopped = row.new[-1] in self.eos or self._holds_stop_text(row.new)
+        full = self.context is not None and len(row.prompt) + len(row.new) > self.context
+        return row.stopped or full or len(row.new) >= self.max_new_tokens
+
+    def _holds_stop_text(self, new: list[int]) -> bool:
+        if not self.stop:
+            return False
+        # A token is at least one byte: a stop text of n bytes lies within the last n tokens and a few to decode well.
+        longest = max(len(text.encode()) for text in self.stop)
+        tail = self.tokenizer.decode(new[-(longest + _TAIL_TOKENS) :], skip_special_tokens=True)
+        return any(text in tail for text in self.stop)
+
+    def text(self, row: _Row) -> str:
+        """Return the completion's text."""
+        text = str(self.tokenizer.decode(row.new, skip_special_tokens=True))
+        cuts = [text.index(stop) for stop in self.stop if stop in text]
+        return text[: min(cuts)] if cuts else text
+
+
+def generate(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    batch_tokens: int = 8192,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """Continue every prompt greedily and return the texts in the order of the prompts; see ``complete``."""
+    completions = complete(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_tokens=batch_tokens,
+        on_progress=on_progress,
+    )
+    return [completion.text for completion in completions]
+
+
+@torch.inference_mode()
+def complete(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    closing_tokens: Collection[int] = (),
+    batch_tokens: int = 8192,
+    on_progress: OnProgress | None = None,
+) -> list[Completion]:
+    """Continue every prompt (token ids) greedily until EOS, a closing token, a stop text or ``max_new_tokens``.
+
+    Prompts are sorted by length and batched so that rows x (prompt + new tokens) stays within ``batch_tokens``; the
+    plan depends on nothing else. Batches are left-padded with position ids, and finished rows leave their batch.
+    Raises UserError(UNSUPPORTED) for a prompt without tokens or one that leaves no room in the model's context.
+    """
+    _require_room(model, prompts)
+    eos = eos_token_ids(model, tokenizer) | frozenset(closing_tokens)
+    endings = _Endings(tokenizer, eos, tuple(stop), max_new_tokens, context_length(model))
+    results: list[Completion | None] = [None] * len(prompts)
+    done = 0
+    for batch in plan_batches([len(prompt) for prompt in prompts], extra=max_new_tokens, batch_tokens=batch_tokens):
+        rows = [_Row(index, prompts[index]) for index in batch]
+        for row in _continue(model, rows, endings):
+            results[row.index] = Completion(endings.text(row), len(row.new), row.stopped)
+            done += 1
+            if on_progress is not None:
+                on_progress(done, len(prompts))
+    return [result for result in results if result is not None]
+
+
+def plan_batches(lengths: Sequence[int], *, extra: int = 0, batch_tokens: int) -> list[list[int]]:
+    """Return batches of indices, longest first, each within ``batch_tokens`` counted with padding (or of one row).
+
+    Longest first: memory that does not suffice shows at once, and the estimated end only moves nearer.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        fits = batches and (lengths[batches[-1][0]] + extra) * (len(batches[-1]) + 1) <= batch_tokens
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def eos_token_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return every token that ends a text: the tokenizer's EOS, which training appends, and the model's own."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = set(configured) if isinstance(configured, list) else {configured}
+    return frozenset(int(token) for token in ids | {tokenizer.eos_token_id} if isinstance(token, int))
+
+
+def context_length(model: torch.nn.Module) -> int | None:
+    """Return the tokens that a model's positions reach, None where it does not say."""
+    config: Any = model.config
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def plain_model(model: torch.nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside an adapter's wrapper, or the model itself; adapters stay in its layers."""
+    wrapper: Any = model
+    return cast("PreTrainedModel", wrapper.get_base_model() if hasattr(model, "get_base_model") else model)
+
+
+def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> list[_Row]:
+    """Continue the rows of one batch, removing those that finish, and return them all."""
+    finished: list[_Row] = []
+    device = next(model.parameters()).device
+    width = max(len(row.prompt) for row in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, width - len(row.prompt) :] = torch.tensor(row.prompt, device=device)
+        mask[place, width - len(row.prompt) :] = 1
+    cache = DynamicCache(config=plain_model(model).config)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    last_only = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
+    while True:
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **last_only,
+        )
+        chosen = output.logits[:, -1].argmax(dim=-1)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            row.new.append(token)
+        open_places = [place for place, row in enumerate(rows) if not endings.ends(row)]
+        if len(open_places) < len(rows):
+            finished += [row for place, row in enumerate(rows) if place not in set(open_places)]
+            if not open_places:
+                return finished
+            kept = torch.tensor(open_places, device=device)
+            cache.batch_select_indices(kept)
+            rows = [rows[place] for place in open_places]
+            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
+        positions = positions[:, -1:] + 1
+
+
+def _keeps_last_logits(model: torch.nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(plain_model(model).forward).parameters
+
+
+def _require_room(model: torch.nn.Module, prompts: Sequence[list[int]]) -> None:
+    if any(not prompt for prompt in prompts):
+        hint = "Give the prompt some text, or use a tokenizer that adds a BOS token."
+        raise UserError(Reason.UNSUPPORTED, "a prompt has no tokens to start from", hint)
+    limit, longest = context_length(model), max((len(prompt) for prompt in prompts), default=0)
+    if limit is not None and longest >= limit:
+        message = f"a prompt has {longest} tokens, the model's context has {limit}: there is no room for a completion"
+        raise UserError(Reason.UNSUPPORTED, message, "Shorten the prompt, or drop such rows from the data.")
