@@ -27,9 +27,8 @@ class Role(StrEnum):
 
 
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_MODEL_FILES = ("*.safetensors", *_TOKENIZER_FILES)
 _FOLDER_SCHEMES = frozenset({Scheme.HF, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.FILE})
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 _UNPINNED_SCHEMES = frozenset(
     {Scheme.HF, Scheme.HTTPS, Scheme.HTTP, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.OCI}
 )
@@ -38,19 +37,19 @@ _UNPINNED_SCHEMES = frozenset(
 def role_ref(ref: SourceRef, role: Role) -> SourceRef:
     """Return a reference that takes what the role needs, where the user did not choose files.
 
-    Every owner asks through this function: the same need has the same identity, so its bytes are shared.
+    Every owner asks through this function: the same need has the same identity, so its bytes are shared. Of a model the
+    relocator takes what models need by itself; a tokenizer alone must not bring weights along.
     """
     plain = SourceRef.model_validate(ref.model_dump(include=set(SourceRef.model_fields)))
-    if plain.include or role is Role.DATASET or not _is_folder(plain):
+    if plain.include or role is not Role.TOKENIZER or not _is_folder(plain):
         return plain
-    files = _TOKENIZER_FILES if role is Role.TOKENIZER else _MODEL_FILES
-    return plain.model_copy(update={"include": list(files)})
+    return plain.model_copy(update={"include": list(_TOKENIZER_FILES)})
 
 
 def _is_folder(ref: SourceRef) -> bool:
     parsed = ref.parsed
     whole = parsed.scheme in _FOLDER_SCHEMES and not parsed.member and ref.conversion is Conversion.NONE
-    return whole and not parsed.location.lower().endswith(_ARCHIVES)
+    return whole and not parsed.location.lower().endswith(ARCHIVES)
 
 
 def is_pinned(ref: SourceRef) -> bool:

@@ -41,6 +41,8 @@ from finetuning_operator.reconcile.plan import (
 from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
 
 MEASURE, RELOCATE, CONVERT, VERIFY = "measure", "relocate", "convert", "verify"
+LOCAL_PIN = "sha256-"
+"""How the revision of a local folder begins: the digest of everything in it, put there by the command."""
 _OFFLINE_SCHEMES = frozenset({Scheme.FILE, Scheme.CONFIGMAP, Scheme.PVC})
 _PHASES = {
     MEASURE: RelocationPhase.MEASURING,
@@ -60,8 +62,11 @@ class _View:
 
     @property
     def ref(self) -> SourceRef:
+        """What the relocator is told; it cannot check the pin of a local folder, of which it takes a part."""
         spec = self.relocation.spec
-        return SourceRef.model_validate(spec.model_dump(include=set(SourceRef.model_fields)))
+        plain = SourceRef.model_validate(spec.model_dump(include=set(SourceRef.model_fields)))
+        pinned = (plain.revision or "").startswith(LOCAL_PIN) and self.scheme is Scheme.FILE
+        return plain.model_copy(update={"revision": None}) if pinned else plain
 
     @property
     def scheme(self) -> Scheme:
@@ -98,6 +103,14 @@ class _View:
     def measured(self) -> MeasureResult | None:
         result = _result(self.observed, MEASURE)
         return result if isinstance(result, MeasureResult) else None
+
+    @property
+    def revision(self) -> str | None:
+        """The revision that was measured, or that an artifact which is repaired was made of."""
+        if self.measured is not None:
+            return self.measured.resolved_revision
+        artifact = self.relocation.status.artifact
+        return artifact.resolved_revision if artifact else None
 
     def path(self, folder: str) -> str:
         return join(self.settings.volumes_root, self.claim, folder)
@@ -168,7 +181,7 @@ def _relocate(view: _View) -> Outcome:
             source=view.ref,
             source_mount=source_mount,
             destination=view.path("source" if view.converts else "artifact"),
-            resolved_revision=view.measured.resolved_revision if view.measured else None,
+            resolved_revision=view.revision,
             stall_seconds=view.settings.stall_seconds,
         ),
         mounts=(*mounts, claim_mount(view.claim, view.settings, read_only=False)),
@@ -319,7 +332,7 @@ def _status(view: _View, course: Course, *, artifact: RelocationArtifact | None,
         progress=active.progress if active else None,
         stages=list(course.stages),
         conditions=list(conditions),
-        artifact=artifact,
+        artifact=artifact or old.artifact,
         last_used_time=old.last_used_time,
         warnings=_warnings(view, artifact),
     )

@@ -1,0 +1,68 @@
+"""`finetune run`: one manifest on this machine."""
+
+import json
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from finetuning_api.base import ConditionType, Resource
+from finetuning_api.evaluationjob import EvaluationJob
+from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.relocation import Relocation
+from finetuning_cli.display import LiveDisplay
+from finetuning_cli.local.layout import Layout
+from finetuning_cli.local.lock import Holder, state_lock
+from finetuning_cli.local.run import LocalRun, Outcome
+from finetuning_cli.local.store import to_yaml
+from finetuning_cli.manifest import load_manifest
+from finetuning_cli.output import brought, print_outcome
+from finetuning_operator.reconcile.conditions import is_true
+
+_SIGNAL_EXIT = 128
+"""A process that a signal ends has 128 and the signal's number as its exit code, by the convention of shells."""
+
+
+def run_file(file: Path, *, state: Path, wait: bool, output: str | None) -> int:
+    """Run a manifest and return the exit code: 0, 1 when something failed, 130 or 143 after a signal."""
+    errors = Console(stderr=True)
+    manifest = load_manifest(file)
+    layout = Layout.at(state)
+
+    def on_wait(holder: Holder | None) -> None:
+        errors.print(f"waits: {layout.root} is in use by {holder or 'another run'}", markup=False, soft_wrap=True)
+
+    with state_lock(layout, job=manifest.names, wait=wait, on_wait=on_wait) as lock, LiveDisplay(errors) as display:
+        outcome = LocalRun(layout, manifest, lock=lock, display=display).run()
+    if outcome.stopped_by is not None and not _finished(outcome):
+        errors.print(f"stopped; go on with: finetune run {file}", markup=False, soft_wrap=True)
+        return _SIGNAL_EXIT + outcome.stopped_by
+    _print(outcome, layout=layout, output=output)
+    return 0 if all(_succeeded(outcome.objects[key]) for key in outcome.roots) else 1
+
+
+def _print(outcome: Outcome, *, layout: Layout, output: str | None) -> None:
+    resources = [outcome.objects[key] for key in outcome.roots]
+    if output == "yaml":
+        typer.echo("---\n".join(to_yaml(resource) for resource in resources), nl=False)
+    elif output == "json":
+        wires = [resource.to_wire() for resource in resources]
+        typer.echo(json.dumps(wires[0] if len(wires) == 1 else wires, indent=2))
+    else:
+        console = Console()
+        for resource in resources:
+            print_outcome(console, resource, layout=layout)
+        console.print(f"  {brought(outcome.transferred_bytes)}", highlight=False)
+
+
+def _finished(outcome: Outcome) -> bool:
+    return all(_succeeded(outcome.objects[key]) for key in outcome.roots)
+
+
+def _succeeded(resource: Resource) -> bool:
+    match resource:
+        case FineTuningJob() | EvaluationJob():
+            return is_true(resource.status.conditions, ConditionType.COMPLETE) or resource.spec.suspend
+        case Relocation():
+            return is_true(resource.status.conditions, ConditionType.READY)
+    return False

@@ -1,0 +1,1 @@
+"""The local realiser: plans become processes and folders below one state folder."""

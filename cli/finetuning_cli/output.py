@@ -1,0 +1,163 @@
+"""Objects for people: the table of results, the verdict, and where everything lies."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finetuning_api.base import ClaimRef, Condition, ConditionStatus, ConditionType, Resource
+from finetuning_api.evaluationjob import EvaluationJob
+from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.metrics import EvaluationRow, Verdict
+from finetuning_api.relocation import Relocation
+from finetuning_cli.display import duration, stages_of
+from finetuning_cli.local.layout import Layout
+from finetuning_operator.reconcile.conditions import find_condition
+from finetuning_operator.reconcile.job import REPORT_FOLDER
+from finetuning_workload.files import format_bytes
+
+_VERDICT_STYLES: Mapping[Verdict, str] = {
+    Verdict.PASS: "green",
+    Verdict.FAIL: "red",
+    Verdict.INCONCLUSIVE: "yellow",
+}
+
+
+def number(value: float | None) -> str:
+    """Return a value of a metric in four significant digits; nothing for None."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.1f}" if abs(value) >= 10_000 else f"{value:#.4g}".rstrip(".")  # noqa: PLR2004  (digits)
+
+
+def signed(value: float | None) -> str:
+    """Return a difference with its sign."""
+    return "" if value is None else f"{'+' if value >= 0 else ''}{number(value)}"
+
+
+def results_table(rows: list[EvaluationRow]) -> Table:
+    """Return the table of an evaluation; a column without values is left out."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("metric")
+    referenced = any(row.reference is not None for row in rows)
+    columns = ("base", "tuned", *(("reference",) if referenced else ()), "delta", "95 % interval", "n")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        interval = "" if row.ci_low is None or row.ci_high is None else f"{signed(row.ci_low)} .. {signed(row.ci_high)}"
+        middle = (number(row.reference),) if referenced else ()
+        values = (number(row.base), number(row.tuned), *middle, signed(row.delta), interval, str(row.samples))
+        table.add_row(row.metric.value, *values)
+    return table
+
+
+def print_outcome(console: Console, resource: Resource, *, layout: Layout) -> None:
+    """Print how an object ended: results, verdict, where its files lie, or why it failed."""
+    console.print(f"\n[bold]{resource.kind} {resource.metadata.name}[/bold]: {escape(headline(resource))}")
+    if isinstance(resource, FineTuningJob | EvaluationJob):
+        for warning in resource.status.warnings:
+            console.print(f"  [yellow]warning[/yellow] {escape(warning)}", soft_wrap=True)
+        if resource.status.evaluation:
+            console.print()
+            console.print(results_table(resource.status.evaluation))
+            console.print()
+        _print_verdict(console, resource)
+    for name, path in places(resource, layout):
+        console.print(f"  {name:<11}{escape(str(path))}", soft_wrap=True, highlight=False)
+
+
+def headline(resource: Resource) -> str:
+    """Return the state of an object in one line."""
+    conditions = _conditions(resource)
+    failed = find_condition(conditions, ConditionType.FAILED)
+    if failed is not None and failed.status is ConditionStatus.TRUE:
+        return f"Failed ({failed.reason.value}): {failed.message}"
+    phase = getattr(getattr(resource, "status", None), "phase", None)
+    text = str(phase.value) if phase is not None else ""
+    if isinstance(resource, FineTuningJob | EvaluationJob | Relocation):
+        start, end = resource.status.start_time, resource.status.completion_time
+        if start and end:
+            text += f" in {duration((end - start).total_seconds())}"
+    return text
+
+
+def places(resource: Resource, layout: Layout) -> list[tuple[str, Path]]:
+    """Return what lies where, of what exists."""
+    found: list[tuple[str, Path]] = []
+    report: ClaimRef | None = None
+    if isinstance(resource, FineTuningJob) and resource.status.artifacts.adapter is not None:
+        adapter = resource.status.artifacts.adapter
+        folder = layout.volumes / adapter.claim_name / adapter.path
+        found += [("adapter", folder), ("provenance", folder / "provenance.json")]
+        report = ClaimRef(claim_name=adapter.claim_name, path=REPORT_FOLDER)
+    if isinstance(resource, EvaluationJob):
+        report = resource.status.report
+    if isinstance(resource, Relocation) and resource.status.artifact is not None:
+        found.append(("artifact", layout.claim(resource.status.artifact.claim)))
+    if report is not None:
+        found += [("report", layout.claim(report) / "report.html"), ("results", layout.claim(report) / "results.json")]
+    return [(name, path) for name, path in found if path.exists()]
+
+
+def status_table(objects: Mapping[tuple[str, str], Resource]) -> Table:
+    """Return one line for each object."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kind", "name", "state", "stage", "progress"):
+        table.add_column(column, overflow="fold")
+    for resource in objects.values():
+        stages, progress = stages_of(resource)
+        running = next((stage for stage in stages if stage.state.value in {"Running", "Failed"}), None)
+        percent = f"{progress.percent} %" if progress is not None and running is not None else ""
+        phase = getattr(getattr(resource, "status", None), "phase", "")
+        table.add_row(resource.kind, resource.metadata.name, str(phase), running.name if running else "", percent)
+    return table
+
+
+def print_status(console: Console, resource: Resource, *, layout: Layout) -> None:
+    """Print everything about one object: stages, conditions, results and places."""
+    stages = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "state", "progress", "took", "attempts", "message"):
+        stages.add_column(column, overflow="fold")
+    for stage in stages_of(resource)[0]:
+        took = ""
+        if stage.start_time and stage.completion_time:
+            took = duration((stage.completion_time - stage.start_time).total_seconds())
+        values = (stage.state.value, f"{stage.percent} %", took, str(stage.attempts), escape(stage.message))
+        stages.add_row(stage.name, *values)
+    console.print(stages)
+    conditions = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("condition", "status", "reason", "message"):
+        conditions.add_column(column, overflow="fold")
+    for condition in _conditions(resource):
+        conditions.add_row(
+            condition.type.value, condition.status.value, condition.reason.value, escape(condition.message)
+        )
+    console.print()
+    console.print(conditions)
+    print_outcome(console, resource, layout=layout)
+
+
+def brought(count: int) -> str:
+    """Return how much a run relocated, as its last line."""
+    return f"relocated {format_bytes(count)}"
+
+
+def _conditions(resource: Resource) -> list[Condition]:
+    if isinstance(resource, FineTuningJob | EvaluationJob | Relocation):
+        return resource.status.conditions
+    return []
+
+
+def _print_verdict(console: Console, resource: FineTuningJob | EvaluationJob) -> None:
+    verdict = resource.status.verdict
+    if verdict is None:
+        return
+    gate = find_condition(resource.status.conditions, ConditionType.GATE_PASSED)
+    message = gate.message if gate is not None else ""
+    style = _VERDICT_STYLES[verdict]
+    console.print(f"  gate       [{style}]{verdict.value}[/{style}] {escape(message)}", soft_wrap=True)
