@@ -249,6 +249,11 @@ class EvaluationSpec(EvaluationOptions):
             message="a gate rule's against is base, or reference when evaluation.reference is set",
             field="gate",
         ),
+        CelRule(
+            rule="self.enabled || self.gate.size() == 0",
+            message="a gate is decided by the evaluation; set enabled to true or remove the gate",
+            field="gate",
+        ),
     )
 
     enabled: bool = Field(default=True, description="Evaluate after training.")

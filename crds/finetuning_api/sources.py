@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Annotated, ClassVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import ConfigDict, Field
 
@@ -46,8 +47,9 @@ class ParsedSource(ApiModel):
 
     @property
     def canonical(self) -> str:
-        """The one spelling of this source that enters its identity."""
-        return f"{self.scheme}://{self.location}" + (f"#{self.member}" if self.member else "")
+        """The one spelling of this source that enters its identity; parsing it gives the same parts."""
+        location = _escaped(self.location) if self.scheme is Scheme.FILE else self.location
+        return f"{self.scheme}://{location}" + (f"#{_escaped(self.member)}" if self.member else "")
 
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://")
@@ -61,27 +63,45 @@ def parse_source(source: str) -> ParsedSource:
     """
     match = _SCHEME.match(source)
     if match is None:
-        return ParsedSource(scheme=Scheme.FILE, location=source.rstrip("/") or source)
-    try:
-        scheme = Scheme(match.group(1))
-    except ValueError:
-        known = ", ".join(f"{known}://" for known in Scheme)
-        message = f"unknown scheme {match.group(1)!r} in {source!r}; use one of {known} or a local path"
-        raise SourceError(message) from None
-    rest = source[match.end() :]
-    if scheme in {Scheme.HTTP, Scheme.HTTPS, Scheme.GIT_HTTPS} and urlsplit(f"//{rest}").password is not None:
-        message = f"the address of a {scheme}:// source holds a password; put it in a Secret and name it in secretRef"
+        return ParsedSource(scheme=Scheme.FILE, location=str(PurePosixPath(source)))
+    scheme = _known_scheme(match.group(1), source=source)
+    location, _, member = source[match.end() :].partition("#")
+    if scheme is Scheme.FILE:
+        path = PurePosixPath(unquote(location))
+        return ParsedSource(scheme=scheme, location=str(path), member=_member(member, source=source))
+    if "@" in location.partition("/")[0]:
+        message = (
+            f"the address of a {scheme}:// source holds a user name or password;"
+            " put it in a Secret and name it in secretRef"
+        )
         raise SourceError(message)
-    location, _, member = rest.partition("#")
     location = location.rstrip("/")
-    if not location:
+    if not location or location.startswith("/"):
         message = f"{source!r} names nothing after {scheme}://"
         raise SourceError(message)
-    member = unquote(member).strip("/")
-    if ".." in member.split("/"):
+    return ParsedSource(scheme=scheme, location=location, member=_member(member, source=source))
+
+
+def _escaped(path: str) -> str:
+    """Write the characters that have a meaning in a source so that they stand for themselves."""
+    return path.replace("%", "%25").replace("#", "%23")
+
+
+def _known_scheme(scheme: str, *, source: str) -> Scheme:
+    try:
+        return Scheme(scheme)
+    except ValueError:
+        known = ", ".join(f"{known}://" for known in Scheme)
+        message = f"unknown scheme {scheme!r} in {source!r}; use one of {known} or a local path"
+        raise SourceError(message) from None
+
+
+def _member(member: str, *, source: str) -> str:
+    path = unquote(member).strip("/")
+    if ".." in path.split("/"):
         message = f"the part after # in {source!r} leaves its folder"
         raise SourceError(message)
-    return ParsedSource(scheme=scheme, location=location, member=member)
+    return path
 
 
 class Conversion(StrEnum):
@@ -101,10 +121,26 @@ class SourceRef(ApiModel):
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
-            rule="self.source.matches('^(hf|https|http|s3|gs|git[+]https|oci|pypi|pvc|configmap|file)://[^ ]+$')"
-            " || !self.source.contains('://')",
+            rule="!self.source.contains('://')"
+            " || self.source.matches('^(hf|https?|s3|gs|git[+]https|oci|pypi|pvc|configmap|file)://')",
             message="source has an unknown scheme; use hf:// s3:// gs:// https:// oci:// git+https:// pypi:// pvc://"
             " configmap:// or, for local runs, a path",
+            field="source",
+        ),
+        CelRule(
+            rule="!self.source.matches('^[a-z][a-z0-9+.-]*://') || self.source.startsWith('file://')"
+            " || self.source.matches('^[a-z][a-z0-9+.-]*://[^/# ][^ ]*$')",
+            message="source names nothing after ://, or holds a space; a space is written as %20",
+            field="source",
+        ),
+        CelRule(
+            rule="!self.source.matches('^[a-z][a-z0-9+.-]*://[^/#]*@')",
+            message="the address holds a user name or password; put it in a Secret and name it in secretRef",
+            field="source",
+        ),
+        CelRule(
+            rule="!self.source.contains('://') || !self.source.matches('#(.*/)?[.][.](/|$)')",
+            message="the part after # leaves its folder; name a file inside the source without ..",
             field="source",
         ),
         CelRule(

@@ -84,7 +84,9 @@ def validate_manifest(document: object) -> list[FieldError]:
         return [*unfit, *header]
     schema = structural_schema(kind)
     content = {**content, "metadata": _own_metadata(content.get("metadata"))}
-    wrong = [*unfit, *header, *_type_errors(kind, _without_nulls(schema, content), schema=schema)]
+    told = {error.location for error in unfit}
+    types = _type_errors(kind, _without_nulls(schema, content), schema=schema)
+    wrong = [*unfit, *header, *(error for error in types if error.location not in told)]
     broken = [error.location for error in wrong]
     visible = {**content, "metadata": _visible_metadata(content["metadata"])}
     found = violations(kind, visible, broken=broken)
@@ -202,13 +204,21 @@ def _as_json(value: object, *, path: Path, errors: list[FieldError]) -> object:
         }
     if isinstance(value, list | tuple):
         return [_as_json(item, path=(*path, index), errors=errors) for index, item in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        errors.append(_error(path, value, f"needs a finite number, got {shown(value)}"))
-        return None
-    if not isinstance(value, str | int | float | None):
-        errors.append(_error(path, value, f"needs text, a number, true or false, got {shown(value)}"))
+    if problem := _unfit(value):
+        errors.append(_error(path, value, f"{problem}, got {shown(value)}"))
         return None
     return value
+
+
+def _unfit(value: object) -> str:
+    """Return what a scalar needs to be carried by the JSON of an API server, or nothing where it is fit."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "needs a finite number"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "needs a number of at most 64 bits"
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return "needs text that can be written as UTF-8"
+    return "" if isinstance(value, str | int | float | None) else "needs text, a number, true or false"
 
 
 def _own_metadata(metadata: object) -> object:

@@ -63,6 +63,8 @@ def shown(value: object) -> str:
     if isinstance(value, list):
         return f"a list of {_count(len(value), 'item')}"
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
+    # One line, whatever it holds: a message must not break a terminal or a log.
+    text = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 

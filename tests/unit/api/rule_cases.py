@@ -1,0 +1,268 @@
+"""For every rule between fields a manifest that keeps it and one that breaks it, and for every field two values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tests.unit.api.factories import Manifest, evaluation, job, named, relocation, server
+
+
+@dataclass(frozen=True)
+class RuleCase:
+    """A pair of manifests that differ in what one rule is about."""
+
+    message: str
+    """Beginning of the rule's message."""
+    path: str
+    accepted: Manifest
+    rejected: Manifest
+
+    def __str__(self) -> str:
+        return f"{self.path}-{self.message[:30]}"
+
+
+def _source(source: str, **more: object) -> Manifest:
+    return relocation(source=source, **more)
+
+
+def _data(**rows: object) -> Manifest:
+    return job(dataset={"source": "rows.jsonl"} | rows)
+
+
+def _gate(*rules: Mapping[str, object], **evaluation_spec: object) -> Manifest:
+    return job(evaluation={"metrics": ["rouge", "exact-match"], "gate": list(rules)} | evaluation_spec)
+
+
+def _candidate(**candidate: object) -> Manifest:
+    return evaluation(candidates=[{"name": "base", **candidate}])
+
+
+_MODEL = {"source": "hf://owner/model"}
+_DELTA = {"metric": "exact-match", "minDelta": 0.1}
+
+RULE_CASES: tuple[RuleCase, ...] = (
+    RuleCase("the name needs at most 63 lower-case", "metadata.name", named(job(), "a1-b"), named(job(), "1a")),
+    RuleCase("the name needs at most 52", "metadata.name", named(job(), "a" * 52), named(job(), "a" * 53)),
+    RuleCase(
+        "the name needs at most 52", "metadata.name", named(evaluation(), "a" * 52), named(evaluation(), "a" * 53)
+    ),
+    RuleCase("source has an unknown scheme", "spec.source", _source("s3://bucket/key"), _source("ftp://host/key")),
+    RuleCase("source has an unknown scheme", "spec.source", _source("a/local/path"), _source("HF://owner/model")),
+    RuleCase("source names nothing", "spec.source", _source("https://host/a%20b"), _source("https://host/a b")),
+    RuleCase("source names nothing", "spec.source", _source("file:///data/a b"), _source("gs://")),
+    RuleCase(
+        "the address holds a user name",
+        "spec.source",
+        _source("git+https://host/a@b"),
+        _source("git+https://me:pw@host/a"),
+    ),
+    RuleCase("the part after #", "spec.source", _source("oci://host/a:1#b/c..d"), _source("oci://host/a:1#b/../../c")),
+    RuleCase("a pypi:// source", "spec.source", _source("pypi://package==1.0#file"), _source("pypi://package")),
+    RuleCase("an hf:// source", "spec.source", _source("hf://datasets/owner/name#file"), _source("hf://name")),
+    RuleCase(
+        "endpoint applies",
+        "spec.endpoint",
+        _source("s3://bucket/key", endpoint="http://minio:9000"),
+        _source("https://host/key", endpoint="http://minio:9000"),
+    ),
+    RuleCase(
+        "set one of completion",
+        "spec.dataset.completion",
+        _data(completion="{answer}"),
+        _data(completion="{answer}", messages="chat"),
+    ),
+    RuleCase(
+        "prompt needs completion",
+        "spec.dataset.prompt",
+        _data(prompt="{question}", completion="{answer}"),
+        _data(prompt="{question}"),
+    ),
+    RuleCase(
+        "dora and rslora", "spec.method.type", job(method={"dora": True}), job(method={"type": "full", "rslora": True})
+    ),
+    RuleCase(
+        "microBatchSize is a part",
+        "spec.training.microBatchSize",
+        job(training={"batchSize": 8, "microBatchSize": 8}),
+        job(training={"microBatchSize": 17}),
+    ),
+    RuleCase(
+        "qlora cannot be sharded",
+        "spec.parallelism.strategy",
+        job(method={"type": "qlora"}, parallelism={"strategy": "ddp"}),
+        job(method={"type": "qlora"}, parallelism={"strategy": "fsdp"}),
+    ),
+    RuleCase(
+        "serving.afterGate needs",
+        "spec.serving.afterGate",
+        job(serving={"afterGate": False}, evaluation={"enabled": False}),
+        job(serving={}, evaluation={"enabled": False}),
+    ),
+    RuleCase(
+        "gate names a metric",
+        "spec.evaluation.gate",
+        _gate({"metric": "rougeL", "min": 0.1}, _DELTA),
+        _gate({"metric": "perplexity", "max": 9}),
+    ),
+    RuleCase(
+        "a gate rule's against is base",
+        "spec.evaluation.gate",
+        _gate(_DELTA | {"against": "reference"}, reference=_MODEL),
+        _gate(_DELTA | {"against": "reference"}),
+    ),
+    RuleCase(
+        "a gate is decided by the evaluation", "spec.evaluation.gate", _gate(_DELTA), _gate(_DELTA, enabled=False)
+    ),
+    RuleCase(
+        "a gate rule needs exactly one",
+        "spec.evaluation.gate[1].metric",
+        _gate(_DELTA, {"metric": "rouge1", "max": 1}),
+        _gate(_DELTA, {"metric": "rouge1", "max": 1, "min": 0}),
+    ),
+    RuleCase(
+        "against applies to",
+        "spec.evaluation.gate[0].against",
+        _gate({"metric": "rouge1", "nonInferior": 0.1, "against": "base"}),
+        _gate({"metric": "rouge1", "min": 0.1, "against": "base"}),
+    ),
+    RuleCase(
+        "a candidate is either",
+        "spec.candidates[0].model",
+        _candidate(jobRef="a"),
+        _candidate(jobRef="a", model=_MODEL),
+    ),
+    RuleCase(
+        "an adapter needs the model",
+        "spec.candidates[0].adapter",
+        _candidate(model=_MODEL, adapter={"claimName": "a"}),
+        _candidate(jobRef="a", adapter={"claimName": "a"}),
+    ),
+    RuleCase(
+        "a gate rule's against names no candidate",
+        "spec.gate",
+        evaluation(gate=[_DELTA]),
+        evaluation(gate=[_DELTA | {"against": "reference"}]),
+    ),
+    RuleCase(
+        "a gate judges the candidate",
+        "spec.gate",
+        evaluation(gate=[_DELTA]),
+        evaluation(gate=[_DELTA], candidates=[{"name": "base", "jobRef": "a"}]),
+    ),
+    RuleCase(
+        "gate names a metric", "spec.gate", evaluation(gate=[_DELTA]), evaluation(gate=[_DELTA], metrics=["perplexity"])
+    ),
+    RuleCase(
+        "an adapter is on a claim",
+        "spec.adapters[0].claim",
+        server(adapters=[{"name": "a", "jobRef": "b"}]),
+        server(adapters=[{"name": "a"}]),
+    ),
+    RuleCase(
+        "variants command, vllm",
+        "spec.image",
+        server(variant="vllm", image="registry/vllm:1"),
+        server(variant="vllm"),
+    ),
+    RuleCase(
+        "variant command needs",
+        "spec.command",
+        server(variant="command", image="a", command=["serve"]),
+        server(variant="command", image="a"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Two valid values of a field of a spec; None leaves the field out."""
+
+    field: str
+    before: object
+    after: object
+
+
+_JOB_CHANGES = (
+    Change("model", _MODEL, {"source": "hf://owner/other"}),
+    Change("tokenizer", None, _MODEL),
+    Change("tokenizer", _MODEL, None),
+    Change("dataset", {"source": "a.jsonl"}, {"source": "a.jsonl", "limit": 9}),
+    Change("method", None, {"rank": 8}),
+    Change("training", {"epochs": 1}, {"epochs": 2}),
+    Change("parallelism", {}, {"workers": 2}),
+    Change("resources", {"limits": {"cpu": 1}}, {"limits": {"cpu": 2}}),
+    Change("pod", {}, {"runtimeClassName": "nvidia"}),
+    Change("storage", {}, {"profile": "fast"}),
+    Change("evaluation", {}, {"limit": 10}),
+    Change("serving", None, {}),
+    Change("serving", {}, None),
+    Change("activeDeadlineSeconds", 1, 2),
+    Change("pendingDeadlineSeconds", None, 2),
+    Change("backoffLimit", None, 4),
+    Change("priorityClassName", "low", "high"),
+    Change("queueName", "a", None),
+    Change("tracking", {"experiment": "a"}, {"experiment": "b"}),
+)
+_EVALUATION_CHANGES = (
+    Change("metrics", ["cola"], ["rouge"]),
+    Change("gate", [], [_DELTA]),
+    Change("limit", None, 5),
+    Change("maxLength", 512, 1024),
+    Change("generation", {}, {"stop": ["."]}),
+    Change("bootstrapSamples", 100, 200),
+    Change("seed", 1, 2),
+    Change("candidates", [{"name": "base", "jobRef": "a"}], [{"name": "base", "jobRef": "b"}]),
+    Change("dataset", {"source": "a"}, {"source": "b"}),
+    Change("output", None, {"claimName": "a"}),
+    Change("resources", {}, {"requests": {"cpu": "500m"}}),
+    Change("pod", {}, {"env": [{"name": "A", "value": "1"}]}),
+    Change("storage", {}, {"adapter": {"size": "1Gi"}}),
+    Change("activeDeadlineSeconds", None, 9),
+    Change("pendingDeadlineSeconds", 9, None),
+    Change("backoffLimit", 0, 1),
+    Change("priorityClassName", None, "high"),
+    Change("queueName", "a", "b"),
+)
+_RELOCATION_CHANGES = (
+    Change("source", "hf://a/b", "hf://a/c"),
+    Change("revision", None, "main"),
+    Change("secretRef", {"name": "a"}, {"name": "b"}),
+    Change("endpoint", "http://a", None),
+    Change("checksum", None, "sha256:" + "0" * 64),
+    Change("include", [], ["*.json"]),
+    Change("exclude", ["*.bin"], []),
+    Change("size", None, "1Gi"),
+    Change("profile", "a", "b"),
+    Change("volume", {}, {"size": "2Gi"}),
+    Change("backoffLimit", 1, 2),
+)
+FIXED_FIELDS: Mapping[str, tuple[Change, ...]] = {
+    "FineTuningJob": _JOB_CHANGES,
+    "EvaluationJob": _EVALUATION_CHANGES,
+    "Relocation": _RELOCATION_CHANGES,
+    "InferenceServer": (Change("model", _MODEL, {"source": "hf://owner/other"}),),
+}
+CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
+    "FineTuningJob": (
+        Change("suspend", before=None, after=True),
+        Change("ttlSecondsAfterFinished", None, 60),
+        Change("serving", {"replicas": 1}, {"replicas": 3}),
+        Change("notifications", [], [{"type": "slack", "secretRef": {"name": "a"}}]),
+    ),
+    "EvaluationJob": (Change("suspend", before=True, after=False), Change("ttlSecondsAfterFinished", 60, None)),
+    "Relocation": (Change("ttlSecondsAfterUnused", 60, 30),),
+    "InferenceServer": (
+        Change("tokenizer", None, _MODEL),
+        Change("adapters", [], [{"name": "a", "jobRef": "b"}]),
+        Change("variant", "builtin", "nim"),
+        Change("image", "a:1", "a:2"),
+        Change("command", [], ["serve"]),
+        Change("env", [], [{"name": "A"}]),
+        Change("port", 8000, 9000),
+        Change("replicas", 1, 0),
+        Change("health", {}, {"path": "/ready"}),
+        Change("authSecretRef", None, {"name": "a"}),
+        Change("resources", {}, {"limits": {"cpu": 1}}),
+        Change("pod", {}, {"sharedMemorySize": "1Gi"}),
+        Change("priorityClassName", "a", None),
+    ),
+}
