@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +65,17 @@ class Partial:
         """Where the bytes of a file are written until all are there."""
         return self.root / "files" / name
 
+    def belong_to(self, identity: str) -> None:
+        """Throw everything away unless it was brought for the same identity; from now on it belongs to it."""
+        marker = self.root / "identity"
+        try:
+            same = marker.read_text() == identity
+        except OSError:
+            same = False
+        if not same:
+            self.remove()
+            write_atomically(marker, identity)
+
     def recorded_listing(self) -> Listing | None:
         """Return the listing that an interrupted run was working on."""
         try:
@@ -71,9 +83,9 @@ class Partial:
         except (OSError, ValidationError):
             return None
 
-    def reopen(self, manifest: Manifest, damaged: tuple[str, ...]) -> None:
+    def reopen(self, manifest: Manifest, damaged: tuple[str, ...], *, identity: str) -> None:
         """Turn a damaged artifact into an unfinished one that keeps its intact files."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.belong_to(identity)
         intact = [file for file in manifest.files if file.path not in damaged]
         lines = (
             BroughtFile(
@@ -162,6 +174,12 @@ class Partial:
     def remove(self) -> None:
         """Forget everything; called when the manifest is written, or when what was brought must not be used."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def remove_with_empty_destination(self) -> None:
+        """Forget everything, and leave no folder behind where there was nothing else in it."""
+        self.remove()
+        with suppress(OSError):  # A volume's own folder cannot be removed, and a folder that is not empty stays.
+            self.destination.rmdir()
 
 
 def _resumable(before: RemoteFile, now: RemoteFile) -> bool:

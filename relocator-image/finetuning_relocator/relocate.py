@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import MANIFEST_NAME, ArtifactResult, MeasureConfig, MeasureResult, RelocateConfig
-from finetuning_api.sources import SourceError, SourceRef
+from finetuning_api.sources import SourceError, SourceRef, relocation_key
 from finetuning_relocator.archives import copy_stream, open_member
 from finetuning_relocator.content import new_manifest, require_expected
 from finetuning_relocator.credentials import Credentials
@@ -50,13 +50,17 @@ def relocate(config: RelocateConfig, context: Context) -> ArtifactResult:
             require_expected(manifest, config.source)
             return manifest.result()
         _LOG.warning("%s is damaged and is repaired: %s", destination, ", ".join(damaged[:5]))
-        partial.reopen(manifest, damaged)
+        partial.reopen(manifest, damaged, identity=relocation_key(config.source))
     reporter = context.reporter(f"relocate {name}")
     try:
         meter = Meter(reporter)
         manifest = _bring(config, context, partial=partial, meter=meter)
         partial.remove()
         reporter.update(1.0, note=f"{len(manifest.files)} files")
+    except UserError:
+        # Nothing of it can be used by another try.
+        partial.remove_with_empty_destination()
+        raise
     finally:
         reporter.close()
     return manifest.result(transferred_bytes=meter.transferred)
@@ -121,6 +125,7 @@ class _Work:
 
 def _bring(config: RelocateConfig, context: Context, *, partial: Partial, meter: Meter) -> Manifest:
     """Bring what is missing and write the manifest, last."""
+    partial.belong_to(relocation_key(config.source))
     recorded = partial.recorded_listing()
     # A revision that an interrupted run resolved is not resolved again: both halves must be of one revision.
     revision = config.resolved_revision or (recorded.resolved_revision if recorded else None) or config.source.revision
@@ -224,7 +229,6 @@ def _complete(config: RelocateConfig, partial: Partial, *, listing: Listing, wha
         require_expected(manifest, config.source)
     except UserError:
         remove_all_but(partial.destination, ())
-        partial.remove()
         raise
     partial.move_into_place()
     return write_manifest(

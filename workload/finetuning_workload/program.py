@@ -84,7 +84,8 @@ def run_program(work: Work) -> int:
     a fault of the program itself.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "httpx2", "huggingface_hub"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     stop = StopFlag()
     stop.install()
     follow_parent(os.environ)

@@ -95,6 +95,11 @@ class Request:
         """The source in its parts."""
         return self.ref.parsed
 
+    @property
+    def read_seconds(self) -> float:
+        """Longest wait of a client between two bytes: longer than the watch waits, which ends a stall with its reason."""
+        return self.stall_seconds + ANSWER_SECONDS
+
 
 class Source(ABC):
     """Where bytes come from. Every method raises ProgramError for what a person must know.

@@ -22,6 +22,7 @@ class ConfigMapSource(Source):
             message = f"{request.parsed.canonical} is not mounted"
             raise EnvironmentFault(Reason.INTERNAL, message, "A ConfigMap can be used on a cluster only.")
         self._name = request.parsed.canonical
+        self._key = request.parsed.location.partition("/")[2]
         self._mount = request.mount
 
     def list_files(self) -> Listing:
@@ -32,7 +33,7 @@ class ConfigMapSource(Source):
         files = []
         for path in sorted(self._mount.iterdir()):
             target = path.resolve()
-            if path.name.startswith("..") or not target.is_file():
+            if path.name.startswith("..") or not target.is_file() or self._key not in {"", path.name}:
                 continue
             if not target.is_relative_to(root):
                 raise unsafe(f"{path.name} in {self._name} is a link out of its folder", "Put the value itself there.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import Scheme
 from finetuning_relocator.archives import is_archive_name
-from finetuning_relocator.faults import not_found
+from finetuning_relocator.faults import not_found, unsafe
 from finetuning_relocator.sources.base import Block, Listing, RemoteFile, Request, Source
 from finetuning_relocator.sources.local import read_local
 from finetuning_workload.artifact import artifact_files
@@ -40,12 +40,17 @@ class FolderSource(Source):
 
 
 def _root(request: Request) -> Path:
-    if request.parsed.scheme is Scheme.FILE:
-        return Path(request.parsed.location).expanduser().absolute()
+    """Return the file or folder; the first part of the location of a claim is the claim itself."""
+    parsed = request.parsed
+    if parsed.scheme is Scheme.FILE:
+        return Path(parsed.location).expanduser().absolute()
     if request.mount is None:
-        message = f"{request.parsed.canonical} is not mounted"
+        message = f"{parsed.canonical} is not mounted"
         raise EnvironmentFault(Reason.INTERNAL, message, "A claim can be used on a cluster only.")
-    return request.mount
+    inside = request.mount / parsed.location.partition("/")[2]
+    if not inside.resolve().is_relative_to(request.mount.resolve()):
+        raise unsafe(f"the path of {parsed.canonical} leaves the claim", "Name a folder inside the claim.")
+    return inside
 
 
 def _announced(path: Path, name: str) -> RemoteFile:

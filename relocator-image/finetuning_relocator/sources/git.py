@@ -158,7 +158,7 @@ class GitSource(Source):
             "protocol.allow": "never",
             "protocol.https.allow": "always",
             "http.lowSpeedLimit": "1",
-            "http.lowSpeedTime": str(self._request.stall_seconds),
+            "http.lowSpeedTime": f"{self._request.read_seconds:.0f}",
             "gc.auto": "0",
         }
         credentials = self._request.credentials

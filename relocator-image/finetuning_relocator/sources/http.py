@@ -9,8 +9,6 @@ import httpx2
 
 from finetuning_relocator.faults import unreachable
 from finetuning_relocator.sources.base import (
-    ANSWER_SECONDS,
-    BLOCK_BYTES,
     CONNECT_SECONDS,
     Block,
     ConnectionCut,
@@ -21,7 +19,7 @@ from finetuning_relocator.sources.base import (
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-\d+/(\d+|\*)$")
 
 
-def timeouts(read_seconds: float = ANSWER_SECONDS) -> httpx2.Timeout:
+def timeouts(read_seconds: float) -> httpx2.Timeout:
     """Return the limits of one request: a short one to connect, the given one between two bytes."""
     return httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS)
 
@@ -65,7 +63,8 @@ def read_blocks(
         if position == 0 and offset and file.etag and response.headers.get("etag", file.etag) != file.etag:
             message = f"{file.key} changed while it was fetched"
             raise SourceChanged(message)
-        for data in response.iter_bytes(BLOCK_BYTES):
+        # Pieces of a fixed size would wait in a buffer, and a cut would lose them.
+        for data in response.iter_bytes():
             yield Block(position, data)
             position += len(data)
 

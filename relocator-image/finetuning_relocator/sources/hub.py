@@ -86,7 +86,7 @@ class HubSource(Source):
 
         def open_response(headers: Mapping[str, str]) -> AbstractContextManager[httpx2.Response]:
             return get_session().stream(
-                "GET", url, headers={**hub_headers, **headers}, timeout=timeouts(self._request.stall_seconds)
+                "GET", url, headers={**hub_headers, **headers}, timeout=timeouts(self._request.read_seconds)
             )
 
         with explained(self._host):

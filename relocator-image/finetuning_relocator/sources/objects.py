@@ -62,7 +62,7 @@ class ObjectSource(Source):
         self._store = self._s3(bucket) if self._is_s3 else self._gs(bucket)
 
     def _client_options(self) -> "ClientConfig":
-        seconds = timedelta(seconds=self._request.stall_seconds)
+        seconds = timedelta(seconds=self._request.read_seconds)
         return {
             "allow_http": (self._request.ref.endpoint or "").startswith("http://"),
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),

@@ -57,14 +57,17 @@ class PackageSource(Source):
 
     def stage(self, folder: Path) -> Iterator[int]:
         """Download the wheel, unless an earlier run did."""
-        kept, incoming, log = folder / "wheel", folder / "incoming", folder / "pip.log"
+        kept, incoming = folder / "wheel", folder / "incoming"
         if not kept.exists():
             yield from self._download(incoming, log=folder / "pip.log")
             incoming.rename(kept)
         self._wheel = next(kept.glob("*.whl"))
 
     def _download(self, folder: Path, *, log: Path) -> Iterator[int]:
-        """Run pip; yields the bytes that came. pip writes to its temporary folder first, then copies."""
+        """Run pip; yields the bytes that came, as seen in its temporary folder.
+
+        pip may keep copies there, so the last count, which may be negative, sets the sum right.
+        """
         shutil.rmtree(folder, ignore_errors=True)
         temporary = folder / "tmp"
         temporary.mkdir(parents=True)
@@ -77,7 +80,7 @@ class PackageSource(Source):
                 yield count
         except ClientFailed as error:
             raise self._failure(error.output) from error
-        yield max(0, sum(wheel.stat().st_size for wheel in folder.glob("*.whl")) - counted)
+        yield sum(wheel.stat().st_size for wheel in folder.glob("*.whl")) - counted
 
     def list_files(self) -> Listing:
         """List the files of the wheel with the digests of its RECORD; code and metadata are left out."""

@@ -18,7 +18,6 @@ from finetuning_api.reasons import Reason
 from finetuning_relocator.faults import authentication_required, from_status, revision_not_found, unreachable
 from finetuning_relocator.sources.base import (
     ANSWER_SECONDS,
-    BLOCK_BYTES,
     CONNECT_SECONDS,
     Block,
     ConnectionCut,
@@ -32,6 +31,7 @@ from finetuning_workload.errors import EnvironmentFault, UserError
 USER_KEYS = ("USERNAME", "username")
 PASSWORD_KEYS = ("PASSWORD", "password")
 DOCKER_CONFIG_KEY = ".dockerconfigjson"
+_PIECE_BYTES = 1 << 16  # What a cut connection loses: requests gives whole pieces only.
 _TITLE = "org.opencontainers.image.title"
 _UNPACK = "io.deis.oras.content.unpack"
 _MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.artifact.manifest.v1+json")
@@ -74,8 +74,8 @@ class RegistrySource(Source):
         plain = _is_plain(request.ref.endpoint, host)
         self._host, self._reference = host, reference
         self._client = _Registry(hostname=host, insecure=plain, auth_backend="token")
-        self._client.session.mount("http://", _Limits(request.stall_seconds))
-        self._client.session.mount("https://", _Limits(request.stall_seconds))
+        self._client.session.mount("http://", _Limits(request.read_seconds))
+        self._client.session.mount("https://", _Limits(request.read_seconds))
         separator = "@" if reference.startswith("sha256:") else ":"
         self._container = self._client.get_container(f"{host}/{name}{separator}{reference}")
         self._login = _login(request, host)
@@ -137,7 +137,7 @@ class RegistrySource(Source):
         with self._explained(), self._client.do_request(url, headers=headers, stream=True) as response:
             self._require_success(response)
             position = offset if response.status_code == HTTPStatus.PARTIAL_CONTENT else 0
-            for data in response.iter_content(BLOCK_BYTES):
+            for data in response.iter_content(_PIECE_BYTES):
                 yield Block(position, data)
                 position += len(data)
 
@@ -157,10 +157,10 @@ class RegistrySource(Source):
             requests.exceptions.SSLError,
             requests.exceptions.ProxyError,
         ) as error:
-            raise unreachable(self._host, error) from error
+            raise unreachable(self._host, _cause(error)) from error
         except requests.exceptions.ConnectionError as error:
             if "Failed to establish a new connection" in str(error) or "NameResolutionError" in str(error):
-                raise unreachable(self._host, error) from error
+                raise unreachable(self._host, _cause(error)) from error
             raise ConnectionCut(str(error)) from error
         except requests.exceptions.RequestException as error:
             raise ConnectionCut(str(error)) from error
@@ -212,3 +212,8 @@ def _login(request: Request, host: str) -> tuple[str, str] | None:
         message = f"the key {DOCKER_CONFIG_KEY} of the Secret holds no login for {host}"
         raise UserError(Reason.AUTHENTICATION_REQUIRED, message, credentials.how_to_give(DOCKER_CONFIG_KEY)) from error
     return user, password
+
+
+def _cause(error: Exception) -> object:
+    """Return what urllib3 found, without the layers that were put around it."""
+    return getattr(error.args[0], "reason", error) if error.args else error

@@ -30,7 +30,7 @@ class WebSource(Source):
         self._host = urlsplit(self._url).netloc
         self._client = httpx2.Client(
             follow_redirects=True,
-            timeout=timeouts(request.stall_seconds),
+            timeout=timeouts(request.read_seconds),
             auth=_auth(request),
             headers=_headers(request),
         )
