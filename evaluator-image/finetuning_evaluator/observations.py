@@ -27,7 +27,7 @@ class Observed:
 def observe(
     metric: Metric, inputs: CandidateInputs, *, part: TaskPart, tokenizer: rouge.RougeTokenizer, max_length: int
 ) -> Observed:
-    """Return what a candidate scored on every row. Raises UserError(METRIC_UNAVAILABLE) for a value that is not finite."""
+    """Return what a candidate scored on every row. Raises UserError(METRIC_UNAVAILABLE) for a value without meaning."""
     references = [row.completion for row in inputs.rows]
     observed = _observe(metric, references, part=part, tokenizer=tokenizer, max_length=max_length)
     value = observed.observations.value()

@@ -67,7 +67,7 @@ class Interval:
     high: float
 
 
-class Test(StrEnum):
+class PairedTest(StrEnum):
     """Which test a p-value comes from; all are two-sided."""
 
     PERMUTATION = "paired permutation"
@@ -81,7 +81,7 @@ class PairedComparison:
     delta: float
     interval: Interval | None
     p_value: float
-    test: Test
+    test: PairedTest
     wins: int
     ties: int
     losses: int
@@ -180,7 +180,7 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     for wins in range(min(only_first, only_second) + 1):
         tail += term
         term = term * (discordant - wins) // (wins + 1)
-    return min(1.0, 2.0 * tail / int(2**discordant))
+    return min(1.0, 2 * tail / (1 << discordant))
 
 
 def permutation_p_value(first: Observations, second: Observations, *, samples: int, seed: int) -> float:
@@ -234,7 +234,7 @@ def compare(first: Side, second: Side, *, lower_is_better: bool, samples: int, s
         delta=one.value() - two.value(),
         interval=interval,
         p_value=mcnemar_p_value(wins, losses) if binary else permutation_p_value(one, two, samples=samples, seed=seed),
-        test=Test.MCNEMAR if binary else Test.PERMUTATION,
+        test=PairedTest.MCNEMAR if binary else PairedTest.PERMUTATION,
         wins=wins,
         ties=one.rows - wins - losses,
         losses=losses,

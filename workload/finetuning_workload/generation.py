@@ -1,7 +1,7 @@
 """Greedy generation in batches: the same plan for every candidate, so that only the weights differ."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from finetuning_api.reasons import Reason
 from finetuning_workload.errors import UserError
 
 OnProgress = Callable[[int, int], None]
-"""Called with the prompts that are finished and their number in all; may raise to stop."""
+"""Called after each token with the prompts that are finished and their number in all; may raise to stop."""
 
 _TAIL_TOKENS = 16
 """Tokens at the end of a completion that are searched for stop texts at each step, beside the stop text's own."""
@@ -116,16 +116,15 @@ def complete(
     _require_room(model, prompts)
     eos = eos_token_ids(model, tokenizer) | frozenset(closing_tokens)
     endings = _Endings(tokenizer, eos, tuple(stop), max_new_tokens, context_length(model))
-    results: list[Completion | None] = [None] * len(prompts)
-    done = 0
+    results: dict[int, Completion] = {}
+
     for batch in plan_batches([len(prompt) for prompt in prompts], extra=max_new_tokens, batch_tokens=batch_tokens):
-        rows = [_Row(index, prompts[index]) for index in batch]
-        for row in _continue(model, rows, endings):
-            results[row.index] = Completion(endings.text(row), len(row.new), row.stopped)
-            done += 1
+        for finished in _continue(model, [_Row(index, prompts[index]) for index in batch], endings):
+            for row in finished:
+                results[row.index] = Completion(endings.text(row), len(row.new), row.stopped)
             if on_progress is not None:
-                on_progress(done, len(prompts))
-    return [result for result in results if result is not None]
+                on_progress(len(results), len(prompts))
+    return [results[index] for index in range(len(prompts))]
 
 
 def plan_batches(lengths: Sequence[int], *, extra: int = 0, batch_tokens: int) -> list[list[int]]:
@@ -163,20 +162,14 @@ def plain_model(model: torch.nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", wrapper.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
-def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> list[_Row]:
-    """Continue the rows of one batch, removing those that finish, and return them all."""
-    finished: list[_Row] = []
+def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> Iterator[list[_Row]]:
+    """Continue the rows of one batch until all are finished; after each token yield those that just finished."""
     device = next(model.parameters()).device
-    width = max(len(row.prompt) for row in rows)
-    ids = torch.zeros((len(rows), width), dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, width - len(row.prompt) :] = torch.tensor(row.prompt, device=device)
-        mask[place, width - len(row.prompt) :] = 1
-    cache = DynamicCache(config=plain_model(model).config)
+    ids, mask = _left_padded([row.prompt for row in rows], device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=plain_model(model).config)
     last_only = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
-    while True:
+    while rows:
         output = model(
             input_ids=ids,
             attention_mask=mask,
@@ -188,18 +181,27 @@ def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> li
         chosen = output.logits[:, -1].argmax(dim=-1)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             row.new.append(token)
-        open_places = [place for place, row in enumerate(rows) if not endings.ends(row)]
-        if len(open_places) < len(rows):
-            finished += [row for place, row in enumerate(rows) if place not in set(open_places)]
-            if not open_places:
-                return finished
-            kept = torch.tensor(open_places, device=device)
-            cache.batch_select_indices(kept)
-            rows = [rows[place] for place in open_places]
-            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+        ended = [endings.ends(row) for row in rows]
+        yield [row for row, is_finished in zip(rows, ended, strict=True) if is_finished]
+        if any(ended):
+            kept = torch.tensor([place for place, is_finished in enumerate(ended) if not is_finished], device=device)
+            rows = [row for row, is_finished in zip(rows, ended, strict=True) if not is_finished]
+            cache.batch_select_indices(kept.long())
+            chosen, mask, positions = (tensor[kept.long()] for tensor in (chosen, mask, positions))
         ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
         positions = positions[:, -1:] + 1
+
+
+def _left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and attention mask, both [rows, longest prompt], with the padding on the left."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros((len(prompts), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, prompt in enumerate(prompts):
+        ids[place, width - len(prompt) :] = torch.tensor(prompt)
+        mask[place, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
 
 
 def _keeps_last_logits(model: torch.nn.Module) -> bool:

@@ -5,6 +5,7 @@ rapidfuzz, which is several hundred times faster than a table in Python and give
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from finetuning_evaluator.statistics import FloatArray, Observations, Statistic
 ROUGE_METRICS = (Metric.ROUGE1, Metric.ROUGE2, Metric.ROUGE_L, Metric.ROUGE_LSUM)
 
 _NOT_ASCII_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
-_WORD = re.compile(r"[^\W_]+")
+_NO_SPACES_BETWEEN_WORDS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+"""Kana and Chinese characters."""
 _NON_ASCII_SHARE = 0.05
 
 
@@ -29,12 +31,13 @@ class RougeTokenizer(StrEnum):
     ASCII = "ascii"
     """rouge_score's own: lower case, runs of a-z and 0-9. Every other letter is lost."""
     UNICODE = "unicode"
-    """Lower case, runs of letters and digits of any script."""
+    """Lower case, runs of letters, marks and digits of any script; kana and Chinese characters one by one."""
 
     def words(self, text: str) -> list[str]:
         """Return the words of a text."""
         if self is RougeTokenizer.UNICODE:
-            return _WORD.findall(text.lower())
+            spaced = _NO_SPACES_BETWEEN_WORDS.sub(r" \1 ", text.lower())
+            return "".join(character if _is_part_of_word(character) else " " for character in spaced).split()
         return _NOT_ASCII_ALPHANUMERIC.sub(" ", text.lower()).split()
 
 
@@ -87,6 +90,11 @@ def observe(metric: Metric, scores: Sequence[RougeScores]) -> Observations:
 def signature(tokenizer: RougeTokenizer) -> str:
     """Return the settings that a reader needs to compare the numbers with others."""
     return f"rouge|f1|stem=0|tok={tokenizer}|lsum=newline|agg=mean"
+
+
+def _is_part_of_word(character: str) -> bool:
+    """Letters, marks and numbers: without the marks the words of many scripts would fall apart."""
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def _f1(overlap: int, expected: int, found: int) -> float:
