@@ -1,4 +1,4 @@
-"""Runs `finetune run` with the stand-in program in place of the real ones: python -m tests.support.local_run STATE FILE."""
+"""`finetune run` with the stand-in program in place of the real ones: python -m tests.support.local_run STATE FILE."""
 
 import signal
 import sys

@@ -1,0 +1,422 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.support.objects import DIGEST, NOW, RESULTS, World, failed, job
+
+from finetuning_api.base import ConditionStatus, ConditionType, StageState
+from finetuning_api.finetuningjob import FineTuningJob, JobPhase
+from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
+from finetuning_api.reasons import Reason
+from finetuning_api.relocation import Relocation
+from finetuning_api.runconfig import (
+    EvaluateResult,
+    LastWords,
+    PreflightConfig,
+    ProgressMetric,
+    TrainConfig,
+    TrainerMetric,
+    TrainerStatus,
+    TrainingInputs,
+)
+from finetuning_api.sources import SourceRef
+from finetuning_operator.reconcile.conditions import find_condition
+from finetuning_operator.reconcile.names import evaluation_name
+from finetuning_operator.reconcile.plan import ClaimMount, Settings, StepPhase, StepState
+
+GATE: dict[str, Any] = {"metrics": ["exact-match"], "gate": [{"metric": "exact-match", "minDelta": 0.1}]}
+KEY = ("FineTuningJob", "demo")
+EVALUATION = ("EvaluationJob", "demo-evaluation")
+
+
+def world(resource: FineTuningJob | None = None, *, local: bool = False) -> World:
+    made = World(Settings(local=local))
+    made.add(resource or job())
+    made.settle()
+    return made
+
+
+def trained(resource: FineTuningJob | None = None, *, local: bool = False) -> World:
+    made = world(resource, local=local)
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    made.finish(KEY, "train")
+    return made
+
+
+def evaluated(verdict: Verdict | None, **spec: object) -> World:
+    fields: dict[str, Any] = {"evaluation": GATE} | spec
+    made = trained(job(**fields))
+    gates = (GateResult(metric=Metric.EXACT_MATCH, verdict=verdict, message="why"),) if verdict else ()
+    rows = (EvaluationRow(metric=Metric.EXACT_MATCH, base=0.1, tuned=0.2),)
+    words = LastWords(reason=Reason.SUCCEEDED, result=EvaluateResult(rows=rows, gates=gates, verdict=verdict))
+    made.finish(EVALUATION, "evaluate", StepState(StepPhase.SUCCEEDED, last_words=words))
+    return made
+
+
+def test_job_goes_from_relocation_to_its_results() -> None:
+    made = world()
+    seen = [(made.job().status.phase, made.wanted())]
+    made.finish_relocations()
+    for owner, step in ((KEY, "preflight"), (KEY, "train"), (EVALUATION, "evaluate")):
+        seen.append((made.job().status.phase, made.wanted()))
+        made.finish(owner, step)
+
+    assert [phase for phase, _ in seen] == [
+        JobPhase.RELOCATING,
+        JobPhase.PENDING,
+        JobPhase.TRAINING,
+        JobPhase.EVALUATING,
+    ]
+    assert [wanted for _, wanted in seen[1:]] == [
+        {"preflight": KEY},
+        {"train": KEY},
+        {"evaluate": EVALUATION},
+    ]
+    status = made.job().status
+    assert made.holds(ConditionType.COMPLETE)
+    assert [stage.state for stage in status.stages] == [StageState.SUCCEEDED] * 4
+    assert status.evaluation == list(made.evaluation().status.evaluation)
+    assert status.warnings == ["tight"]
+
+
+def test_model_data_tokenizer_and_reference_are_relocated_each_once() -> None:
+    reference = SourceRef(source="hf://acme/large", revision="v1")
+    made = world(
+        job(
+            tokenizer={"source": "hf://acme/tiny", "revision": "v1"},
+            evaluation={**GATE, "reference": reference},
+            storage={"model": {"size": "9Gi"}, "dataset": {"storageClassName": "fast"}},
+        )
+    )
+
+    specs = {each.spec.source: each.spec for each in made.objects.values() if isinstance(each, Relocation)}
+    include = {
+        (each.spec.source, bool(each.spec.include)) for each in made.objects.values() if isinstance(each, Relocation)
+    }
+    assert include == {
+        ("s3://bucket/rows.jsonl", False),
+        ("hf://acme/tiny", False),
+        ("hf://acme/tiny", True),
+        ("hf://acme/large", False),
+    }
+    assert specs["hf://acme/large"].volume.size == "9Gi"
+    assert specs["s3://bucket/rows.jsonl"].volume.storage_class_name == "fast"
+
+
+def test_two_jobs_share_what_both_need() -> None:
+    made = world()
+    made.add(job("other"))
+    made.settle()
+
+    assert len([key for key in made.objects if key[0] == "Relocation"]) == 2
+
+
+def test_preflight_and_training_see_the_same_inputs_and_write_to_the_adapters_claim() -> None:
+    made = world(job(resources={"limits": {"nvidia.com/gpu": "1", "memory": "8Gi"}}))
+    made.finish_relocations()
+    preflight = made.plans[KEY].steps[0]
+    made.finish(KEY, "preflight")
+    train = made.plans[KEY].steps[0]
+
+    assert isinstance(preflight.config, PreflightConfig)
+    assert isinstance(train.config, TrainConfig)
+    shared = set(TrainingInputs.model_fields)
+    assert preflight.config.model_dump(include=shared) == train.config.model_dump(include=shared)
+    assert preflight.resources.limits == {"memory": "8Gi"}
+    assert train.resources.limits == {"nvidia.com/gpu": "1", "memory": "8Gi"}
+    assert train.config.output_path == "/volumes/demo-adapter/adapter"
+    assert train.config.checkpoint_path == "/volumes/demo-adapter/checkpoints"
+    writable = [mount for mount in train.mounts if isinstance(mount, ClaimMount) and not mount.read_only]
+    assert writable == [ClaimMount("demo-adapter", "/volumes/demo-adapter", read_only=False)]
+    assert len(train.mounts) == 3
+    assert not train.network
+
+
+def test_evaluation_compares_base_tuned_and_reference_on_the_adapters_claim() -> None:
+    made = trained(job(evaluation={**GATE, "reference": {"source": "hf://acme/large", "revision": "v1"}}))
+
+    step = made.plans[EVALUATION].steps[0]
+    config = step.config
+    assert config.kind == "evaluate"
+    base, tuned, reference = config.candidates
+    assert (base.name, base.adapter_path) == ("base", None)
+    assert (tuned.adapter_path, tuned.adapter_digest) == ("/volumes/demo-adapter/adapter", f"sha256:{'c' * 64}")
+    assert tuned.model == base.model
+    assert reference.model.provenance.source == "hf://acme/large"
+    assert config.output_path == "/volumes/demo-adapter/evaluation"
+    claims = [mount.claim for mount in step.mounts if isinstance(mount, ClaimMount)]
+    assert len(claims) == len(set(claims)) == 4
+
+
+def test_fully_tuned_model_is_a_candidate_of_its_own() -> None:
+    made = trained(job(method={"type": "full"}))
+    made.finish_relocations()
+
+    config = made.plans[EVALUATION].steps[0].config
+    assert config.kind == "evaluate"
+    tuned = config.candidates[1]
+    assert (tuned.adapter_path, tuned.model.path) == (None, "/volumes/demo-adapter/adapter")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status", "reason"),
+    [
+        (Verdict.PASS, ConditionStatus.TRUE, Reason.GATE_PASSED),
+        (Verdict.FAIL, ConditionStatus.FALSE, Reason.GATE_FAILED),
+        (Verdict.INCONCLUSIVE, ConditionStatus.FALSE, Reason.GATE_INCONCLUSIVE),
+    ],
+)
+def test_gate_is_told_but_does_not_fail_the_job(verdict: Verdict, status: ConditionStatus, reason: Reason) -> None:
+    made = evaluated(verdict)
+
+    gate = find_condition(made.job().status.conditions, ConditionType.GATE_PASSED)
+    assert gate is not None
+    assert (gate.status, gate.reason, gate.message) == (status, reason, f"exact-match: {verdict.value} (why)")
+    assert made.holds(ConditionType.COMPLETE)
+
+
+def test_without_rules_there_is_no_gate() -> None:
+    made = evaluated(None, evaluation={"metrics": ["exact-match"]})
+
+    assert find_condition(made.job().status.conditions, ConditionType.GATE_PASSED) is None
+    assert made.holds(ConditionType.COMPLETE)
+
+
+def test_only_what_passed_the_gate_is_served() -> None:
+    failing = evaluated(Verdict.FAIL, serving={"replicas": 2})
+    passing = evaluated(Verdict.PASS, serving={"replicas": 2})
+
+    assert failing.server() is None
+    assert failing.holds(ConditionType.COMPLETE)
+    server = passing.server()
+    assert server is not None
+    assert (server.spec.replicas, [adapter.name for adapter in server.spec.adapters]) == (2, ["demo"])
+    assert passing.job().status.phase is JobPhase.SERVING
+
+
+def test_one_machine_serves_nothing_and_says_what_to_do_instead() -> None:
+    made = trained(job(serving={"replicas": 1}), local=True)
+    made.finish(EVALUATION, "evaluate")
+
+    serving = find_condition(made.job().status.conditions, ConditionType.SERVING)
+    assert serving is not None
+    assert (serving.status, serving.reason) == (ConditionStatus.FALSE, Reason.NOT_REQUESTED)
+    assert "finetune prompt demo" in serving.message
+    assert made.server() is None
+    assert made.holds(ConditionType.COMPLETE)
+
+
+def test_job_without_evaluation_ends_after_training() -> None:
+    made = trained(job(evaluation={"enabled": False}))
+
+    assert made.holds(ConditionType.COMPLETE)
+    assert EVALUATION not in made.objects
+    assert made.job().status.stages[-1].state is StageState.SKIPPED
+
+
+@pytest.mark.parametrize("step", ["preflight", "train"])
+def test_failed_step_fails_the_job_with_its_last_words(step: str) -> None:
+    made = world()
+    made.finish_relocations()
+    if step == "train":
+        made.finish(KEY, "preflight")
+    made.finish(KEY, step, failed(Reason.LOSS_DIVERGED, "the loss is NaN", "Lower learningRate."))
+
+    condition = find_condition(made.job().status.conditions, ConditionType.FAILED)
+    assert condition is not None
+    assert condition.reason is Reason.LOSS_DIVERGED
+    assert condition.message == f"{step}: the loss is NaN Lower learningRate."
+    assert made.plans[KEY].steps == ()
+
+
+def test_failed_relocation_fails_the_job_and_names_the_role() -> None:
+    made = world()
+    source = next(
+        key for key, each in made.objects.items() if isinstance(each, Relocation) and "hf" in each.spec.source
+    )
+    made.finish(source, "measure", failed(Reason.REVISION_NOT_FOUND, "no revision v1", "Name another."))
+
+    condition = find_condition(made.job().status.conditions, ConditionType.FAILED)
+    assert condition is not None
+    assert condition.reason is Reason.REVISION_NOT_FOUND
+    assert condition.message == "relocate: model: measure: no revision v1 Name another."
+
+
+def test_failed_evaluation_fails_the_job() -> None:
+    made = trained()
+    made.finish(EVALUATION, "evaluate", failed(Reason.CANDIDATES_IDENTICAL, "equal logits", "Train longer."))
+
+    assert made.holds(ConditionType.FAILED)
+    assert not made.holds(ConditionType.COMPLETE)
+
+
+def test_finished_job_is_left_alone_whatever_happens_to_its_children() -> None:
+    made = evaluated(Verdict.PASS)
+    before = made.job()
+    made.steps.clear()
+    made.objects = {KEY: before}
+
+    plan = made.apply(KEY)
+
+    assert (plan.status, plan.steps, plan.children) == (before.status, (), ())
+
+
+def test_running_stage_shows_the_programs_numbers() -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    values = {ProgressMetric.STEP: "3", ProgressMetric.TOTAL_STEPS: "10", ProgressMetric.LOSS: "1.25", "odd": "NaN?"}
+    report = TrainerStatus(
+        last_updated_time=NOW,
+        progress_percentage=30,
+        estimated_remaining_seconds=70,
+        metrics=tuple(TrainerMetric(name=name, value=value) for name, value in values.items()),
+    )
+    made.finish(KEY, "train", StepState(StepPhase.RUNNING, started_at=NOW, progress=report))
+
+    progress = made.job().status.progress
+    assert progress is not None
+    assert (progress.percent, progress.step, progress.total_steps, progress.loss, progress.eta_seconds) == (
+        30,
+        3,
+        10,
+        1.25,
+        70,
+    )
+    assert made.job().status.stages[2].percent == 30
+
+
+def test_suspended_job_runs_nothing_and_goes_on_when_it_is_resumed() -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight", StepState(StepPhase.RUNNING))
+    running = made.job()
+    suspended = running.model_copy(update={"spec": running.spec.model_copy(update={"suspend": True})})
+    made.add(suspended)
+    made.settle()
+
+    assert made.plans[KEY].steps == ()
+    assert made.holds(ConditionType.SUSPENDED)
+    assert made.job().status.phase is JobPhase.SUSPENDED
+    assert all(stage.state is not StageState.RUNNING for stage in made.job().status.stages)
+
+    made.add(made.job().model_copy(update={"spec": running.spec}))
+    made.settle()
+
+    assert [step.name for step in made.plans[KEY].steps] == ["preflight"]
+    assert not made.holds(ConditionType.SUSPENDED)
+
+
+def test_suspending_a_job_suspends_its_evaluation() -> None:
+    made = trained()
+    running = made.job()
+    made.add(running.model_copy(update={"spec": running.spec.model_copy(update={"suspend": True})}))
+    made.settle()
+
+    assert made.evaluation().spec.suspend
+    assert made.plans[EVALUATION].steps == ()
+
+
+def test_deadline_ends_the_job_and_is_looked_at_again_in_time() -> None:
+    made = world(job(active_deadline_seconds=60))
+    assert (made.plans[KEY].requeue_after or 0) > 50
+    made.now = NOW + timedelta(seconds=61)
+    made.settle()
+
+    condition = find_condition(made.job().status.conditions, ConditionType.FAILED)
+    assert condition is not None
+    assert condition.reason is Reason.DEADLINE_EXCEEDED
+    assert made.plans[KEY].steps == ()
+
+
+def test_pod_that_waits_too_long_ends_the_job() -> None:
+    made = world(job(pending_deadline_seconds=60))
+    made.finish_relocations()
+    made.finish(KEY, "preflight", StepState(StepPhase.PENDING, started_at=made.now))
+    assert not made.holds(ConditionType.FAILED)
+    made.now += timedelta(seconds=60)
+    made.settle()
+
+    assert made.holds(ConditionType.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "word"),
+    [
+        ({"model": {"source": "/models/tiny"}}, Reason.INVALID_SPEC, "spec.model.source"),
+        ({"method": {"type": "qlora"}}, Reason.UNSUPPORTED, "qlora"),
+        ({"parallelism": {"workers": 2}}, Reason.UNSUPPORTED, "workers"),
+        ({"parallelism": {"strategy": "fsdp"}}, Reason.UNSUPPORTED, "fsdp"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_once(spec: dict[str, Any], reason: Reason, word: str) -> None:
+    made = world(job(**spec))
+
+    accepted = find_condition(made.job().status.conditions, ConditionType.ACCEPTED)
+    assert accepted is not None
+    assert (accepted.status, accepted.reason) == (ConditionStatus.FALSE, reason)
+    assert word in accepted.message
+    assert made.holds(ConditionType.FAILED)
+    assert len(made.objects) == 1
+
+
+def test_fields_without_effect_on_one_machine_are_told() -> None:
+    made = world(job(queue_name="team", resources={"limits": {"memory": "1Gi"}}), local=True)
+
+    assert made.job().status.warnings == ["spec.queueName, spec.resources: without effect on one machine"]
+
+
+def test_transition_time_stays_while_the_status_of_a_condition_stays() -> None:
+    made = world()
+    first = find_condition(made.job().status.conditions, ConditionType.ACCEPTED)
+    made.finish_relocations()
+    later = find_condition(made.job().status.conditions, ConditionType.ACCEPTED)
+
+    assert first is not None
+    assert later is not None
+    assert first.last_transition_time == later.last_transition_time
+
+
+def test_artifacts_name_what_was_used_and_made() -> None:
+    artifacts = trained().job().status.artifacts
+
+    assert artifacts.adapter is not None
+    assert artifacts.model is not None
+    assert artifacts.dataset is not None
+    assert artifacts.adapter.digest == f"sha256:{'c' * 64}"
+    assert (artifacts.model.digest, artifacts.model.resolved_revision) == (DIGEST, "c0ffee")
+    assert (artifacts.dataset.rows, artifacts.dataset.columns) == (10, ["message", "triage"])
+
+
+def test_long_names_are_cut_and_stay_distinct() -> None:
+    names = [evaluation_name("a" * 60), evaluation_name("a" * 61), evaluation_name("short")]
+
+    assert [len(name) for name in names] == [63, 63, 16]
+    assert len(set(names)) == 3
+
+
+def test_lost_steps_of_a_trained_job_are_not_run_again() -> None:
+    made = trained()
+    made.steps.pop(KEY)
+    made.settle()
+
+    assert made.plans[KEY].steps == ()
+    assert made.job().status.artifacts.adapter is not None
+
+
+def test_retries_follow_the_backoff_limit() -> None:
+    made = world(job(backoff_limit=7))
+    made.finish_relocations()
+
+    assert made.plans[KEY].steps[0].retries == 7
+
+
+def test_result_of_a_step_is_required() -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    words = LastWords(reason=Reason.SUCCEEDED, result=RESULTS["preflight"])
+    made.finish(KEY, "train", StepState(StepPhase.SUCCEEDED, last_words=words))
+
+    assert made.holds(ConditionType.FAILED)
