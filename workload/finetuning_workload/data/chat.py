@@ -74,14 +74,15 @@ def _read_message(item: object, *, where: str) -> Message:
     if not isinstance(item, Mapping):
         message = f"{where} is a {type(item).__name__}, not an object with role and content"
         raise UserError(Reason.DATASET_UNREADABLE, message, _SHAPE_HINT)
-    role = item.get("role", item.get("from"))
+    # In parquet every message has every key; those that it lacks are None.
+    role = item.get("role") or item.get("from")
     if role in {"tool", "function", "function_call", "observation"} or item.get("tool_calls"):
         message = f"{where} uses tools, which are not supported"
         raise UserError(Reason.UNSUPPORTED, message, "Leave such rows out, or write the call as text of the assistant.")
     if not isinstance(role, str) or role not in _ROLES:
         message = f"{where} has the role {role!r}; roles are {', '.join(Role)}"
         raise UserError(Reason.DATASET_UNREADABLE, message, _SHAPE_HINT)
-    return Message(role=_ROLES[role], content=_content(item.get("content", item.get("value")), where=where))
+    return Message(role=_ROLES[role], content=_content(item.get("content") or item.get("value"), where=where))
 
 
 def _content(value: object, *, where: str) -> str:

@@ -58,8 +58,8 @@ class Encoder:
         return self._assemble(row.row_id, segments, ids, prompt_only=True).ids
 
     def _tokenize(self, segments: Iterable[Segment]) -> list[list[int]]:
-        """Return the tokens of texts and closing marks in turns."""
-        batch = [text for segment in segments for text in (segment.text, segment.closing)]
+        """Return the tokens of every text and closing mark that is there, in order."""
+        batch = [text for segment in segments for text in segment.parts]
         if not batch:
             return []
         # Longer than the model's limit is no mistake here: length is handled later.
@@ -72,7 +72,7 @@ class Encoder:
         ids: list[int] = []
         supervised: list[bool] = []
         for number, segment in enumerate(segments, start=1):
-            fresh = next(texts) + next(texts)
+            fresh = [token for _ in segment.parts for token in next(texts)]
             is_last = number == len(segments) and not prompt_only
             if segment.supervised and (is_last or not segment.closing) and fresh[-1:] != self._eos:
                 fresh += self._eos
@@ -99,13 +99,17 @@ def truncated(sample: TokenizedSample, max_length: int) -> TokenizedSample:
 
 
 def pieces(sample: TokenizedSample, max_length: int) -> list[TokenizedSample]:
-    """Return plain text as consecutive pieces of at most ``max_length`` tokens, so that none of it is lost."""
-    starts = range(0, len(sample), max_length)
+    """Return plain text as consecutive pieces of at most ``max_length`` tokens, so that none of it is lost.
+
+    A piece begins with the last token of the piece before it, without loss: so every token but the very first one is
+    predicted exactly once, from at least one token before it.
+    """
+    starts = range(0, len(sample) - 1, max_length - 1)
     return [
         TokenizedSample(
             row_id=f"{sample.row_id}#{number}",
             ids=sample.ids[start : start + max_length],
-            supervised=sample.supervised[start : start + max_length],
+            supervised=[start == 0 and sample.supervised[0], *sample.supervised[start + 1 : start + max_length]],
         )
         for number, start in enumerate(starts, start=1)
     ]

@@ -174,6 +174,8 @@ def _build(
     reporter: Reporter | None,
 ) -> None:
     """Write the arrays of both sides and the counts to a folder."""
+    if reporter is not None:
+        reporter.update(0.0, note="reading the files")
     table = load_table(Path(dataset.path), dataset.rows, scratch=folder)
     total = min(len(table), dataset.rows.limit or len(table))
     encoder, tally, done = Encoder(tokenizer), _Tally(), 0

@@ -72,7 +72,6 @@ def load_table(path: Path, rows: RowFormat, *, scratch: Path | None = None) -> T
         parts = tuple(
             _read_file(file, name=file.relative_to(root).as_posix(), data_format=data_format, cache=cache)
             for file in files
-            if not _is_empty_text(file, data_format)
         )
         columns, row_ids = _survey(parts)
     if not row_ids:
@@ -100,11 +99,6 @@ def _survey(parts: tuple[_Part, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]
             row_ids.append(f"{identity}-{seen[identity]}" if seen[identity] else identity)
             seen[identity] += 1
     return tuple(columns), tuple(row_ids)
-
-
-def _is_empty_text(file: Path, data_format: DataFormat) -> bool:
-    binary = data_format in {DataFormat.PARQUET, DataFormat.ARROW}
-    return not binary and is_blank(file)
 
 
 @contextmanager
@@ -135,8 +129,10 @@ def _read_file(file: Path, *, name: str, data_format: DataFormat, cache: str) ->
         DataFormat.ARROW: _read_arrow,
         DataFormat.TEXT: _read_text,
     }
+    binary = data_format in {DataFormat.PARQUET, DataFormat.ARROW}
     try:
-        return _Part(name=name, rows=readers[data_format](file, name=name, cache=cache))
+        blank = not binary and is_blank(file)
+        return _Part(name=name, rows=_no_rows if blank else readers[data_format](file, name=name, cache=cache))
     except UserError:
         raise
     except Exception as error:
@@ -148,6 +144,10 @@ def _read_file(file: Path, *, name: str, data_format: DataFormat, cache: str) ->
         if any(isinstance(cause, OSError) and cause.errno is not None for cause in causes):
             raise
         raise _unreadable(name, data_format, causes[-1]) from error
+
+
+def _no_rows() -> Iterator[Row]:
+    return iter(())
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -245,15 +245,18 @@ def _read_csv(file: Path, *, cache: str, separator: str, **_: str) -> RowSource:
     options = {"sep": separator, "encoding": encoding_of(file), "index_col": False, "na_filter": False}
     start = pd.read_csv(file, nrows=1, dtype=str, **options)
     if start.empty:
-        return lambda: iter(())
+        return _no_rows
     text = Features({str(column): Value("string") for column in start.columns})
     rows = Dataset.from_csv(str(file), cache_dir=cache, features=text, **options)
     return lambda: _arrow_rows(rows)
 
 
 def _read_parquet(file: Path, *, cache: str, **_: str) -> RowSource:
+    import pyarrow.parquet as pq
     from datasets import Dataset
 
+    if pq.read_metadata(file).num_rows == 0:
+        return _no_rows
     rows = Dataset.from_parquet(str(file), cache_dir=cache)
     return lambda: _arrow_rows(rows)
 

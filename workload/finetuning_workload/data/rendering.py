@@ -53,8 +53,8 @@ class RenderedRow:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the row is plain language modelling: everything is supervised, so it may be cut into pieces."""
-        return len(self.segments) == 1 and self.segments[0].supervised
+        """Whether the row is plain language modelling: nothing comes before what is learned, so it can go in pieces."""
+        return self._last_supervised == 0
 
     @property
     def split_key(self) -> str:

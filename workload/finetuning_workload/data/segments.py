@@ -21,6 +21,11 @@ class Segment:
     """The mark that ends a supervised segment where the text has one of its own, for example ``<|im_end|>``; it carries
     loss. Where the text has none, encoding appends the tokenizer's EOS."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The texts that are tokenised: the segment's own and its closing mark, where they are not empty."""
+        return tuple(part for part in (self.text, self.closing) if part)
+
 
 def close_turn(text: str, marks: tuple[str, ...]) -> tuple[Segment, ...]:
     """Return the segments of text that is to be learned, its closing mark (one of ``marks``) told apart.

@@ -73,7 +73,8 @@ def require_column(column: str, available: Iterable[str], *, field: str, shown: 
     if column in present:
         return
     close = difflib.get_close_matches(column, present, n=1)
-    message = f"{field}: the data has no column for {shown or column!r}; its columns are {', '.join(present)}"
+    named = repr(column) if shown is None else shown
+    message = f"{field}: the data has no column for {named}; its columns are {', '.join(present)}"
     hint = f"Did you mean {close[0]!r}?" if close else "Name one of the columns."
     if shown is not None and not _PLAIN_NAME.fullmatch(column):
         hint = f"A placeholder is a column's name and nothing else. {_BRACES_HINT}"
