@@ -97,7 +97,7 @@ class Request:
 
     @property
     def read_seconds(self) -> float:
-        """Longest wait of a client between two bytes: longer than the watch waits, which ends a stall with its reason."""
+        """Longest wait of a client for a byte: longer than that of the watch, which ends a stall with its reason."""
         return self.stall_seconds + ANSWER_SECONDS
 
 

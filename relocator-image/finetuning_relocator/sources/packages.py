@@ -31,7 +31,7 @@ _PIP_KEYS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 _NO_CONNECTION = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeoutError|Failed to establish|Connection refused|MaxRetryError"
 )
-_STATUS = re.compile(r"(?:HTTP error |ERROR: |: )([45]\d\d) (?:Client|Server) Error|HTTP error ([45]\d\d)")
+_REFUSAL = re.compile(r"\b(401|403|407|5\d\d) (?:Client Error|Server Error|Error, Credentials)")
 _VERSIONS_SHOWN = 8
 _CODE_SUFFIXES = (".py", ".pyc", ".pyi", ".so", ".pyd", ".dylib", ".dll")
 
@@ -122,6 +122,7 @@ class PackageSource(Source):
     def _command(self, folder: Path) -> list[str]:
         command = [sys.executable, "-m", "pip", "download", f"{self._package}=={self._version}"]
         command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), "--no-input", "--progress-bar", "off"]
+        command += ["-vv"]  # Without it pip does not say that an index refused an answer.
         if "PIP_RETRIES" not in self._request.environment:
             command += ["--retries", "1"]
         if self._request.ref.endpoint:
@@ -138,8 +139,8 @@ class PackageSource(Source):
     def _failure(self, output: str) -> ProgramError:
         """Return what the words of pip mean."""
         said, credentials = _error_line(output), self._request.credentials
-        found = _STATUS.search(output)
-        status = int(next(filter(None, found.groups()))) if found else HTTPStatus.OK.value
+        refusal = _REFUSAL.search(output)
+        status = int(refusal.group(1)) if refusal else HTTPStatus.OK.value
         failure = from_status(status, what=self._what, credentials=credentials, keys=("PIP_INDEX_URL",))
         if _NO_CONNECTION.search(output):
             failure = unreachable(self._request.ref.endpoint or "the package index", said)
