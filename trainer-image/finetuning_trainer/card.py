@@ -1,0 +1,55 @@
+"""The model card: what the next person should know about the adapter."""
+
+from finetuning_api.finetuningjob import MethodType
+from finetuning_trainer.provenance import TrainingProvenance
+
+CARD_NAME = "README.md"
+
+
+def model_card(record: TrainingProvenance) -> str:
+    """Return the card in Markdown with the metadata block that model hubs read."""
+    kind = "model" if record.method.type is MethodType.FULL else "adapter"
+    library = "transformers" if record.method.type is MethodType.FULL else "peft"
+    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(record))
+    return f"""---
+library_name: {library}
+tags: [{record.method.type.value}, finetuning-operator]
+---
+
+# {record.job.name}
+
+A fine-tuned {kind}, made by finetuning-operator. `provenance.json` holds every digest, version and setting.
+
+| | |
+|---|---|
+{facts}
+
+{_usage(record)}
+"""
+
+
+def _facts(record: TrainingProvenance) -> list[tuple[str, str]]:
+    counts, training, method = record.counts, record.training, record.method
+    adaptation = "all weights" if method.type is MethodType.FULL else f"rank {method.rank}, alpha {method.alpha:g}"
+    variants = "".join(f", {name}" for name, used in (("DoRA", method.dora), ("rsLoRA", method.rslora)) if used)
+    return [
+        ("Base model", f"`{record.model.source}`, revision {record.model.resolved_revision or 'unknown'}"),
+        ("Data", f"`{record.dataset.source}`: {counts.train_rows} rows trained on, {counts.test_rows} held out"),
+        ("Method", f"{method.type.value}, {adaptation}{variants}, targets {method.target_modules}"),
+        ("Optimisation", f"{record.steps} steps of {training.batch_size} rows, {record.tokens} tokens"),
+        ("Learning rate", f"{training.learning_rate:g}, {training.schedule.value}"),
+        ("Precision", f"{record.plan['dtype']} on {record.plan['device']}"),
+        ("Training loss of the last epoch", _loss(record.loss)),
+        (f"Held-out loss ({record.evaluation_rows} rows)", _loss(record.evaluation_loss)),
+        ("Seed", str(record.seed)),
+    ]
+
+
+def _loss(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f} nats per supervised token"
+
+
+def _usage(record: TrainingProvenance) -> str:
+    if record.method.type is MethodType.FULL:
+        return "Load it with `transformers.AutoModelForCausalLM.from_pretrained(FOLDER)`."
+    return "Load it with `peft.PeftModel.from_pretrained(base_model, FOLDER)` on the base model named above."

@@ -1,0 +1,140 @@
+"""Checkpoints: folders that are whole or not there, verified before they are used, without pickle."""
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from finetuning_api.runconfig import ContractModel
+from finetuning_trainer.folders import whole_folder
+from finetuning_workload.artifact import require_intact
+from finetuning_workload.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_NAME = re.compile(r"^step-(\d{8,})$")
+_WEIGHTS, _OPTIMIZER, _STATE, _HISTORY = "weights.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
+
+
+class Position(ContractModel):
+    """Where a training stands: all that is not a tensor. Data order, learning rate and chance follow from ``step``."""
+
+    dtype: str
+    """Number format that was chosen at the start: a training is not finished in another one."""
+    step: int = 0
+    """Optimizer steps that are done."""
+    epoch_nll: float = 0.0
+    """Summed negative log-likelihood of the running epoch, in nats."""
+    epoch_tokens: int = 0
+    """Supervised tokens of the running epoch."""
+    tokens: int = 0
+    """Tokens computed so far."""
+    last_epoch_loss: float | None = None
+    """Mean training loss of the last whole epoch."""
+    evaluation_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was read and found intact."""
+
+    position: Position
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    history: bytes
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    identity: str,
+    position: Position,
+    weights: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    history: bytes,
+    keep: int,
+) -> Path:
+    """Write a checkpoint aside, complete it with its manifest, move it to its name, and remove older ones."""
+    final = folder / f"step-{position.step:08d}"
+    with whole_folder(final, source="training", revision=identity, content_format="checkpoint") as partial:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, partial / _WEIGHTS)
+        save_file(_moments(weights, optimizer), partial / _OPTIMIZER)
+        (partial / _STATE).write_text(position.to_json())
+        (partial / _HISTORY).write_bytes(history)
+    _prune(folder, newest=position.step, keep=keep)
+    return final
+
+
+def latest_checkpoint(folder: Path, *, identity: str) -> Checkpoint | None:
+    """Return the newest intact checkpoint of this very training; damaged and foreign ones are passed over, and told."""
+    for step, path in sorted(_checkpoints(folder), reverse=True):
+        try:
+            manifest = require_intact(path)
+        except UserError as error:
+            _LOG.warning("checkpoint of step %d is not used: %s", step, error.message)
+            continue
+        if manifest.resolved_revision != identity:
+            _LOG.warning("checkpoint of step %d belongs to another configuration, model or data: not used", step)
+            continue
+        try:
+            return Checkpoint(
+                position=Position.model_validate_json((path / _STATE).read_bytes()),
+                weights=load_file(path / _WEIGHTS),
+                moments=load_file(path / _OPTIMIZER),
+                history=(path / _HISTORY).read_bytes(),
+            )
+        except (ValueError, SafetensorError) as error:
+            _LOG.warning("checkpoint of step %d cannot be read: %s", step, error)
+    return None
+
+
+def restore(
+    checkpoint: Checkpoint, *, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Put a checkpoint's weights and moments in place."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(checkpoint.weights[name])
+    state = {
+        index: {kind: checkpoint.moments[f"{name}/{kind}"] for kind in _KINDS}
+        for index, name in enumerate(_names_in_order(weights, optimizer))
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+_KINDS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each weight."""
+
+
+def _moments(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {f"{name}/{kind}": optimizer.state[weights[name]][kind].contiguous() for name in weights for kind in _KINDS}
+
+
+def _names_in_order(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the names of the weights in the order that the optimizer counts them."""
+    names = {id(weight): name for name, weight in weights.items()}
+    return [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        match = _NAME.match(path.name)
+        if match and path.is_dir():
+            yield int(match.group(1)), path
+
+
+def _prune(folder: Path, *, newest: int, keep: int) -> None:
+    """Keep the newest checkpoints up to the step just written; higher ones were refused when this training started."""
+    mine = sorted((step for step, _ in _checkpoints(folder) if step <= newest), reverse=True)[:keep]
+    for step, path in _checkpoints(folder):
+        if step not in mine:
+            shutil.rmtree(path)
+    for leftover in folder.glob(".step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)

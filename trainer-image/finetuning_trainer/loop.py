@@ -1,0 +1,214 @@
+"""The training loop: plain functions over a session and a position."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetuning_api.finetuningjob import TrainingSpec
+from finetuning_api.runconfig import ProgressMetric
+from finetuning_trainer.batching import Build, divide, lengths_of, rows_of_step, steps_per_epoch, supervised_count
+from finetuning_trainer.checkpoint import Position, save_checkpoint
+from finetuning_trainer.evaluate import HeldOut, held_out_loss
+from finetuning_trainer.guard import explained_memory_errors, require_finite
+from finetuning_trainer.history import History
+from finetuning_trainer.loss import Forward
+from finetuning_trainer.optim import clip_gradients, learning_rate, set_learning_rate
+from finetuning_trainer.strategy import SingleProcess
+from finetuning_workload.data import TokenizedSplit
+from finetuning_workload.errors import Interrupted
+from finetuning_workload.progress import Reporter
+
+_LOG = logging.getLogger(__name__)
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything that stays the same from the first step to the last."""
+
+    training: TrainingSpec
+    total_steps: int
+    token_budget: int
+    split: TokenizedSplit
+    held_out: HeldOut
+    build: Build
+    padded: bool
+    forward: Forward
+    strategy: SingleProcess
+    weights: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    checkpoints: Path
+    identity: str
+    history: History
+    reporter: Reporter
+    stop: Stop
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the rows."""
+        return steps_per_epoch(len(self.split), self.training.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one optimizer step computed."""
+
+    nll: float
+    supervised: int
+    tokens: int
+    gradient_norm: float
+    rate: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the supervised tokens of the step, in nats."""
+        return self.nll / self.supervised
+
+
+@dataclass(slots=True)
+class _Saved:
+    """The newest checkpoint."""
+
+    step: int | None = field(default=None)
+
+
+class _Stopped(Exception):
+    """Asked to stop in the middle of a step; the step is given up and the position before it is saved."""
+
+
+def train(session: Session, position: Position, *, saved_step: int | None) -> Position:
+    """Train from a position to the end and return the last position.
+
+    Raises Interrupted after a checkpoint when asked to stop, and UserError LOSS_DIVERGED or OUT_OF_MEMORY.
+    """
+    saved = _Saved(saved_step)
+    session.forward.model.train()
+    try:
+        while position.step < session.total_steps:
+            position = _one_step(session, position, saved=saved)
+    except _Stopped:
+        _save(session, position, saved)
+        raise Interrupted(f"stopped at step {position.step} of {session.total_steps}, after a checkpoint") from None
+    return position
+
+
+def _one_step(session: Session, position: Position, *, saved: _Saved) -> Position:
+    started = time.monotonic()
+    outcome = compute_step(session, position.step, saved_step=saved.step)
+    seconds = time.monotonic() - started
+    position = _advanced(position, outcome, session)
+    evaluation_loss = _evaluation_loss(session, position.step, saved)
+    if evaluation_loss is not None:
+        position = position.model_copy(update={"evaluation_loss": evaluation_loss})
+    session.history.append(position.step, outcome, seconds=seconds, evaluation_loss=evaluation_loss)
+    _report(session, position, outcome, seconds)
+    if position.step % session.training.checkpoint_every_steps == 0 or position.step == session.total_steps:
+        _save(session, position, saved)
+    return position
+
+
+def compute_step(session: Session, step: int, *, saved_step: int | None) -> StepOutcome:
+    """Compute one optimizer step, counted from 0.
+
+    The loss is the summed negative log-likelihood over the supervised tokens of the whole step, divided by their
+    number: however the step is divided into micro-batches, its gradient is that of the one big batch.
+    """
+    training = session.training
+    # Chance (dropout) follows from the step too, so that a resumed training draws what it would have drawn.
+    torch.manual_seed(int(np.random.SeedSequence([training.seed, step]).generate_state(1)[0]))
+    rows = rows_of_step(step, rows=len(session.split), batch_size=training.batch_size, seed=training.seed)
+    supervised = max(supervised_count(session.split, rows), 1)
+    session.optimizer.zero_grad(set_to_none=True)
+    nll, tokens = _accumulate(session, rows, supervised)
+    check = partial(require_finite, step=step + 1, training=training, saved_step=saved_step)
+    check(nll, what="the training loss")
+    norm = clip_gradients(session.weights.values(), training.max_grad_norm)
+    check(norm, what="the norm of the gradients")
+    rate = learning_rate(step, training=training, total=session.total_steps)
+    set_learning_rate(session.optimizer, rate)
+    session.optimizer.step()
+    return StepOutcome(nll=nll, supervised=supervised, tokens=tokens, gradient_norm=norm, rate=rate)
+
+
+def _accumulate(session: Session, rows: list[int], supervised: int) -> tuple[float, int]:
+    """Add up the gradients of a step's micro-batches; return the summed negative log-likelihood and the tokens."""
+    lengths = lengths_of(session.split, rows)
+    most_rows = session.training.micro_batch_size
+    nll, tokens = torch.zeros((), dtype=torch.float64), 0
+    for part in divide(rows, lengths, token_budget=session.token_budget, most_rows=most_rows, padded=session.padded):
+        if session.stop():
+            raise _Stopped
+        batch = session.build(session.split, part).to(session.strategy.device)
+        tokens += batch.tokens
+        if not len(batch.labels):
+            continue
+        with explained_memory_errors(f"a forward and backward pass over {batch.tokens} tokens"):
+            with session.strategy.computing():
+                summed = session.forward.summed_nll(batch)
+            (summed / supervised).backward()
+        nll += summed.detach().double().cpu()
+    return float(nll), tokens
+
+
+def _advanced(position: Position, outcome: StepOutcome, session: Session) -> Position:
+    nll, supervised = position.epoch_nll + outcome.nll, position.epoch_tokens + outcome.supervised
+    update: dict[str, object] = {"step": position.step + 1, "tokens": position.tokens + outcome.tokens}
+    if (position.step + 1) % session.steps_per_epoch == 0:
+        update |= {"epoch_nll": 0.0, "epoch_tokens": 0, "last_epoch_loss": nll / supervised}
+    else:
+        update |= {"epoch_nll": nll, "epoch_tokens": supervised}
+    return position.model_copy(update=update)
+
+
+def _evaluation_loss(session: Session, step: int, saved: _Saved) -> float | None:
+    every = session.training.evaluate_every_steps or session.steps_per_epoch
+    if step % every != 0 and step != session.total_steps:
+        return None
+
+    def poll() -> None:
+        if session.stop():
+            raise _Stopped
+
+    with explained_memory_errors("the evaluation of held-out rows"):
+        loss = held_out_loss(session.forward, session.held_out, session.strategy, poll=poll)
+    if loss is not None:
+        require_finite(loss, what="the held-out loss", step=step, training=session.training, saved_step=saved.step)
+    return loss
+
+
+def _save(session: Session, position: Position, saved: _Saved) -> None:
+    if position.step in {0, saved.step}:
+        return
+    path = save_checkpoint(
+        session.checkpoints,
+        identity=session.identity,
+        position=position,
+        weights=session.weights,
+        optimizer=session.optimizer,
+        history=session.history.read(),
+        keep=session.training.keep_checkpoints,
+    )
+    saved.step = position.step
+    _LOG.info("checkpoint %s written", path.name)
+
+
+def _report(session: Session, position: Position, outcome: StepOutcome, seconds: float) -> None:
+    speed = outcome.tokens / max(seconds, 1e-9)
+    metrics: dict[str, float] = {
+        ProgressMetric.STEP: position.step,
+        ProgressMetric.TOTAL_STEPS: session.total_steps,
+        ProgressMetric.LOSS: outcome.loss,
+        ProgressMetric.LEARNING_RATE: outcome.rate,
+        ProgressMetric.TOKENS_PER_SECOND: speed,
+    }
+    note = f"step {position.step}/{session.total_steps} loss {outcome.loss:.3f} {speed:.0f} tok/s"
+    if position.evaluation_loss is not None:
+        metrics[ProgressMetric.EVALUATION_LOSS] = position.evaluation_loss
+        note += f" held-out {position.evaluation_loss:.3f}"
+    session.reporter.update(position.step / session.total_steps, note=note, metrics=metrics)

@@ -1,0 +1,60 @@
+"""The finished artifact: weights in the formats that everybody reads, a card and the provenance."""
+
+from pathlib import Path
+
+from peft import PeftModel
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from finetuning_api.runconfig import TrainResult
+from finetuning_trainer.adapters import Trainee
+from finetuning_trainer.card import CARD_NAME, model_card
+from finetuning_trainer.folders import whole_folder
+from finetuning_trainer.provenance import PROVENANCE_NAME, TrainingProvenance
+from finetuning_workload.artifact import Manifest, require_intact
+from finetuning_workload.errors import UserError
+
+ADAPTER_FORMAT, MODEL_FORMAT = "peft-adapter", "safetensors"
+
+
+def save_output(
+    folder: Path, *, trainee: Trainee, tokenizer: PreTrainedTokenizerBase, record: TrainingProvenance
+) -> Manifest:
+    """Write the artifact: an adapter as PEFT saves it or, after full fine-tuning, a whole model with its tokenizer."""
+    adapter = isinstance(trainee.wrapped, PeftModel)
+    content_format = ADAPTER_FORMAT if adapter else MODEL_FORMAT
+    with whole_folder(folder, source="training", revision=record.identity, content_format=content_format) as partial:
+        if isinstance(trainee.wrapped, PeftModel):
+            # The path of this machine means nothing elsewhere; the source does. Embeddings are never resized here, and
+            # looking whether they were would ask a hub.
+            trainee.wrapped.active_peft_config.base_model_name_or_path = record.model.source
+            trainee.wrapped.save_pretrained(str(partial), save_embedding_layers=False)
+        else:
+            trainee.causal.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        (partial / CARD_NAME).write_text(model_card(record))
+        (partial / PROVENANCE_NAME).write_text(record.to_json())
+    return require_intact(folder, content=False)
+
+
+def finished_result(folder: Path, *, identity: str) -> TrainResult | None:
+    """Return the result of a training that is already done, when its artifact is intact and of the same identity."""
+    try:
+        manifest = require_intact(folder)
+        record = TrainingProvenance.model_validate_json((folder / PROVENANCE_NAME).read_bytes())
+    except (UserError, OSError, ValidationError):
+        return None
+    return train_result(manifest, record) if record.identity == identity else None
+
+
+def train_result(manifest: Manifest, record: TrainingProvenance) -> TrainResult:
+    """Return what the program says of a finished artifact."""
+    return TrainResult(
+        digest=manifest.digest,
+        size_bytes=manifest.total_bytes,
+        steps=record.steps,
+        loss=record.loss,
+        evaluation_loss=record.evaluation_loss,
+        dataset=record.counts,
+        resumed_from_step=record.resumed_from_step,
+    )

@@ -1,0 +1,156 @@
+"""Everything that can be wrong, found on the CPU before an accelerator is taken."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from finetuning_api.finetuningjob import MethodType
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import DatasetCounts, PreflightConfig, PreflightResult
+from finetuning_trainer.adapters import attach, parameter_counts, require_supported
+from finetuning_trainer.batching import total_steps
+from finetuning_trainer.guard import explained_memory_errors
+from finetuning_trainer.plan import (
+    ModelShape,
+    activation_bytes,
+    micro_batch_tokens,
+    model_shape,
+    step_tokens,
+    weight_bytes,
+)
+from finetuning_trainer.strategy import require_single_process
+from finetuning_workload.data import PreparedData, prepare
+from finetuning_workload.errors import UserError
+from finetuning_workload.files import format_bytes, require_free_space
+from finetuning_workload.hardware import choose_device, choose_dtype, memory_limit, set_threads
+from finetuning_workload.models import load_model_config, load_tokenizer, require_matching_tokenizer, weight_files
+from finetuning_workload.program import Context
+
+_LOG = logging.getLogger(__name__)
+_FP32_BYTES = torch.float32.itemsize
+_MOMENTS = 2
+
+
+def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
+    """Check model, tokenizer, targets, data, memory and disk; tokenise the data into the cache.
+
+    Raises UserError with the reason of the first thing that cannot work; what may go wrong becomes a warning.
+    """
+    set_threads(context.environment)
+    require_single_process(config.parallelism)
+    require_supported(config.method)
+    model_path = Path(config.model.path)
+    model_config = load_model_config(model_path)
+    tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
+    require_matching_tokenizer(model_config, tokenizer)
+    weight_files(model_path)
+    shape = _shape(config, model_config)
+    reporter = context.reporter("Preflight")
+    try:
+        data = prepare(
+            config.dataset, tokenizer, training=config.training, cache=Path(config.cache_path), reporter=reporter
+        )
+    finally:
+        reporter.close()
+    context.stop.raise_if_set("stopped during preflight")
+    warnings = [*_length_warnings(config, model_config, data), *_row_warnings(data.counts)]
+    memory, memory_warnings = _memory(config, shape, data)
+    warnings += [*memory_warnings, *_disk_warnings(config, shape)]
+    for warning in warnings:
+        _LOG.warning("%s", warning)
+    training = config.training
+    return PreflightResult(
+        dataset=data.counts,
+        parameters=shape.parameters,
+        trainable_parameters=shape.trainable,
+        total_steps=total_steps(
+            len(data.train), batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps
+        ),
+        memory_bytes=memory,
+        warnings=tuple(warnings),
+    )
+
+
+def _shape(config: PreflightConfig, model_config: PreTrainedConfig) -> ModelShape:
+    """Return the sizes of the model with its adapter, built without memory; finds target modules that do not exist."""
+    with explained_memory_errors("building the model's outline"):
+        try:
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+        except (ValueError, KeyError, AttributeError) as error:
+            message = f"model type {model_config.model_type!r} is not a causal language model that transformers builds"
+            hint = "Choose a causal language model that transformers supports itself."
+            raise UserError(Reason.MODEL_UNREADABLE, message, hint) from error
+        model.tie_weights()
+        parameters, trainable = parameter_counts(attach(model, config.method, seed=0))
+    return model_shape(model_config, parameters=parameters, trainable=trainable)
+
+
+def _length_warnings(config: PreflightConfig, model_config: PreTrainedConfig, data: PreparedData) -> list[str]:
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    wanted = config.training.max_length
+    if not positions or wanted <= positions:
+        return []
+    longest = int(max(data.train.lengths.max(), data.test.lengths.max()))
+    if longest > positions:
+        message = (
+            f"training.maxLength is {wanted} and the longest row has {longest} tokens, but the model has {positions}"
+            " positions"
+        )
+        raise UserError(Reason.INVALID_SPEC, message, f"Set training.maxLength to {positions} or less.")
+    return [f"training.maxLength is {wanted}, the model has {positions} positions; no row is longer than that"]
+
+
+def _row_warnings(counts: DatasetCounts) -> list[str]:
+    stories = {
+        "were cut to training.maxLength": counts.truncated_rows,
+        "were dropped": counts.dropped_rows,
+        "have no token that carries loss": counts.masked_rows,
+    }
+    return [f"{number} of {counts.rows} rows {story}" for story, number in stories.items() if number]
+
+
+def _memory(config: PreflightConfig, shape: ModelShape, data: PreparedData) -> tuple[int, list[str]]:
+    """Return the estimated peak in bytes and warnings. Raises UserError(OUT_OF_MEMORY) where not even weights fit."""
+    device = choose_device()
+    dtype = choose_dtype(config.training.precision, device).dtype
+    limit = memory_limit()
+    weights = weight_bytes(shape, config.method.type, dtype)
+    longest = int(data.train.lengths.max())
+    budget = micro_batch_tokens(shape, weights=weights, limit=limit, longest=longest, dtype=dtype)
+    tokens = step_tokens(data, config.training, budget=budget)
+    peak = weights + activation_bytes(shape, dtype, tokens=tokens)
+    if weights > limit:
+        message = (
+            f"training needs {format_bytes(weights)} for weights and optimizer alone; {format_bytes(limit)} are allowed"
+        )
+        hint = "Raise resources.limits.memory, use method lora in place of full, or take a smaller model."
+        raise UserError(Reason.OUT_OF_MEMORY, message, hint)
+    if peak <= limit:
+        return peak, []
+    warning = (
+        f"training is estimated to need {format_bytes(peak)} of memory and {format_bytes(limit)} are allowed;"
+        " lower training.maxLength or training.microBatchSize if it runs out"
+    )
+    return peak, [warning]
+
+
+def _disk_warnings(config: PreflightConfig, shape: ModelShape) -> list[str]:
+    """Raise EnvironmentFault(DISK_FULL) when the result does not fit; warn when its checkpoints may not."""
+    output = Path(config.output_path)
+    result = _FP32_BYTES * (shape.parameters if config.method.type is MethodType.FULL else shape.trainable)
+    require_free_space(output, result, purpose="the trained weights")
+    one = _FP32_BYTES * shape.trainable * (1 + _MOMENTS)
+    needed = result + one * (config.training.keep_checkpoints + 1)
+    existing = next(folder for folder in (output, *output.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed <= free:
+        return []
+    warning = (
+        f"checkpoints and result need about {format_bytes(needed)}, {format_bytes(free)} are free; lower"
+        " training.keepCheckpoints or give the adapter's volume a larger size"
+    )
+    return [warning]

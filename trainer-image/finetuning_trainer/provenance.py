@@ -1,0 +1,65 @@
+"""What a result was made of: enough to make it again."""
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+
+from finetuning_api.finetuningjob import MethodSpec, TrainingSpec
+from finetuning_api.runconfig import ContractModel, DatasetCounts, JobIdentity, Provenance, TrainingInputs
+from finetuning_trainer.plan import TrainingPlan
+
+PROVENANCE_NAME = "provenance.json"
+_RECORDED = ("finetuning-operator", "torch", "transformers", "peft", "tokenizers", "safetensors", "accelerate")
+_NO_INFLUENCE = {"checkpoint_every_steps", "keep_checkpoints", "evaluate_every_steps", "micro_batch_size"}
+"""Fields of training that change when something is written or how much memory it takes, but not what is learned."""
+
+
+class TrainingProvenance(ContractModel):
+    """The record beside the adapter, provenance.json."""
+
+    job: JobIdentity
+    identity: str
+    """Digest of model, tokenizer, data, method and training: what a checkpoint must have to be gone on from."""
+    model: Provenance
+    tokenizer: Provenance
+    dataset: Provenance
+    prepared_data: str
+    method: MethodSpec
+    training: TrainingSpec
+    seed: int
+    versions: dict[str, str]
+    plan: dict[str, str | int | float | bool]
+    counts: DatasetCounts
+    steps: int
+    tokens: int
+    loss: float | None = None
+    evaluation_loss: float | None = None
+    evaluation_rows: int
+    resumed_from_step: int | None = None
+    started_at: datetime
+    finished_at: datetime
+
+
+def training_identity(config: TrainingInputs, data_digest: str) -> str:
+    """Return the sha256 of everything that decides what is learned: equal identity, equal training."""
+    parts = {
+        "model": config.model.provenance.digest,
+        "tokenizer": config.model.tokenizer_provenance.digest,
+        "data": data_digest,
+        "method": config.method.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude=_NO_INFLUENCE),
+    }
+    return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed the result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _RECORDED}
+
+
+def plan_record(plan: TrainingPlan) -> dict[str, str | int | float | bool]:
+    """Return the plan as JSON has it."""
+    return asdict(plan)
