@@ -118,7 +118,11 @@ class Ended:
 
 
 def run_trainer(
-    config: RunConfigBase, folder: Path, *, when: Callable[[], bool] | None = None, send: signal.Signals = signal.SIGTERM
+    config: RunConfigBase,
+    folder: Path,
+    *,
+    when: Callable[[], bool] | None = None,
+    send: signal.Signals = signal.SIGTERM,
 ) -> Ended:
     """Run ``python -m finetuning_trainer``; with ``when``, send a signal as soon as the condition holds."""
     config_path, words_path = folder / "run-config.json", folder / "last-words.json"

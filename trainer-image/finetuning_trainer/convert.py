@@ -17,7 +17,7 @@ from finetuning_workload.artifact import read_manifest, require_intact
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import require_free_space
 from finetuning_workload.hardware import set_threads
-from finetuning_workload.models import require_matching_tokenizer
+from finetuning_workload.models import quiet_libraries, require_matching_tokenizer
 from finetuning_workload.program import Context
 
 _LOG = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def convert(config: ConvertConfig, context: Context) -> ArtifactResult:
     The raw folder is removed when the artifact is complete; a complete artifact is not made again. Raises
     UserError(CONVERSION_FAILED) for a file that cannot be read as a model.
     """
+    quiet_libraries()
     source, destination = Path(config.source), Path(config.destination)
     done = read_manifest(destination)
     if done is not None:

@@ -19,7 +19,7 @@ _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def whole_folder(final: Path, *, source: str, revision: str | None, content_format: str) -> Iterator[Path]:
-    """Yield an empty folder beside ``final`` to write into; at the end it becomes ``final``, in place of the old one."""
+    """Yield an empty folder to write into, beside ``final``; at the end it takes the place of ``final``."""
     partial = final.with_name(f".{final.name}.partial")
     with explained_write_errors(f"write {final.name}"):
         shutil.rmtree(partial, ignore_errors=True)

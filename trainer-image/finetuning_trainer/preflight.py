@@ -26,7 +26,13 @@ from finetuning_workload.data import PreparedData, prepare
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import format_bytes, require_free_space
 from finetuning_workload.hardware import choose_device, choose_dtype, memory_limit, set_threads
-from finetuning_workload.models import load_model_config, load_tokenizer, require_matching_tokenizer, weight_files
+from finetuning_workload.models import (
+    load_model_config,
+    load_tokenizer,
+    quiet_libraries,
+    require_matching_tokenizer,
+    weight_files,
+)
 from finetuning_workload.program import Context
 
 _LOG = logging.getLogger(__name__)
@@ -39,6 +45,7 @@ def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
 
     Raises UserError with the reason of the first thing that cannot work; what may go wrong becomes a warning.
     """
+    quiet_libraries()
     set_threads(context.environment)
     require_single_process(config.parallelism)
     require_supported(config.method)

@@ -26,7 +26,7 @@ from finetuning_trainer.provenance import TrainingProvenance, plan_record, train
 from finetuning_trainer.strategy import SingleProcess, require_single_process
 from finetuning_workload.data import PreparedData, preparation_digest, prepare
 from finetuning_workload.hardware import DtypeChoice, choose_device, choose_dtype, set_threads
-from finetuning_workload.models import load_base_model, load_tokenizer, require_matching_tokenizer
+from finetuning_workload.models import load_base_model, load_tokenizer, quiet_libraries, require_matching_tokenizer
 from finetuning_workload.program import Context
 from finetuning_workload.progress import Reporter
 
@@ -54,6 +54,7 @@ def train_model(config: TrainConfig, context: Context) -> TrainResult:
     A training that is already finished is not repeated. Raises UserError and EnvironmentFault with their reasons, and
     Interrupted after a checkpoint when the program is asked to stop.
     """
+    quiet_libraries()
     started_at = datetime.now(UTC)
     require_single_process(config.parallelism)
     require_supported(config.method)

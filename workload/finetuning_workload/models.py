@@ -3,6 +3,7 @@
 import gc
 import json
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from finetuning_api.reasons import Reason
 from finetuning_workload.errors import UserError
@@ -27,6 +29,12 @@ _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safete
 _MAX_HEADER_BYTES = 100_000_000
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
 """What transformers raises for folders that it cannot read."""
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries draw and warn of on their own: a program has one progress line, and it is ours."""
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
