@@ -43,6 +43,7 @@ Quantity = Annotated[
         {
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "minimum": 0,
             "maxLength": 32,
             "pattern": patterns.QUANTITY.regex,
         }

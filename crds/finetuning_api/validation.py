@@ -87,7 +87,8 @@ def validate_manifest(document: object) -> list[FieldError]:
     told = {error.location for error in unfit}
     types = _type_errors(kind, _without_nulls(schema, content), schema=schema)
     wrong = [*unfit, *header, *(error for error in types if error.location not in told)]
-    broken = [error.location for error in wrong]
+    # A field that nobody knows keeps no rule from being evaluated.
+    broken = [error.location for error in wrong if _node_at(schema, error.location)]
     visible = {**content, "metadata": _visible_metadata(content["metadata"])}
     found = violations(kind, visible, broken=broken)
     return sorted([*wrong, *map(_broken_rule, found)], key=lambda error: _written_place(content, error.location))

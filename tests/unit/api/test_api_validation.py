@@ -182,6 +182,11 @@ def test_rules_of_sound_parts_are_told_beside_mistakes_in_other_parts() -> None:
     ]
 
 
+def test_an_unknown_field_keeps_no_rule_from_being_told() -> None:
+    errors = validate_manifest(job(serving={"replica": 1}, evaluation={"enabled": False}))
+    assert [error.path for error in errors] == ["spec.serving.replica", "spec.serving.afterGate"]
+
+
 def test_status_and_what_a_server_fills_in_are_left_alone() -> None:
     metadata: dict[str, object] = {
         "name": "triage",
