@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 from finetuning_api.base import API_VERSION
 
 Manifest = dict[str, Any]
+STEADY = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+"""The same examples on every machine, however slow it is."""
 
 
 def job(**spec: object) -> Manifest:

@@ -1,8 +1,9 @@
 """Sources are parsed into parts, and the identity of what they name depends on the bytes and on nothing else."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.api.factories import STEADY
 
 from finetuning_api.base import SecretRef
 from finetuning_api.rules import holds
@@ -118,6 +119,7 @@ SOURCES = st.builds(
 )
 
 
+@settings(STEADY)
 @given(source=SOURCES.filter(bool))
 def test_what_the_rules_accept_can_be_parsed(source: str) -> None:
     if all(holds(rule.rule, value={"source": source}) for rule in SourceRef.cel_rules):
@@ -125,6 +127,7 @@ def test_what_the_rules_accept_can_be_parsed(source: str) -> None:
         assert parse_source(parsed.canonical) == parsed
 
 
+@settings(STEADY)
 @given(include=st.lists(st.text(min_size=1, max_size=5), max_size=4), revision=st.none() | st.text(max_size=5))
 def test_an_identity_is_a_kubernetes_name(include: list[str], revision: str | None) -> None:
     name = relocation_name(REF.model_copy(update={"include": include, "revision": revision}))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.api.factories import EVERY_KIND, Manifest, evaluation, job, named, relocation
+from tests.unit.api.factories import EVERY_KIND, STEADY, Manifest, evaluation, job, named, relocation
 
 from finetuning_api import KINDS, FineTuningJob
 from finetuning_api.base import Resource
@@ -305,7 +305,7 @@ def with_value(manifest: Manifest, path: tuple[str, ...], value: object) -> Mani
     return manifest | {"spec": spec}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(STEADY, max_examples=150)
 @given(data=st.data())
 def test_whatever_stands_in_a_field_is_told_in_plain_words_or_parsed(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(SPEC_PATHS)))
@@ -318,6 +318,7 @@ def test_whatever_stands_in_a_field_is_told_in_plain_words_or_parsed(data: st.Da
         assert parse_manifest(manifest).to_wire()["kind"] == kind
 
 
+@settings(STEADY)
 @given(document=JSON_VALUES)
 def test_no_document_breaks_validation(document: object) -> None:
     assert validate_manifest(document)
