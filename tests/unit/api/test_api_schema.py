@@ -16,8 +16,8 @@ from tests.unit.api.structural import complaints
 from finetuning_api import KINDS, FineTuningJob
 from finetuning_api.base import Resource
 from finetuning_api.generate import generated_files, write_generated
-from finetuning_api.rules import with_defaults
-from finetuning_api.schema import Schema, crd_document, crd_documents, structural_schema
+from finetuning_api.rules import holds, with_defaults
+from finetuning_api.schema import RULES, Schema, crd_document, crd_documents, structural_schema
 
 ROOT = Path(__file__).parents[3]
 KIND_IDS = [kind.__name__ for kind in KINDS]
@@ -62,6 +62,18 @@ def test_schemas_are_json_schemas_and_every_default_fits_its_own_field(kind: typ
             filled_in = with_defaults(node, node["default"])
             errors = list(jsonschema.Draft4Validator(draft4(node)).iter_errors(filled_in))
             assert errors == [], path
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_IDS)
+def test_a_default_keeps_the_rules_of_its_type_as_it_is_written(kind: type[Resource]) -> None:
+    # An API server evaluates them when it takes the definition, before it fills in defaults further inside.
+    broken = [
+        (path, rule["rule"])
+        for path, node in nodes(structural_schema(kind))
+        for rule in node.get(RULES, ())
+        if "default" in node and "oldSelf" not in rule["rule"] and not holds(rule["rule"], value=node["default"])
+    ]
+    assert broken == []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=KIND_IDS)
