@@ -22,6 +22,8 @@ from finetuning_cli.local.wake import Wake
 from finetuning_cli.manifest import Manifest
 from finetuning_operator.reconcile import reconcile
 from finetuning_operator.reconcile.conditions import is_terminal
+from finetuning_operator.reconcile.evaluation import evaluation_needs
+from finetuning_operator.reconcile.needs import Need, job_needs
 from finetuning_operator.reconcile.plan import ImageRole, Observed, Plan, Settings
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import explained_os_errors, write_atomically
@@ -199,18 +201,32 @@ class LocalRun:
             self._put(_born(child))
         elif isinstance(existing, EvaluationJob) and isinstance(child, EvaluationJob):
             self._put(_with_spec(existing, child))
-        if key in self._active:
-            return existing is None
+        met = key in self._active
         self._activate(key)
-        return True
+        return existing is None or not met
 
     def _activate(self, key: Key) -> None:
+        """Work on an object from now on, and look first at what earlier runs left for it."""
+        if key in self._active:
+            return
         self._active[key] = None
         resource = self._objects[key]
+        for wanted in self._needs(resource):
+            if ("Relocation", wanted.name) in self._objects:
+                self._activate(("Relocation", wanted.name))
         if isinstance(resource, Relocation):
             self._recheck(resource)
             if not _is_ready(self._objects[key]):
                 self._brought.add(key)
+
+    def _needs(self, resource: Resource) -> tuple[Need, ...]:
+        if _rests(resource):
+            return ()
+        if isinstance(resource, FineTuningJob):
+            return job_needs(resource.spec)
+        if isinstance(resource, EvaluationJob):
+            return evaluation_needs(resource, observed=self._observe(resource), now=_now())
+        return ()
 
     def _recheck(self, relocation: Relocation) -> None:
         """A failure of an earlier run is tried again, and an artifact of an earlier run is looked at before its use."""

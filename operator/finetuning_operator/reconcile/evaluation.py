@@ -134,6 +134,11 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
     return _plan(view, _common(view, course, writer=writer, since=since), course)
 
 
+def evaluation_needs(job: EvaluationJob, *, observed: Observed, now: datetime) -> tuple[Need, ...]:
+    """Return everything that an EvaluationJob relocates, as far as its candidates are known by now."""
+    return _View(job, observed, Settings(), now).needs
+
+
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
     waits = any(candidate.job_ref is not None for candidate in view.job.spec.candidates)
     wait = (StageRule("wait", _wait),) if waits else ()
@@ -373,7 +378,7 @@ def _findings(view: _View, course: Course | None) -> dict[str, object]:
     result = view.result
     found: dict[str, object] = {}
     if course is not None:
-        noted = (*warnings(view.needs, view.observed), *(result.warnings if result else ()))
+        noted = (*view.job.status.warnings, *warnings(view.needs, view.observed), *(result.warnings if result else ()))
         found["warnings"] = short_list(noted)
     if result is not None:
         found |= {

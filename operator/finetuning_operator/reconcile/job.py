@@ -448,6 +448,7 @@ def _findings(view: _View) -> dict[str, object]:
     """Return the fields of the status that only a FineTuningJob has."""
     evaluation, server, preflight = view.evaluation, view.server, view.result(PREFLIGHT)
     noted = (
+        *view.job.status.warnings,
         *local_warnings(view.job.spec, view.settings),
         *warnings(view.needs, view.observed),
         *(preflight.warnings if isinstance(preflight, PreflightResult) else ()),
