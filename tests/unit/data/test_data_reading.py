@@ -94,6 +94,13 @@ def test_changed_file_is_never_served_from_an_older_copy(tmp_path: Path) -> None
     assert (before, rows_of(path)) == ([{"a": 1}], [{"a": 2}])
 
 
+@pytest.mark.parametrize("folder", [".finetuning/x", "we [v1] *?", "a::b", "ü #1%20"])
+def test_names_of_folders_are_never_patterns_or_addresses(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    found = {name: rows_of(path) for name, path in write_every_format(tmp_path / folder).items()}
+    assert found == dict.fromkeys(found, ROWS)
+
+
 # What must survive
 
 

@@ -59,6 +59,32 @@ class _Part:
     rows: RowSource
 
 
+@dataclass(frozen=True)
+class _Workspace:
+    """Where `datasets` works."""
+
+    cache: str
+    """Folder of its Arrow copies."""
+    links: Path
+    """Folder of links to the files."""
+
+    def plain_path(self, file: Path) -> str:
+        """Return a path without the characters that `datasets` takes for a pattern (``*?[``) or an address (``::``)."""
+        link = self.links / (content_hash(str(file)) + (file.suffix if file.suffix.lower() == ".gz" else ""))
+        if not link.is_symlink():
+            link.symlink_to(file.resolve())
+        return str(link)
+
+
+@contextmanager
+def _workspace(scratch: Path | None) -> Iterator[_Workspace]:
+    with (
+        tempfile.TemporaryDirectory(prefix=".reading-", dir=scratch) as cache,
+        tempfile.TemporaryDirectory(prefix="reading-") as links,
+    ):
+        yield _Workspace(cache=cache, links=Path(links))
+
+
 def load_table(path: Path, rows: RowFormat, *, scratch: Path | None = None) -> Table:
     """Read a data file, or all data files of a folder, as one table.
 
@@ -68,9 +94,9 @@ def load_table(path: Path, rows: RowFormat, *, scratch: Path | None = None) -> T
     """
     data_format, files = find_data_files(path, rows.format)
     root = path if path.is_dir() else path.parent
-    with tempfile.TemporaryDirectory(prefix=".reading-", dir=scratch) as cache, _quiet_libraries():
+    with _workspace(scratch) as workspace, _quiet_libraries():
         parts = tuple(
-            _read_file(file, name=file.relative_to(root).as_posix(), data_format=data_format, cache=cache)
+            _read_file(file, name=file.relative_to(root).as_posix(), data_format=data_format, workspace=workspace)
             for file in files
         )
         columns, row_ids = _survey(parts)
@@ -119,7 +145,7 @@ def _quiet_libraries() -> Iterator[None]:
         datasets.utils.logging.set_verbosity(verbosity)
 
 
-def _read_file(file: Path, *, name: str, data_format: DataFormat, cache: str) -> _Part:
+def _read_file(file: Path, *, name: str, data_format: DataFormat, workspace: _Workspace) -> _Part:
     readers: dict[DataFormat, Callable[..., RowSource]] = {
         DataFormat.JSONL: _read_jsonl,
         DataFormat.JSON: _read_json,
@@ -132,7 +158,7 @@ def _read_file(file: Path, *, name: str, data_format: DataFormat, cache: str) ->
     binary = data_format in {DataFormat.PARQUET, DataFormat.ARROW}
     try:
         blank = not binary and is_blank(file)
-        return _Part(name=name, rows=_no_rows if blank else readers[data_format](file, name=name, cache=cache))
+        return _Part(name=name, rows=_no_rows if blank else readers[data_format](file, name=name, workspace=workspace))
     except UserError:
         raise
     except Exception as error:
@@ -163,14 +189,16 @@ def _unreadable(name: str, data_format: DataFormat, cause: BaseException) -> Use
     return UserError(Reason.DATASET_UNREADABLE, message, "Repair the file, or set spec.dataset.format to what it is.")
 
 
-def _text_rows(file: Path, *, cache: str, sample_by: str) -> Any:  # noqa: ANN401  (`datasets` has no type hints)
+def _text_rows(file: Path, *, workspace: _Workspace, sample_by: str) -> Any:  # noqa: ANN401  (`datasets` has no type hints)
     from datasets import Dataset
 
-    return Dataset.from_text(str(file), cache_dir=cache, sample_by=sample_by, encoding=encoding_of(file))
+    return Dataset.from_text(
+        workspace.plain_path(file), cache_dir=workspace.cache, sample_by=sample_by, encoding=encoding_of(file)
+    )
 
 
-def _read_jsonl(file: Path, *, name: str, cache: str) -> RowSource:
-    lines = _text_rows(file, cache=cache, sample_by="line")
+def _read_jsonl(file: Path, *, name: str, workspace: _Workspace) -> RowSource:
+    lines = _text_rows(file, workspace=workspace, sample_by="line")
 
     def rows() -> Iterator[Row]:
         for number, line in enumerate(_arrow_rows(lines), start=1):
@@ -198,13 +226,13 @@ def _parse_line(text: str, *, name: str, number: int) -> Row:
     return value
 
 
-def _read_json(file: Path, *, name: str, cache: str) -> RowSource:
-    text = next(iter(_arrow_rows(_text_rows(file, cache=cache, sample_by="document"))))[TEXT_COLUMN]
+def _read_json(file: Path, *, name: str, workspace: _Workspace) -> RowSource:
+    text = next(iter(_arrow_rows(_text_rows(file, workspace=workspace, sample_by="document"))))[TEXT_COLUMN]
     try:
         document = json.loads(str(text))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            return _read_jsonl(file, name=name, cache=cache)  # Many files named .json hold one object a line.
+            return _read_jsonl(file, name=name, workspace=workspace)  # Many files named .json hold one object a line.
         message = f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         hint = "Repair the file, or set spec.dataset.format to what it is."
         raise UserError(Reason.DATASET_UNREADABLE, message, hint) from error
@@ -237,31 +265,32 @@ def _json_type(value: object) -> str:
     return names[type(value)]
 
 
-def _read_csv(file: Path, *, cache: str, separator: str, **_: str) -> RowSource:
+def _read_csv(file: Path, *, workspace: _Workspace, separator: str, **_: str) -> RowSource:
     import pandas as pd
     from datasets import Dataset, Features, Value
 
     # na_filter: a cell that says NA, null or None may be the very label that is to be learned.
     options = {"sep": separator, "encoding": encoding_of(file), "index_col": False, "na_filter": False}
-    start = pd.read_csv(file, nrows=1, dtype=str, **options)
+    path = workspace.plain_path(file)
+    start = pd.read_csv(path, nrows=1, dtype=str, **options)
     if start.empty:
         return _no_rows
     text = Features({str(column): Value("string") for column in start.columns})
-    rows = Dataset.from_csv(str(file), cache_dir=cache, features=text, **options)
+    rows = Dataset.from_csv(path, cache_dir=workspace.cache, features=text, **options)
     return lambda: _arrow_rows(rows)
 
 
-def _read_parquet(file: Path, *, cache: str, **_: str) -> RowSource:
+def _read_parquet(file: Path, *, workspace: _Workspace, **_: str) -> RowSource:
     import pyarrow.parquet as pq
     from datasets import Dataset
 
     if pq.read_metadata(file).num_rows == 0:
         return _no_rows
-    rows = Dataset.from_parquet(str(file), cache_dir=cache)
+    rows = Dataset.from_parquet(workspace.plain_path(file), cache_dir=workspace.cache)
     return lambda: _arrow_rows(rows)
 
 
-def _read_arrow(file: Path, **_: str) -> RowSource:
+def _read_arrow(file: Path, **_: object) -> RowSource:
     """Read an Arrow file of either kind: the stream that `datasets` saves, or the file format (Feather)."""
     import pyarrow as pa
     from datasets import Dataset
@@ -274,8 +303,8 @@ def _read_arrow(file: Path, **_: str) -> RowSource:
     return lambda: _arrow_rows(rows)
 
 
-def _read_text(file: Path, *, cache: str, **_: str) -> RowSource:
-    paragraphs = _text_rows(file, cache=cache, sample_by="paragraph")
+def _read_text(file: Path, *, workspace: _Workspace, **_: str) -> RowSource:
+    paragraphs = _text_rows(file, workspace=workspace, sample_by="paragraph")
 
     def rows() -> Iterator[Row]:
         for row in _arrow_rows(paragraphs):
