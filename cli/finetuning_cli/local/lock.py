@@ -49,9 +49,7 @@ def state_lock(layout: Layout, *, job: str, wait: bool, on_wait: Callable[[Holde
     When somebody else holds it, ``on_wait`` is told once, and the lock is waited for. Raises UserError(STATE_LOCKED)
     instead of waiting when ``wait`` is false, and EnvironmentFault when the folder cannot be written.
     """
-    with explained_os_errors("use the state folder"):
-        layout.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(layout)
     try:
         if not _try_lock(descriptor):
             holder = read_holder(descriptor)
@@ -65,6 +63,17 @@ def state_lock(layout: Layout, *, job: str, wait: bool, on_wait: Callable[[Holde
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open(layout: Layout) -> int:
+    try:
+        with explained_os_errors("use the state folder"):
+            layout.root.mkdir(parents=True, exist_ok=True)
+            return os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        message = f"cannot use the state folder {layout.root}: {error.strerror}"
+        hint = "Name a folder that this user may write to with --state."
+        raise UserError(Reason.READ_ONLY_FILE_SYSTEM, message, hint) from error
 
 
 def read_holder(descriptor: int) -> Holder | None:
