@@ -147,6 +147,18 @@ def test_limit_uses_the_same_rows_for_training_and_evaluation(tmp_path: Path) ->
     )
 
 
+def test_evaluation_needs_no_row_to_train_on(tmp_path: Path) -> None:
+    row_format = PAIRS.model_copy(update={"split": DatasetSplit(test=0.99)})
+    assert len(held_out_rows(dataset(tmp_path, pairs(3), row_format), byte_tokenizer(), limit=None)) == 3
+
+
+def test_evaluation_needs_a_completion(tmp_path: Path) -> None:
+    rows: Rows = [{"q": "x", "a": ""}, {"q": "y", "a": None}]
+    with pytest.raises(UserError) as caught:
+        held_out_rows(dataset(tmp_path, rows), byte_tokenizer(), limit=None)
+    assert caught.value.reason is Reason.COMPLETIONS_EMPTY
+
+
 def test_group_by_keeps_groups_together(tmp_path: Path) -> None:
     rows: Rows = [{"q": f"q{number}", "a": "a", "author": f"author {number % 10}"} for number in range(60)]
     row_format = PAIRS.model_copy(update={"split": DatasetSplit(test=0.3, group_by="author")})
@@ -196,7 +208,7 @@ def test_half_of_the_completions_empty_is_refused(tmp_path: Path, empty: object)
     error = failure(tmp_path, rows)
     assert error.reason is Reason.COMPLETIONS_EMPTY
     assert error.message == (
-        "20 of 40 rows (1, 3, 5, 7, 9, ...) have an empty completion; training.maxLostRows allows 10%"
+        "20 of 40 rows (1, 3, 5, 7, 9, ...) have an empty completion; spec.training.maxLostRows allows 10%"
     )
 
 
@@ -210,10 +222,10 @@ def test_max_length_that_cuts_every_completion_says_what_would_fit(tmp_path: Pat
     error = failure(tmp_path, pairs(10), training=TrainingSpec(max_length=8))
     assert error.reason is Reason.TOO_MANY_ROWS_LOST
     assert error.message == (
-        "10 of 10 rows (1, 2, 3, 4, 5, ...) keep no completion token at training.maxLength 8;"
-        " the longest prompt has 11 tokens, the longest row 20; training.maxLostRows allows 10%"
+        "10 of 10 rows (1, 2, 3, 4, 5, ...) keep no completion token at spec.training.maxLength 8;"
+        " the longest prompt has 11 tokens, the longest row 20; spec.training.maxLostRows allows 10%"
     )
-    assert error.hint == "Set training.maxLength to 20 to keep every row whole, or shorten the prompts."
+    assert error.hint == "Set spec.training.maxLength to 20 to keep every row whole, or shorten the prompts."
 
 
 def test_dropping_every_row_is_refused_even_where_all_may_be_lost(tmp_path: Path) -> None:
@@ -227,7 +239,7 @@ def test_overlong_row_is_an_error_where_the_user_wants_one(tmp_path: Path) -> No
     error = failure(tmp_path, [*pairs(20), {"q": "x" * 50, "a": "y"}], training=training)
     assert (error.reason, error.message) == (
         Reason.TOO_MANY_ROWS_LOST,
-        "row 21 has 53 tokens, training.maxLength is 30",
+        "row 21 has 53 tokens, spec.training.maxLength is 30",
     )
 
 

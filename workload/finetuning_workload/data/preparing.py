@@ -81,8 +81,13 @@ def held_out_rows(
     table = load_table(Path(dataset.path), rows)
     selected = [row for _, row in _selected(table, dataset, tokenizer) if row.usable]
     held_out = [row for row in selected if side_of(row, rows.split) is Side.TEST]
-    keys = len({row.split_key for row in selected})
-    require_both_sides(train=len(selected) - len(held_out), test=len(held_out), keys=keys, split=rows.split)
+    if not selected:
+        message = f"none of {len(table)} rows has a completion to compare with"
+        hint = "Check spec.dataset.completion (or messages, text) and the data."
+        raise UserError(Reason.COMPLETIONS_EMPTY, message, hint)
+    if not held_out:
+        keys = len({row.split_key for row in selected})
+        require_both_sides(train=len(selected), test=0, keys=keys, split=rows.split)
     held_out.sort(key=lambda row: (unit_hash(seed, "evaluation", row.row_id), row.row_id))
     return held_out[:limit]
 
@@ -229,8 +234,8 @@ def _fitted(
         tally.overlong.append(number)
         return []
     if training.overlong is OverlongPolicy.ERROR:
-        message = f"row {number} has {len(sample)} tokens, training.maxLength is {training.max_length}"
-        hint = "training.overlong is error: set it to truncate or drop, or raise training.maxLength."
+        message = f"row {number} has {len(sample)} tokens, spec.training.maxLength is {training.max_length}"
+        hint = "spec.training.overlong is error: set it to truncate or drop, or raise spec.training.maxLength."
         raise UserError(Reason.TOO_MANY_ROWS_LOST, message, hint)
     if row.is_plain:
         return pieces(sample, training.max_length)
@@ -254,18 +259,18 @@ def _judge(tally: _Tally, *, dataset: DatasetInput, training: TrainingSpec) -> N
 
 def _too_many_lost(tally: _Tally, *, training: TrainingSpec) -> UserError:
     """Return the error that tells the commonest way in which rows were lost."""
-    limit = f"training.maxLostRows allows {training.max_lost_rows:.0%}"
+    limit = f"spec.training.maxLostRows allows {training.max_lost_rows:.0%}"
     if len(tally.empty) * 2 >= len(tally.lost):
         message = f"{_share(tally.empty, tally)} have an empty completion; {limit}"
         hint = "Check spec.dataset.completion (or messages, text) and the data; remove such rows or fill them."
         return UserError(Reason.COMPLETIONS_EMPTY, message, hint)
     too_long = sorted(tally.overlong + tally.masked)
-    fate = "are dropped (training.overlong: drop)" if tally.overlong else "keep no completion token"
+    fate = "are dropped (spec.training.overlong: drop)" if tally.overlong else "keep no completion token"
     message = (
-        f"{_share(too_long, tally)} {fate} at training.maxLength {training.max_length}; the longest prompt has"
+        f"{_share(too_long, tally)} {fate} at spec.training.maxLength {training.max_length}; the longest prompt has"
         f" {tally.longest_prompt} tokens, the longest row {tally.longest}; {limit}"
     )
-    hint = f"Set training.maxLength to {tally.longest} to keep every row whole, or shorten the prompts."
+    hint = f"Set spec.training.maxLength to {tally.longest} to keep every row whole, or shorten the prompts."
     return UserError(Reason.TOO_MANY_ROWS_LOST, message, hint)
 
 
