@@ -75,7 +75,8 @@ def held_out_rows(
     """Return the rows that ``prepare`` holds out, in an order that depends on their content alone.
 
     These are the usable rows of the test side, also those that are too long for training. ``limit`` takes the first
-    ones of that order, so a smaller limit is a subset of a larger one. Raises UserError as prepare does.
+    ones of that order, so a smaller limit is a subset of a larger one. Nothing need be left to train on. Raises
+    UserError as prepare does, but for TOO_MANY_ROWS_LOST.
     """
     rows, seed = dataset.rows, dataset.rows.split.seed
     table = load_table(Path(dataset.path), rows)
