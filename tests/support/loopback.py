@@ -1,5 +1,6 @@
 """HTTP servers on loopback that misbehave on request: cut connections, stall, lie and refuse."""
 
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Seen:
     query: str
     headers: Mapping[str, str]
     """With names in lower case."""
+    body: bytes = b""
 
     @property
     def range_start(self) -> int:
@@ -68,7 +70,7 @@ Application = Callable[[Seen], Answer]
 class LoopbackServer:
     """A server of one application; a context manager that stops with its last connection cut."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, *, tls: ssl.SSLContext | None = None) -> None:
         self._application = application
         self._faults: dict[str, Fault] = {}
         self._released = threading.Event()
@@ -77,12 +79,15 @@ class LoopbackServer:
         self.body_bytes_sent = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property
     def url(self) -> str:
         """Address of the server, without a slash at its end."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def fail(self, path: str, fault: Fault) -> None:
         """Let the next requests for a path fail."""
@@ -130,9 +135,15 @@ class LoopbackServer:
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         address = urlsplit(handler.path)
         headers = {name.lower(): value for name, value in handler.headers.items()}
-        seen = Seen(method=handler.command, path=unquote(address.path), query=address.query, headers=headers)
+        seen = Seen(
+            method=handler.command,
+            path=unquote(address.path),
+            query=address.query,
+            headers=headers,
+            body=handler.rfile.read(int(headers.get("content-length", 0))),
+        )
         self.seen.append(seen)
-        fault = self._take_fault(seen.path) if seen.method == "GET" else None
+        fault = None if seen.method == "HEAD" else self._take_fault(seen.path)
         if fault is not None and fault.trouble is Trouble.STATUS:
             self._send(handler, Answer(body=b"trouble", status=fault.status), fault=None)
         else:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,9 @@ from finetuning_workload.parent import follow_parent
 from finetuning_workload.progress import ProgressTarget, Reporter
 
 _LOG = logging.getLogger(__name__)
+
+_SHORT_MESSAGE = 500
+"""Characters of a message that fit whatever they are."""
 
 
 class StopFlag:
@@ -131,16 +135,23 @@ def read_run_config(environment: Mapping[str, str]) -> RunConfig:
 
 
 def encode_last_words(words: LastWords) -> bytes:
-    """Return the JSON of last words in at most 4096 bytes; a message that is too long loses its middle."""
-    encoded = words.model_dump_json(by_alias=True, exclude_none=True).encode()
-    message = words.message
-    while len(encoded) > TERMINATION_LOG_BYTES and message:
-        message = message[: max(0, len(message) - (len(encoded) - TERMINATION_LOG_BYTES) - 8)]
-        shortened = words.model_copy(update={"message": f"{message} ..." if message else ""})
-        encoded = shortened.model_dump_json(by_alias=True, exclude_none=True).encode()
-    if len(encoded) > TERMINATION_LOG_BYTES:
-        encoded = words.model_copy(update={"result": None}).model_dump_json(by_alias=True, exclude_none=True).encode()
-    return encoded
+    """Return the JSON of last words in at most 4096 bytes; a message that is too long loses its end."""
+    encoded = _encode(words)
+    if len(encoded) <= TERMINATION_LOG_BYTES:
+        return encoded
+
+    def shortened(characters: int) -> bytes:
+        return _encode(words.model_copy(update={"message": f"{words.message[:characters]} ..."}))
+
+    # The size in bytes grows with the characters kept, but not evenly: quotes and letters beyond ASCII take several.
+    kept = bisect_right(range(len(words.message)), TERMINATION_LOG_BYTES, key=lambda count: len(shortened(count)))
+    if kept > 0:
+        return shortened(kept - 1)
+    return _encode(LastWords(reason=words.reason, message=words.message[:_SHORT_MESSAGE]))
+
+
+def _encode(words: LastWords) -> bytes:
+    return words.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
 def _leave(words: LastWords) -> None:

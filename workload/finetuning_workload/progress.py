@@ -2,6 +2,7 @@
 
 import json
 import logging
+import ssl
 import sys
 import threading
 import time
@@ -74,8 +75,12 @@ class _Sender(threading.Thread):
         self.join(timeout=_HTTP_SECONDS)
 
     def run(self) -> None:
-        verify = str(self._target.ca_path) if self._target.ca_path else True
-        with httpx.Client(timeout=_HTTP_SECONDS, verify=verify, trust_env=False) as client:
+        try:
+            context = ssl.create_default_context(cafile=self._target.ca_path)
+        except OSError as error:
+            _LOG.warning("progress is not reported: cannot read %s: %s", self._target.ca_path, error)
+            return
+        with httpx.Client(timeout=_HTTP_SECONDS, verify=context, trust_env=False) as client:
             while True:
                 with self._wake:
                     self._wake.wait_for(lambda: self._latest is not None or self._closed)
