@@ -30,9 +30,11 @@ from finetuning_evaluator.results import (
 )
 from finetuning_workload.candidates import require_distinct
 from finetuning_workload.hardware import choose_device, set_threads
+from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.program import Context
 
 DISTRIBUTION = "finetuning-operator"
+_MEMORY_HINT = "Lower evaluation.maxLength or evaluation.generation.maxNewTokens, or give the job more memory."
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
@@ -56,7 +58,8 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
     try:
         progress = Progress(reporter, context.stop, tasks=tasks, candidates=len(inputs))
         runner = Runner(config, tasks=tasks, parts=parts, device=device, number_format=chosen, progress=progress)
-        measured = runner.measure(inputs)
+        with explained_memory_errors("the evaluation", hint=_MEMORY_HINT):
+            measured = runner.measure(inputs)
         progress.note("intervals")
         environment = _environment(device, chosen, threads)
         results, observed = _results(config, measured, environment=environment, config_digest=digest, started=started)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from finetuning_api.metrics import Metric
+from finetuning_evaluator.gate import DEFAULT_AGAINST
 from finetuning_evaluator.results import Results
 from finetuning_evaluator.samples import Sample, telling
 from finetuning_evaluator.wording import (
@@ -103,11 +105,13 @@ def _reproduction(results: Results) -> Iterator[str]:
 
 
 def telling_samples(results: Results, samples: Sequence[Sample], *, count: int) -> tuple[Sample, ...]:
-    """Return rows that show the differences, by the first metric that rows have a score for."""
+    """Return rows that show the differences: by rougeL, else by the first metric that rows have a score for."""
     scored = [metric.metric for metric in results.metrics if samples and metric.metric in _scores_of_first(samples)]
     names = [candidate.name for candidate in results.candidates]
-    against = "base" if "base" in names else names[0]
-    return telling(samples, scored[-1], against=against, count=count) if scored else tuple(samples[:count])
+    if not scored:
+        return tuple(samples[:count])
+    against = DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0]
+    return telling(samples, Metric.ROUGE_L if Metric.ROUGE_L in scored else scored[0], against=against, count=count)
 
 
 def reproduction(results: Results) -> Iterator[tuple[str, str]]:

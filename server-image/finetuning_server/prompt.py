@@ -14,7 +14,10 @@ from finetuning_workload.data import RenderedRow, Segment, encode_prompt
 from finetuning_workload.errors import UserError
 from finetuning_workload.generation import complete
 from finetuning_workload.hardware import choose_device, choose_dtype, set_threads
+from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.program import Context
+
+_MEMORY_HINT = "Use a machine with more memory, or a smaller model."
 
 
 class Answer(ContractModel):
@@ -38,8 +41,8 @@ def answer_prompt(config: PromptConfig, context: Context) -> None:
     device = choose_device()
     dtype = choose_dtype(Precision.AUTO, device).dtype
     for load in plan_loads(config.candidates):
-        with loaded(load, dtype=dtype, device=device) as candidates:
-            for candidate in candidates:
+        with explained_memory_errors("answering", hint=_MEMORY_HINT), loaded(load, dtype=dtype, device=device) as ready:
+            for candidate in ready:
                 answer = _answer(candidate, config, context)
                 sys.stdout.write(f"{answer.model_dump_json(by_alias=True)}\n")
                 sys.stdout.flush()

@@ -62,9 +62,7 @@ def write_rows(path: Path, *, rows: int = 120) -> Path:
 def model_input(path: Path) -> ModelInput:
     """Return a model with its own tokenizer; its digest is made up from the name."""
     provenance = Provenance(source=f"file://{path.name}", digest=f"sha256:{path.name}")
-    return ModelInput(
-        path=str(path), tokenizer_path=str(path), provenance=provenance, tokenizer_provenance=provenance
-    )
+    return ModelInput(path=str(path), tokenizer_path=str(path), provenance=provenance, tokenizer_provenance=provenance)
 
 
 def candidate(name: str, model: Path, adapter: Path | None = None) -> CandidateInput:

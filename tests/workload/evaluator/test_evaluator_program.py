@@ -1,0 +1,353 @@
+"""The program evaluates real candidates, refuses what would mislead, and goes on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.support.evaluation import (
+    candidate,
+    evaluate_config,
+    program_environment,
+    run_program,
+    write_adapter,
+    write_rows,
+)
+from tests.support.models import tiny_gpt2, tiny_llama
+from transformers import AutoModelForCausalLM
+
+from finetuning_api.dataset import DatasetSplit, RowFormat
+from finetuning_api.metrics import GateRule, Metric, Verdict
+from finetuning_api.reasons import ExitCode, Reason
+from finetuning_api.runconfig import CandidateInput, EvaluateConfig, EvaluateResult
+from finetuning_evaluator.candidates import CandidateFacts
+from finetuning_evaluator.evaluate import evaluate
+from finetuning_evaluator.results import Results
+from finetuning_workload.artifact import require_intact
+from finetuning_workload.candidates import is_switchable, loaded, plan_loads
+from finetuning_workload.errors import Interrupted, UserError
+from finetuning_workload.program import Context, StopFlag
+
+ALL_METRICS = tuple(Metric)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tiny_llama(folder / "base")
+    tiny_llama(folder / "other", seed=5)
+    tiny_gpt2(folder / "gpt2")
+    write_adapter(folder / "base", folder / "adapter")
+    write_adapter(folder / "base", folder / "nothing", scale=0.0)
+    write_rows(folder / "rows.jsonl")
+    return folder
+
+
+def base(world: Path) -> CandidateInput:
+    return candidate("base", world / "base")
+
+
+def tuned(world: Path) -> CandidateInput:
+    return candidate("tuned", world / "base", world / "adapter")
+
+
+def context(stop: StopFlag | None = None) -> Context:
+    return Context(stop=StopFlag() if stop is None else stop, environment={"OMP_NUM_THREADS": "1"})
+
+
+def results_of(config: EvaluateConfig) -> Results:
+    return Results.model_validate_json((Path(config.output_path) / "results.json").read_bytes())
+
+
+def refused(config: EvaluateConfig) -> UserError:
+    with pytest.raises(UserError) as caught:
+        evaluate(config, context())
+    assert not (Path(config.output_path) / "manifest.json").exists()
+    return caught.value
+
+
+def test_base_tuned_and_reference_are_compared_on_every_metric(world: Path, tmp_path: Path) -> None:
+    rules = [GateRule(metric=Metric.COMPLETION_PERPLEXITY, max=1e6), GateRule(metric=Metric.ROUGE_L, min_delta=0.9)]
+    config = evaluate_config(
+        [base(world), tuned(world), candidate("reference", world / "other")],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=ALL_METRICS,
+        gate=rules,
+    )
+
+    finished = run_program("finetuning_evaluator", config.to_json(), tmp_path / "run")
+
+    assert finished.exit_code == ExitCode.DONE, finished.log
+    result = finished.last_words.result
+    assert isinstance(result, EvaluateResult)
+    assert [row.metric for row in result.rows] == list(ALL_METRICS)
+    assert all(
+        None not in (row.base, row.tuned, row.reference, row.delta, row.ci_low, row.ci_high) for row in result.rows
+    )
+    assert [gate.verdict for gate in result.gates] == [Verdict.PASS, Verdict.FAIL]
+    assert result.verdict is Verdict.FAIL
+    manifest = require_intact(tmp_path / "report")
+    assert [file.path for file in manifest.files] == ["report.html", "report.md", "results.json", "samples.jsonl"]
+    results = results_of(config)
+    assert [found.name for found in results.candidates] == ["base", "tuned", "reference"]
+    assert len((tmp_path / "report" / "samples.jsonl").read_text().splitlines()) == results.dataset.rows
+    first = json.loads((tmp_path / "report" / "samples.jsonl").read_text().splitlines()[0])
+    assert set(first["outputs"]) == {"base", "tuned", "reference"}
+    assert set(first["scores"]["tuned"]) == {metric.value for metric in ALL_METRICS} - {"cola"}
+
+
+def test_with_its_adapter_off_a_shared_load_is_the_base_model_and_with_it_on_the_tuned_one(world: Path) -> None:
+    ids = torch.arange(5, 40)[None]
+    untouched = AutoModelForCausalLM.from_pretrained(world / "base").eval()
+    with torch.inference_mode():
+        expected_base = untouched(input_ids=ids).logits
+        expected_tuned = PeftModel.from_pretrained(untouched, str(world / "adapter")).eval()(input_ids=ids).logits
+    (load,) = plan_loads([base(world), tuned(world)])
+
+    found = {}
+    with loaded(load, dtype=torch.float32, device=CPU) as candidates, torch.inference_mode():
+        for item in (*candidates, *reversed(candidates)):
+            with item.active():
+                found[item.candidate.name] = item.model(input_ids=ids).logits
+
+    assert torch.equal(found["base"], expected_base)
+    assert torch.equal(found["tuned"], expected_tuned)
+    assert not torch.equal(found["base"], found["tuned"])
+
+
+def test_an_adapter_that_trained_biases_is_loaded_apart_from_its_base(world: Path, tmp_path: Path) -> None:
+    biased = candidate("tuned", world / "gpt2", write_adapter(world / "gpt2", tmp_path / "biased", bias="all"))
+
+    assert is_switchable(world / "adapter")
+    assert not is_switchable(tmp_path / "biased")
+    loads = plan_loads([candidate("base", world / "gpt2"), biased])
+    assert [[item.name for item in load.candidates] for load in loads] == [["base"], ["tuned"]]
+
+
+def test_candidates_of_different_models_are_loaded_one_after_another(world: Path) -> None:
+    loads = plan_loads([base(world), candidate("reference", world / "other"), tuned(world)])
+
+    assert [[item.name for item in load.candidates] for load in loads] == [["base", "tuned"], ["reference"]]
+
+
+def test_an_adapter_that_changes_nothing_is_refused_before_any_work(world: Path, tmp_path: Path) -> None:
+    idle = candidate("tuned", world / "base", world / "nothing")
+    config = evaluate_config([base(world), idle], data=world / "rows.jsonl", output=tmp_path / "report")
+
+    error = refused(config)
+
+    assert error.reason is Reason.CANDIDATES_IDENTICAL
+    assert "base and tuned" in error.message
+    assert "zero" in error.hint
+    assert not list((tmp_path / "report" / ".partial").glob("*likelihood*"))
+
+
+def test_a_model_compared_with_itself_is_refused(world: Path, tmp_path: Path) -> None:
+    twin = candidate("reference", world / "base")
+    config = evaluate_config([base(world), twin], data=world / "rows.jsonl", output=tmp_path / "report")
+
+    assert refused(config).reason is Reason.CANDIDATES_IDENTICAL
+
+
+def test_a_copy_of_the_same_weights_is_found_out_by_its_logits(world: Path, tmp_path: Path) -> None:
+    copy = candidate("tuned", tiny_llama(tmp_path / "copy"))
+    config = evaluate_config([base(world), copy], data=world / "rows.jsonl", output=tmp_path / "report")
+
+    assert refused(config).reason is Reason.CANDIDATES_IDENTICAL
+
+
+def test_a_reference_with_another_tokenizer_keeps_its_values_but_is_not_subtracted(world: Path, tmp_path: Path) -> None:
+    stranger = tiny_llama(tmp_path / "stranger", seed=9)
+    core = json.loads((stranger / "tokenizer.json").read_text())
+    core["model"]["merges"] = core["model"]["merges"][:20]
+    (stranger / "tokenizer.json").write_text(json.dumps(core))
+    config = evaluate_config(
+        [base(world), tuned(world), candidate("reference", stranger)],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.PERPLEXITY, Metric.BITS_PER_BYTE),
+    )
+
+    result = evaluate(config, context())
+
+    perplexity, bits = results_of(config).metrics
+    assert perplexity.value("reference") is not None
+    assert perplexity.comparison("tuned", "base") is not None
+    assert perplexity.comparison("tuned", "reference") is None
+    assert bits.comparison("tuned", "reference") is not None
+    assert any("different tokenizers" in warning for warning in result.warnings)
+
+    gated = config.model_copy(
+        update={"gate": (GateRule(metric=Metric.PERPLEXITY, non_inferior=1.0, against="reference"),)}
+    )
+    with pytest.raises(UserError, match="not comparable"):
+        evaluate(gated, context())
+
+
+@pytest.mark.parametrize("metric", [Metric.ROUGE1, Metric.EXACT_MATCH, Metric.ACCURACY])
+def test_plain_text_has_no_answers_to_compare(world: Path, tmp_path: Path, metric: Metric) -> None:
+    plain = RowFormat(text="message", split=DatasetSplit(test=0.2, seed=1))
+    config = evaluate_config(
+        [base(world), tuned(world)],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.PERPLEXITY, metric),
+        rows=plain,
+    )
+
+    error = refused(config)
+
+    assert error.reason is Reason.METRIC_UNAVAILABLE
+    assert metric.value in error.message
+
+
+def test_accuracy_over_free_text_is_refused(world: Path, tmp_path: Path) -> None:
+    free = RowFormat(prompt="{triage}", completion="{message}", split=DatasetSplit(test=0.2, seed=3))
+    config = evaluate_config(
+        [base(world), tuned(world)],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.ACCURACY,),
+        rows=free,
+    )
+
+    error = refused(config)
+
+    assert error.reason is Reason.METRIC_UNAVAILABLE
+    assert "120 distinct completions" in error.message
+
+
+def test_a_finished_evaluation_returns_at_once_and_a_damaged_one_is_made_again(world: Path, tmp_path: Path) -> None:
+    config = evaluate_config([base(world), tuned(world)], data=world / "rows.jsonl", output=tmp_path / "report")
+    first = evaluate(config, context())
+    created = results_of(config).created_at
+
+    assert evaluate(config, context()) == first
+    assert results_of(config).created_at == created
+
+    (tmp_path / "report" / "report.md").write_text("damaged")
+    assert evaluate(config, context()) == first
+    assert results_of(config).created_at > created
+    require_intact(tmp_path / "report")
+
+
+def test_another_gate_is_decided_anew_on_the_same_folder(world: Path, tmp_path: Path) -> None:
+    config = evaluate_config([base(world), tuned(world)], data=world / "rows.jsonl", output=tmp_path / "report")
+    assert evaluate(config, context()).verdict is None
+
+    gated = config.model_copy(update={"gate": (GateRule(metric=Metric.COMPLETION_PERPLEXITY, max=1e6),)})
+
+    assert evaluate(gated, context()).verdict is Verdict.PASS
+
+
+def test_a_stopped_evaluation_keeps_what_was_finished(world: Path, tmp_path: Path) -> None:
+    config = evaluate_config([base(world), tuned(world)], data=world / "rows.jsonl", output=tmp_path / "report")
+    stop = StopFlag()
+    stop.set()
+
+    with pytest.raises(Interrupted):
+        evaluate(config, context(stop))
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> Path:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found[0]
+        assert process.poll() is None, "the program ended too early"
+        os.sched_yield()
+    pytest.fail(f"{pattern} did not appear")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_evaluation_goes_on_with_its_finished_parts(
+    world: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    data = write_rows(tmp_path / "more.jsonl", rows=1500)
+    config = evaluate_config(
+        [base(world), tuned(world)],
+        data=data,
+        output=tmp_path / "report",
+        metrics=(Metric.COMPLETION_PERPLEXITY, Metric.EXACT_MATCH, Metric.COLA),
+    )
+    (tmp_path / "config.json").write_text(config.to_json())
+    environment = program_environment(tmp_path / "config.json", tmp_path / "last-words.json")
+    command = [sys.executable, "-m", "finetuning_evaluator"]
+    partial = tmp_path / "report" / ".partial"
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        part = wait_for(partial, "base-likelihood-*.json", process)
+        process.send_signal(number)
+        exit_code = process.wait(timeout=120)
+    assert exit_code == (ExitCode.INTERRUPTED if number == signal.SIGTERM else -signal.SIGKILL)
+    assert not (tmp_path / "report" / "manifest.json").exists()
+    marked = json.loads(part.read_text())
+    marked["seconds"] = 12345.0
+    part.write_text(json.dumps(marked))
+
+    evaluate(config, context())
+
+    by_name = {found.name: found for found in results_of(config).candidates}
+    assert by_name["base"].seconds["likelihood"] == 12345.0
+    assert by_name["tuned"].seconds["likelihood"] < 12345.0
+    assert not partial.exists()
+
+
+def test_a_resumed_evaluation_gives_the_numbers_of_an_undisturbed_one(world: Path, tmp_path: Path) -> None:
+    metrics = (Metric.COMPLETION_PERPLEXITY, Metric.COLA)
+    configs = [
+        evaluate_config([base(world), tuned(world)], data=world / "rows.jsonl", output=tmp_path / name, metrics=metrics)
+        for name in ("whole", "resumed")
+    ]
+    whole = evaluate(configs[0], context())
+
+    class StopsAfterBase(StopFlag):
+        def raise_if_set(self, message: str) -> None:
+            if "tuned" in message:
+                raise Interrupted(message)
+
+    with pytest.raises(Interrupted):
+        evaluate(configs[1], context(StopsAfterBase()))
+    facts = list((tmp_path / "resumed" / ".partial").glob("base-facts-*.json"))
+    assert CandidateFacts.model_validate_json(facts[0].read_bytes()).parameters > 0
+
+    assert evaluate(configs[1], context()) == whole
+
+
+def test_a_candidate_that_writes_nothing_scores_zero_and_is_pointed_out(world: Path, tmp_path: Path) -> None:
+    silent = tiny_llama(tmp_path / "silent", seed=2, tied=False)
+    model = AutoModelForCausalLM.from_pretrained(silent)
+    with torch.no_grad():
+        # All logits are equal: the greatest is the first, the padding, which is no text.
+        model.lm_head.weight.zero_()
+    model.save_pretrained(silent)
+    config = evaluate_config(
+        [base(world), candidate("tuned", silent)],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.ROUGE_L, Metric.EXACT_MATCH),
+    )
+
+    result = evaluate(config, context())
+
+    assert {row.metric: row.tuned for row in result.rows} == {Metric.ROUGE_L: 0.0, Metric.EXACT_MATCH: 0.0}
+    assert "tuned wrote nothing for 100% of the rows" in result.warnings
+
+
+def test_the_reason_of_a_refusal_reaches_the_last_words(world: Path, tmp_path: Path) -> None:
+    idle = candidate("tuned", world / "base", world / "nothing")
+    config = evaluate_config([base(world), idle], data=world / "rows.jsonl", output=tmp_path / "report")
+
+    finished = run_program("finetuning_evaluator", config.to_json(), tmp_path / "run")
+
+    assert finished.exit_code == ExitCode.USER_ERROR
+    assert finished.last_words.reason is Reason.CANDIDATES_IDENTICAL
+    assert "Traceback" not in finished.log
