@@ -105,7 +105,7 @@ class Workshop:
 
 def quiet_context(stop: StopFlag | None = None) -> Context:
     """Return what a program's work is given; nobody listens to its progress."""
-    return Context(stop=stop or StopFlag(), environment={"OMP_NUM_THREADS": "1"})
+    return Context(stop=StopFlag() if stop is None else stop, environment={"OMP_NUM_THREADS": "1"})
 
 
 @dataclass(frozen=True)

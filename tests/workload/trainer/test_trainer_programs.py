@@ -1,0 +1,317 @@
+"""The trainer as it is run: whole trainings, interruptions, damage, and what a user gets told."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tests.support.models import tiny_gpt2, tiny_llama
+from tests.support.training import Workshop, colour_rows, quiet_context, run_trainer, write_rows
+from transformers import AutoModelForCausalLM
+
+from finetuning_api.reasons import ExitCode, Reason
+from finetuning_api.runconfig import TrainConfig, TrainResult
+from finetuning_trainer import loop
+from finetuning_trainer.provenance import TrainingProvenance
+from finetuning_trainer.train import train_model
+from finetuning_workload.artifact import require_intact
+from finetuning_workload.errors import Interrupted, UserError
+from finetuning_workload.models import load_adapter, load_base_model
+from finetuning_workload.program import StopFlag
+
+_LOAD_WITH_STOCK_PEFT = """
+import sys, torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+with torch.no_grad():
+    save_file({"logits": model(torch.arange(3, 40)[None]).logits.contiguous()}, sys.argv[3])
+"""
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(config: TrainConfig, stop: StopFlag | None = None) -> TrainResult:
+    return train_model(config, quiet_context(stop))
+
+
+def again(workshop: Workshop) -> Workshop:
+    """Return a workshop of the same model and data with a claim of its own."""
+    return Workshop(workshop.folder / "again", workshop.model, workshop.data)
+
+
+def weights(workshop: Workshop) -> dict[str, torch.Tensor]:
+    return load_file(workshop.output / "adapter_model.safetensors")
+
+
+def losses(workshop: Workshop) -> list[tuple[float, float | None]]:
+    return [(step["loss"], step.get("eval_loss")) for step in workshop.history()]
+
+
+def assert_same_training(one: Workshop, other: Workshop) -> None:
+    """Bit for bit."""
+    assert losses(one) == losses(other)
+    assert weights(one).keys() == weights(other).keys()
+    assert all(torch.equal(weight, weights(other)[name]) for name, weight in weights(one).items())
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> StopFlag:
+    """Return a flag that is set while the given step is computed."""
+    flag, compute = StopFlag(), loop.compute_step
+
+    def counted(session: loop.Session, step: int, *, saved_step: int | None) -> loop.StepOutcome:
+        if step == steps:
+            flag.set()
+        return compute(session, step, saved_step=saved_step)
+
+    monkeypatch.setattr(loop, "compute_step", counted)
+    return flag
+
+
+def interrupt(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, *, after: int, **training: Any) -> None:  # noqa: ANN401  (fields of TrainingSpec)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"step {after} of"):
+        trained(workshop.train_config(**training), stop_after(patch, after))
+
+
+def test_a_model_learns_what_its_data_says(workshop: Workshop) -> None:
+    result = trained(workshop.train_config(method={"type": "full"}, epochs=12, learning_rate=3e-3))
+    history = workshop.history()
+    assert history[0]["loss"] > 5.0
+    assert result.loss is not None
+    assert result.loss < 1.0
+    assert result.evaluation_loss is not None
+    assert result.evaluation_loss < 1.5
+    assert [step["step"] for step in history] == list(range(1, result.steps + 1))
+
+
+@pytest.mark.parametrize("method", [{}, {"dora": True}, {"rslora": True}, {"target_modules": "q_proj,v_proj"}])
+def test_an_adapter_gives_the_same_logits_to_stock_peft_in_a_fresh_process(
+    workshop: Workshop, method: dict[str, Any], tmp_path: Path
+) -> None:
+    trained(workshop.train_config(method=method))
+    ours = load_adapter(
+        load_base_model(workshop.model, dtype=torch.float32, device=torch.device("cpu")), workshop.output
+    )
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        tuned = ours(ids).logits
+        with ours.disable_adapter():
+            base = ours(ids).logits
+    assert not torch.allclose(tuned, base, atol=1e-3)
+    script = [sys.executable, "-c", _LOAD_WITH_STOCK_PEFT, str(workshop.model), str(workshop.output)]
+    subprocess.run([*script, str(tmp_path / "theirs")], check=True, timeout=120)
+    torch.testing.assert_close(load_file(tmp_path / "theirs")["logits"], tuned, atol=1e-6, rtol=0)
+
+
+def test_gpt2_is_trained_with_its_transposed_layers(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path, tiny_gpt2(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
+    result = trained(workshop.train_config(epochs=6, learning_rate=2e-2))
+    config = json.loads((workshop.output / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is True
+    assert config["base_model_name_or_path"] == "pypi://tiny==1.0"
+    assert result.loss is not None
+    assert result.loss < workshop.history()[0]["loss"] - 0.5
+
+
+def test_bf16_learns_with_fp32_adapters(workshop: Workshop) -> None:
+    trained(workshop.train_config(precision="bf16", epochs=6, learning_rate=2e-2))
+    history = workshop.history()
+    assert history[-1]["loss"] < history[0]["loss"] - 0.3
+    assert {weight.dtype for weight in weights(workshop).values()} == {torch.float32}
+
+
+def test_full_fine_tuning_leaves_a_whole_model_with_its_tokenizer(workshop: Workshop) -> None:
+    trained(workshop.train_config(method={"type": "full"}))
+    names = {path.name for path in workshop.output.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "provenance.json"} <= names
+    model = AutoModelForCausalLM.from_pretrained(workshop.output)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_provenance_tells_what_the_adapter_was_made_of(workshop: Workshop) -> None:
+    config = workshop.train_config(seed=11)
+    result = trained(config)
+    record = TrainingProvenance.model_validate_json((workshop.output / "provenance.json").read_bytes())
+    assert record.seed == 11
+    assert (record.model, record.dataset) == (config.model.provenance, config.dataset.provenance)
+    assert (record.steps, record.loss, record.counts) == (result.steps, result.loss, result.dataset)
+    assert record.versions["torch"] == torch.__version__
+    assert record.plan["packed"] is True
+    assert require_intact(workshop.output).digest == result.digest
+    assert "| Seed | 11 |" in (workshop.output / "README.md").read_text()
+
+
+def test_a_finished_training_is_not_repeated(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trained(workshop.train_config())
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_step", None)
+        assert trained(workshop.train_config(keep_checkpoints=5)) == first
+    assert trained(workshop.train_config(seed=9)).digest != first.digest
+
+
+def test_a_training_resumed_at_any_step_equals_one_that_was_never_interrupted(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"epochs": 1.4, "evaluate_every_steps": 2, "method": {"dropout": 0.3, "rank": 2}}
+    trained(workshop.train_config(**options))
+    for step in (1, 4, 5, 6):
+        shutil.rmtree(workshop.folder / "again", ignore_errors=True)
+        resumed = again(workshop)
+        interrupt(resumed, monkeypatch, after=step, **options)
+        assert trained(resumed.train_config(**options)).resumed_from_step == step
+        assert_same_training(workshop, resumed)
+
+
+def test_sigterm_saves_and_exits_143_and_the_next_run_goes_on(workshop: Workshop) -> None:
+    config = workshop.train_config(epochs=400, checkpoint_every_steps=100_000)
+    metrics = workshop.checkpoints / "metrics.jsonl"
+    ended = run_trainer(config, workshop.folder, when=lambda: metrics.exists() and metrics.stat().st_size > 0)
+    assert (ended.code, ended.words.reason) == (ExitCode.INTERRUPTED, Reason.INTERRUPTED)
+    (saved,) = workshop.checkpoints.glob("step-*")
+    assert int(saved.name.removeprefix("step-")) == len(workshop.history())
+    assert not workshop.output.exists()
+
+
+def test_sigkill_loses_at_most_what_came_after_the_last_checkpoint(workshop: Workshop) -> None:
+    config = workshop.train_config(epochs=30, checkpoint_every_steps=5)
+    second = workshop.checkpoints / "step-00000010"
+    ended = run_trainer(config, workshop.folder, when=second.exists, send=signal.SIGKILL)
+    assert ended.code == -signal.SIGKILL
+    result = trained(config)
+    assert result.resumed_from_step is not None
+    assert result.resumed_from_step >= 10
+    straight = again(workshop)
+    trained(straight.train_config(epochs=30, checkpoint_every_steps=5))
+    assert_same_training(straight, workshop)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no manifest", "half-written"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"checkpoint_every_steps": 3, "epochs": 2}
+    interrupt(workshop, monkeypatch, after=6, **options)
+    newest = workshop.checkpoints / "step-00000006"
+    file = newest / "weights.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-10])
+    elif damage == "changed":
+        file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    elif damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    else:
+        newest.rename(workshop.checkpoints / ".step-00000006.partial")
+    assert trained(workshop.train_config(**options)).resumed_from_step == 3
+    assert ("checkpoint of step 6 is not used" in caplog.text) is (damage != "half-written")
+    straight = again(workshop)
+    trained(straight.train_config(**options))
+    assert_same_training(straight, workshop)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupt(workshop, monkeypatch, after=6)
+    assert trained(workshop.train_config(learning_rate=1e-3)).resumed_from_step is None
+    assert "another configuration" in caplog.text
+    straight = again(workshop)
+    trained(straight.train_config(learning_rate=1e-3))
+    assert_same_training(straight, workshop)
+
+
+def test_only_so_many_checkpoints_are_kept(workshop: Workshop) -> None:
+    trained(workshop.train_config(checkpoint_every_steps=2, keep_checkpoints=2))
+    assert sorted(path.name for path in workshop.checkpoints.glob("*step*")) == ["step-00000008", "step-00000010"]
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = loop.compute_step
+
+    def poisoned(session: loop.Session, step: int, *, saved_step: int | None) -> loop.StepOutcome:
+        if step == 5:
+            next(iter(session.weights.values())).data[0] = float("nan")
+        return compute(session, step, saved_step=saved_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_step", poisoned)
+        with pytest.raises(UserError, match="nan at step 6; the checkpoint of step 4") as error:
+            trained(workshop.train_config(checkpoint_every_steps=2))
+    assert error.value.reason is Reason.LOSS_DIVERGED
+    assert "training.learningRate (it is 0.005)" in error.value.hint
+    assert not workshop.output.exists()
+    assert trained(workshop.train_config(checkpoint_every_steps=2)).resumed_from_step == 4
+
+
+def test_a_base_model_with_broken_weights_is_told_of_at_the_first_step(workshop: Workshop) -> None:
+    file = workshop.model / "model.safetensors"
+    content = load_file(file)
+    content["model.norm.weight"][0] = float("inf")
+    save_file(content, file, metadata={"format": "pt"})
+    ended = run_trainer(workshop.train_config(), workshop.folder)
+    assert (ended.code, ended.words.reason) == (ExitCode.USER_ERROR, Reason.LOSS_DIVERGED)
+    assert "at step 1; no checkpoint was written yet" in ended.words.message
+    assert "Traceback" not in ended.log
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_what_to_lower(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def too_large(*_args: object) -> torch.Tensor:
+        raise failure
+
+    monkeypatch.setattr(loop.Forward, "summed_nll", too_large)
+    with pytest.raises(UserError, match="out of memory in a forward and backward pass over") as error:
+        trained(workshop.train_config())
+    assert error.value.reason is Reason.OUT_OF_MEMORY
+    assert "training.microBatchSize" in error.value.hint
+
+
+def test_more_than_one_worker_and_qlora_are_refused_by_name(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match=r"parallelism\.workers is 2") as workers:
+        trained(workshop.train_config(workers=2))
+    with pytest.raises(UserError, match=r"method\.type is qlora") as qlora:
+        trained(workshop.train_config(method={"type": "qlora"}))
+    assert {workers.value.reason, qlora.value.reason} == {Reason.UNSUPPORTED}
+
+
+def test_micro_batches_change_the_course_only_by_rounding(workshop: Workshop) -> None:
+    other = again(workshop)
+    trained(workshop.train_config())
+    trained(other.train_config(micro_batch_size=1))
+    assert [loss for loss, _ in losses(workshop)] == pytest.approx([loss for loss, _ in losses(other)], abs=1e-4)
+
+
+def test_the_trained_model_is_peft_s_own(workshop: Workshop) -> None:
+    trained(workshop.train_config())
+    base = load_base_model(workshop.model, dtype=torch.float32, device=torch.device("cpu"))
+    assert isinstance(load_adapter(base, workshop.output), PeftModel)
