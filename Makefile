@@ -26,6 +26,7 @@ test-unit: venv ## Run the unit tests: no programs, no training.
 	$(PYTEST) tests/unit
 
 test-workload: venv ## Run the tests that run programs, servers and small models.
+	@hack/test-deps.sh
 	$(PYTEST) tests/workload
 
 lint: venv ## Check style, types, floors, and that generated files are current.

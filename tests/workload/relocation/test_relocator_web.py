@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import socket
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 
@@ -218,3 +220,17 @@ def test_a_server_that_is_not_there_is_told_soon(relocator: Relocator, destinati
 def test_a_name_that_does_not_resolve_is_told_soon(relocator: Relocator, destination: Path) -> None:
     ended = relocator.relocate("https://host.invalid/rows.jsonl", destination)
     assert_refused(ended, "NetworkUnreachable", "host.invalid", exit_code=ExitCode.ENVIRONMENT)
+
+
+def test_a_host_that_swallows_everything_is_told_after_two_short_tries(relocator: Relocator, destination: Path) -> None:
+    with socket.socket() as silent, ExitStack() as waiting:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        # A queue that is full drops what comes next, as a firewall does.
+        for _ in range(4):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(silent.getsockname())
+        ended = relocator.relocate(f"http://127.0.0.1:{silent.getsockname()[1]}/rows.jsonl", destination)
+    assert_refused(ended, "NetworkUnreachable", "127.0.0.1", exit_code=ExitCode.ENVIRONMENT)
+    assert ended.log.count("try 1") == 1

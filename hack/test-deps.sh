@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Installs what tests use from Debian, where that is possible: as root, with apt. Elsewhere the tests that need it say so and are skipped.
+set -euo pipefail
+
+packages=(docker-registry git)
+missing=()
+for program in "${packages[@]}"; do
+    command -v "$program" >/dev/null || missing+=("$program")
+done
+if [[ ${#missing[@]} -eq 0 ]]; then
+    exit 0
+fi
+if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "Some tests are skipped without: ${missing[*]} (Debian: apt-get install ${missing[*]})" >&2
+    exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    echo "Could not install ${missing[*]}; the tests that need them are skipped." >&2
