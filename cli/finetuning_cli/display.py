@@ -9,6 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from finetuning_api.base import ProgressStatus, Resource, Stage, StageState
 from finetuning_api.evaluationjob import EvaluationJob
@@ -67,10 +68,10 @@ class LiveDisplay:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn())
-            self._bars = Progress(
-                *columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=self.console
-            )
+            name = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+            note = TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+            columns = (name, BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), note)
+            self._bars = Progress(*columns, console=self.console, expand=True)
             self._bars.start()
         return self
 

@@ -58,10 +58,11 @@ def results_table(rows: list[EvaluationRow]) -> Table:
 
 def print_outcome(console: Console, resource: Resource, *, layout: Layout) -> None:
     """Print how an object ended: results, verdict, where its files lie, or why it failed."""
-    console.print(f"\n[bold]{resource.kind} {resource.metadata.name}[/bold]: {escape(headline(resource))}")
+    title = f"\n[bold]{resource.kind} {resource.metadata.name}[/bold]: {escape(headline(resource))}"
+    console.print(title, highlight=False, soft_wrap=True)
     if isinstance(resource, FineTuningJob | EvaluationJob):
         for warning in resource.status.warnings:
-            console.print(f"  [yellow]warning[/yellow] {escape(warning)}", soft_wrap=True)
+            console.print(f"  [yellow]warning[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
         if resource.status.evaluation:
             console.print()
             console.print(results_table(resource.status.evaluation))
@@ -160,4 +161,4 @@ def _print_verdict(console: Console, resource: FineTuningJob | EvaluationJob) ->
     gate = find_condition(resource.status.conditions, ConditionType.GATE_PASSED)
     message = gate.message if gate is not None else ""
     style = _VERDICT_STYLES[verdict]
-    console.print(f"  gate       [{style}]{verdict.value}[/{style}] {escape(message)}", soft_wrap=True)
+    console.print(f"  gate       [{style}]{verdict.value}[/{style}] {escape(message)}", highlight=False, soft_wrap=True)

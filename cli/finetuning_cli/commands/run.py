@@ -52,6 +52,9 @@ def _print(outcome: Outcome, *, layout: Layout, output: str | None) -> None:
         console = Console()
         for resource in resources:
             print_outcome(console, resource, layout=layout)
+            if not _succeeded(resource):
+                advice = f"after a correction: finetune delete {resource.metadata.name}, then finetune run again"
+                console.print(f"  {advice}; what was relocated stays", markup=False, highlight=False, soft_wrap=True)
         console.print(f"  {brought(outcome.transferred_bytes)}", highlight=False)
 
 

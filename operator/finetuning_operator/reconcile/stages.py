@@ -138,7 +138,14 @@ def explain(words: LastWords | None) -> tuple[Reason, str]:
         return Reason.BACKOFF_LIMIT_EXCEEDED, "the program ended without a word; its log has the details"
     if words.reason is Reason.SUCCEEDED:
         return Reason.INTERNAL, "the program failed although it reported success; its log has the details"
-    return words.reason, " ".join(part for part in (words.message, words.hint) if part)
+    return words.reason, sentences(words.message, words.hint)
+
+
+def sentences(*texts: str) -> str:
+    """Return texts one after the other, with a full stop between them where one does not bring its own."""
+    given = [text.strip() for text in texts if text.strip()]
+    closed = [text if text.endswith((".", "!", "?", ":")) else f"{text}." for text in given[:-1]]
+    return " ".join((*closed, *given[-1:]))
 
 
 def progress_status(status: TrainerStatus | None) -> ProgressStatus | None:

@@ -226,7 +226,7 @@ def test_failed_step_fails_the_job_with_its_last_words(step: str) -> None:
     condition = find_condition(made.job().status.conditions, ConditionType.FAILED)
     assert condition is not None
     assert condition.reason is Reason.LOSS_DIVERGED
-    assert condition.message == f"{step}: the loss is NaN Lower learningRate."
+    assert condition.message == f"{step}: the loss is NaN. Lower learningRate."
     assert made.plans[KEY].steps == ()
 
 
@@ -240,7 +240,7 @@ def test_failed_relocation_fails_the_job_and_names_the_role() -> None:
     condition = find_condition(made.job().status.conditions, ConditionType.FAILED)
     assert condition is not None
     assert condition.reason is Reason.REVISION_NOT_FOUND
-    assert condition.message == "relocate: model: measure: no revision v1 Name another."
+    assert condition.message == "relocate: model: measure: no revision v1. Name another."
 
 
 def test_failed_evaluation_fails_the_job() -> None:

@@ -136,7 +136,7 @@ def test_failure_carries_reason_sentence_and_hint_and_names_the_stage() -> None:
     status = status_of(plan)
     condition = find_condition(status.conditions, ConditionType.FAILED)
     assert condition is not None
-    assert (condition.reason, condition.message) == (Reason.NETWORK_UNREACHABLE, "relocate: no route Wait.")
+    assert (condition.reason, condition.message) == (Reason.NETWORK_UNREACHABLE, "relocate: no route. Wait.")
     assert status.phase is RelocationPhase.FAILED
     assert plan.steps == ()
 

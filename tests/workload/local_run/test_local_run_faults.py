@@ -112,7 +112,7 @@ def test_retries_end_with_the_reason_of_the_last_attempt(site: Site) -> None:
 
     site.run()
 
-    assert site.failure() == (Reason.NETWORK_UNREACHABLE, "preflight: a fake network is down Wait.")
+    assert site.failure() == (Reason.NETWORK_UNREACHABLE, "preflight: a fake network is down. Wait.")
 
 
 def test_mistake_of_the_user_is_not_retried(site: Site) -> None:
@@ -120,7 +120,7 @@ def test_mistake_of_the_user_is_not_retried(site: Site) -> None:
 
     site.run()
 
-    assert site.failure() == (Reason.COLUMN_NOT_FOUND, "preflight: a fake column is missing Use a real program.")
+    assert site.failure() == (Reason.COLUMN_NOT_FOUND, "preflight: a fake column is missing. Use a real program.")
     assert site.record("preflight").attempts == 1
 
 

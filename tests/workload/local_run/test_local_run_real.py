@@ -179,7 +179,12 @@ def test_changed_data_is_another_job(finished: tuple[Path, subprocess.CompletedP
 
 @pytest.mark.parametrize(
     ("kind", "name", "step"),
-    [("FineTuningJob", "triage", "preflight"), ("FineTuningJob", "triage", "train"), ("Relocation", "*", "relocate")],
+    [
+        ("FineTuningJob", "triage", "preflight"),
+        ("FineTuningJob", "triage", "train"),
+        ("Relocation", "*", "relocate"),
+        ("EvaluationJob", "triage-evaluation", "evaluate"),
+    ],
 )
 def test_killed_run_goes_on_to_the_same_result(
     finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, *, kind: str, name: str, step: str
