@@ -11,6 +11,7 @@ from finetuning_evaluator.wording import (
     interval,
     outcome,
     p_value,
+    shown,
     signed,
     with_interval,
 )
@@ -83,14 +84,14 @@ def _warnings(results: Results) -> Iterator[str]:
 
 
 def _examples(results: Results, samples: Sequence[Sample]) -> Iterator[str]:
-    shown = [sample for sample in telling_samples(results, samples, count=_SAMPLES) if sample.outputs]
-    if not shown:
+    told = [sample for sample in telling_samples(results, samples, count=_SAMPLES) if sample.outputs]
+    if not told:
         return
     yield "## Samples"
-    for sample in shown:
+    for sample in told:
         yield ""
         yield f"### Row {sample.row_id}"
-        for title, text in (("prompt", sample.prompt), ("reference", sample.reference), *sample.outputs.items()):
+        for title, text in (("prompt", sample.prompt), ("expected", sample.reference), *sample.outputs.items()):
             yield ""
             yield f"{title}:"
             yield ""
@@ -146,10 +147,11 @@ def _row(cells: Sequence[str]) -> str:
 
 def _quoted(text: str) -> Iterator[str]:
     """Yield a text as a code block whose fence is longer than any in the text."""
-    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    whole = shown(text)
+    cut = whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]} ..."
     fence = "```"
-    while fence in shown:
+    while fence in cut:
         fence += "`"
     yield fence
-    yield from shown.splitlines() or ["(nothing)"]
+    yield from cut.splitlines()
     yield fence

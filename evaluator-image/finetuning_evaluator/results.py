@@ -19,6 +19,8 @@ _LAST_WORDS_FRAME = 256
 """Bytes kept free in the last words for what surrounds the result."""
 _SHORT_MESSAGE = 96
 _DIGITS = 6
+_MAX_WARNINGS = 32
+"""As many as a status holds."""
 
 
 class Environment(ContractModel):
@@ -150,7 +152,7 @@ class Results(ContractModel):
             rows=tuple(_row(metric) for metric in self.metrics),
             gates=tuple(gate.result for gate in self.gates),
             verdict=self.verdict,
-            warnings=self.warnings,
+            warnings=self.warnings[:_MAX_WARNINGS],
         )
         for shortened in (whole, _with_short_messages(whole), _without_words(whole)):
             if len(shortened.model_dump_json(by_alias=True).encode()) <= TERMINATION_LOG_BYTES - _LAST_WORDS_FRAME:

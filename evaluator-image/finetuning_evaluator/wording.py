@@ -3,8 +3,6 @@
 from finetuning_api.metrics import Verdict
 from finetuning_evaluator.results import MetricComparison, MetricResult, MetricValue, Results
 
-SIGNIFICANT = 0.05
-
 
 def number(value: float) -> str:
     """Return a value for a table: four significant digits, no exponent for ordinary sizes."""
@@ -41,6 +39,11 @@ def outcome(result: MetricResult, comparison: MetricComparison) -> str:
     if low is None or high is None or low <= 0 <= high:
         return "unclear"
     return "better" if (comparison.delta < 0) == result.lower_is_better else "worse"
+
+
+def shown(text: str) -> str:
+    """Return a text as a sample shows it: white space alone is told from text."""
+    return text.rstrip() if text.strip() else "(nothing)"
 
 
 def headline(results: Results) -> str:

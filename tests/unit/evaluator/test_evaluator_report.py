@@ -166,6 +166,11 @@ def test_a_text_with_a_code_fence_stays_inside_its_block() -> None:
     assert "\n````\n```\nnot the end\n````\n" in report
 
 
+def test_an_output_of_white_space_is_shown_as_nothing() -> None:
+    for report in (render_markdown(results(), [sample(text="\n\n ")]), render_html(results(), [sample(text="\n\n ")])):
+        assert report.count("(nothing)") == 1
+
+
 def test_without_samples_and_comparisons_the_reports_are_still_whole() -> None:
     alone = results(candidates=results().candidates[:1], gates=(), verdict=None, warnings=())
     alone = alone.model_copy(

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from tests.support.models import tiny_gpt2, tiny_llama
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -159,3 +161,23 @@ def test_a_model_that_caps_its_logits_is_scored_with_its_own_forward_pass() -> N
     (found,) = log_probabilities(model, [Window(tuple(ids), 1)])
 
     assert found == pytest.approx(naive(model, ids).numpy(), abs=1e-5)
+
+
+def test_acceptability_scores_are_those_of_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    judged = cola.sentences()[:12]
+    requests = [
+        Instance(
+            request_type="loglikelihood",
+            doc={},
+            arguments=(f"{item.sentence}\nQuestion: Does this sentence make sense?\nAnswer:", choice),
+            idx=index,
+        )
+        for index, item in enumerate(judged)
+        for choice in (" no", " yes")
+    ]
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=5)
+    expected = [score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+
+    found = [score for judgement in cola.judge(model, tokenizer, judged) for score in (judgement.no, judgement.yes)]
+
+    assert found == pytest.approx(expected, abs=1e-4)
