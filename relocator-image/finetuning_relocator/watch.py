@@ -3,7 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -64,15 +65,19 @@ class Watch:
 
         return next(self.stream(answer, what=what))
 
-    def counts(self, produced: Iterator[int], *, what: str) -> Iterator[int]:
-        """Yield the counts of bytes of a source that polls its own client; zero is a sign of life, but no progress."""
+    def counts(self, produced: Generator[int, None, None], *, what: str) -> Iterator[int]:
+        """Yield the counts of bytes of a source that polls its own client; zero is a sign of life, but no progress.
+
+        ``produced`` is closed at the end, whatever the end is, so that its client ends as well.
+        """
         deadline = time.monotonic() + self.stall_seconds
-        for count in produced:
-            self.check_stop()
-            if count:
-                deadline = time.monotonic() + self.stall_seconds
-                yield count
-            self.check_stall(deadline, what=what)
+        with closing(produced):
+            for count in produced:
+                self.check_stop()
+                if count:
+                    deadline = time.monotonic() + self.stall_seconds
+                    yield count
+                self.check_stall(deadline, what=what)
 
     def check_stop(self) -> None:
         """Raise Interrupted when the program was asked to stop."""

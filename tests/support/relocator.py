@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +115,15 @@ class Relocator:
 def reference(source: str, fields: Mapping[str, object] | None = None) -> SourceRef:
     """Return a source reference."""
     return SourceRef.model_validate({"source": source, **(fields or {})})
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return as soon as a condition holds; raises TimeoutError where it never does."""
+    deadline = time.monotonic() + _SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """What a source is to the engine: a list of files, and bytes of each from any position."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -115,7 +115,7 @@ class Source(ABC):
         listing = self.list_files()
         return Announcement(listing=listing, resolved_revision=listing.resolved_revision)
 
-    def stage(self, folder: Path) -> Iterator[int]:
+    def stage(self, folder: Path) -> Generator[int, None, None]:
         """Bring everything into a folder of the source's own, for sources whose client knows no single files.
 
         Yields how many bytes came since the last time, zero included, every fraction of a second.

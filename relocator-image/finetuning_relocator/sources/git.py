@@ -4,7 +4,7 @@ import base64
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -91,7 +91,7 @@ class GitSource(Source):
             raise revision_not_found(self._what, self._revision, hint)
         return commit
 
-    def stage(self, folder: Path) -> Iterator[int]:
+    def stage(self, folder: Path) -> Generator[int, None, None]:
         """Fetch the one commit, unless an earlier run did."""
         commit = self._resolve()
         self._revision = commit

@@ -3,11 +3,12 @@
 import base64
 import csv
 import io
+import os
 import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
@@ -55,15 +56,16 @@ class PackageSource(Source):
         """Only the version is known: pip tells nothing of a wheel before it has it."""
         return Announcement(listing=None, resolved_revision=self._version)
 
-    def stage(self, folder: Path) -> Iterator[int]:
+    def stage(self, folder: Path) -> Generator[int, None, None]:
         """Download the wheel, unless an earlier run did."""
-        kept, incoming = folder / "wheel", folder / "incoming"
+        # A pip that outlived a killed run must not write into the folder of this one.
+        kept, incoming = folder / "wheel", folder / f"incoming-{os.getpid()}"
         if not kept.exists():
             yield from self._download(incoming, log=folder / "pip.log")
             incoming.rename(kept)
         self._wheel = next(kept.glob("*.whl"))
 
-    def _download(self, folder: Path, *, log: Path) -> Iterator[int]:
+    def _download(self, folder: Path, *, log: Path) -> Generator[int, None, None]:
         """Run pip; yields the bytes that came, as seen in its temporary folder.
 
         pip may keep copies there, so the last count, which may be negative, sets the sum right.

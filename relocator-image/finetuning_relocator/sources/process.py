@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 _POLL_SECONDS = 0.1
@@ -17,7 +17,9 @@ class ClientFailed(Exception):
         self.output = output
 
 
-def run_client(command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path) -> Iterator[int]:
+def run_client(
+    command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path
+) -> Generator[int, None, None]:
     """Run a program that fills a folder; yields how much the folder grew since the last time, zero included.
 
     The program is ended when the iterator is closed. Raises ClientFailed with its output.

@@ -1,7 +1,7 @@
 """Every wait ends: with what is waited for, with a stop, or with a stall."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_a_stop_ends_a_wait_for_a_producer_that_hangs() -> None:
 
 
 def test_zero_bytes_are_a_sign_of_life_but_no_progress() -> None:
-    def idle() -> Iterator[int]:
+    def idle() -> Generator[int, None, None]:
         while True:
             yield 0
 

@@ -3,7 +3,6 @@
 import hashlib
 import signal
 import struct
-import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.hub import Hub
 from tests.support.loopback import Fault, Trouble
-from tests.support.relocator import JOB, Relocator, assert_refused, files_in, reference
+from tests.support.relocator import JOB, Relocator, assert_refused, files_in, reference, wait_until
 
 from finetuning_api.reasons import ExitCode
 from finetuning_api.runconfig import RelocateConfig
@@ -347,9 +346,7 @@ def test_sigterm_stops_in_the_middle_and_the_next_run_goes_on(
     )
     process = relocator.start(config)
     under_way = destination / ".partial" / "files" / "model.safetensors"
-    deadline = time.monotonic() + 60
-    while not (under_way.exists() and under_way.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: under_way.exists() and under_way.stat().st_size > 0)
     process.send_signal(signal.SIGTERM)
     ended = relocator.finish(process)
     assert (ended.exit_code, ended.words.reason) == (ExitCode.INTERRUPTED, "Interrupted")
@@ -368,9 +365,7 @@ def test_sigkill_loses_nothing_that_had_arrived(hub: Hub, relocator: Relocator, 
     )
     process = relocator.start(config)
     under_way = destination / ".partial" / "files" / "model.safetensors"
-    deadline = time.monotonic() + 60
-    while not (under_way.exists() and under_way.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: under_way.exists() and under_way.stat().st_size > 0)
     process.kill()
     process.communicate()
     assert read_manifest(destination) is None

@@ -1,14 +1,17 @@
 """pypi:// with pip against a package index on loopback."""
 
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tests.support.loopback import Fault, Trouble
-from tests.support.relocator import Relocator, assert_refused, files_in
+from tests.support.relocator import JOB, Relocator, assert_refused, files_in, reference, wait_until
 from tests.support.wheels import PackageIndex
 
 from finetuning_api.reasons import ExitCode
+from finetuning_api.runconfig import RelocateConfig
 
 GGUF = b"GGUF" + bytes(range(256)) * 2000
 FILES = {
@@ -100,6 +103,27 @@ def test_a_stalled_index_fails_with_its_reason(index: PackageIndex, relocator: R
     index.fail(index.wheel_path("tiny-model", "1.0"), Fault(Trouble.STALL, after_bytes=20, times=9))
     ended = relocator.relocate("pypi://tiny-model==1.0", destination, endpoint=index.index_url, stall_seconds=4)
     assert_refused(ended, "DownloadStalled", "tiny-model", "4 s", exit_code=ExitCode.ENVIRONMENT)
+
+
+def test_sigterm_stops_pip_as_well_and_the_next_run_succeeds(
+    index: PackageIndex, relocator: Relocator, destination: Path
+) -> None:
+    index.fail(index.wheel_path("tiny-model", "1.0"), Fault(Trouble.STALL, after_bytes=20))
+    source = reference("pypi://tiny-model==1.0", {"endpoint": index.index_url})
+    config = RelocateConfig(job=JOB, source=source, destination=str(destination))
+    process = relocator.start(config)
+    wait_until(lambda: bool(index.requests_for(index.wheel_path("tiny-model", "1.0"))))
+    process.send_signal(signal.SIGTERM)
+    assert relocator.finish(process).exit_code == ExitCode.INTERRUPTED
+    assert not [line for line in command_lines() if str(destination) in line]
+    assert relocator.run(config).exit_code == ExitCode.DONE
+
+
+def command_lines() -> Iterator[str]:
+    """Yield the command lines of everything that runs on this machine."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def test_an_index_that_wants_a_login_says_which_key_holds_it(relocator: Relocator, destination: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_host_that_swallows_everything_is_told_after_two_short_tries(relocator
         # A queue that is full drops what comes next, as a firewall does.
         for _ in range(4):
             client = waiting.enter_context(socket.socket())
-            client.setblocking(False)
+            client.settimeout(0)
             client.connect_ex(silent.getsockname())
         ended = relocator.relocate(f"http://127.0.0.1:{silent.getsockname()[1]}/rows.jsonl", destination)
     assert_refused(ended, "NetworkUnreachable", "127.0.0.1", exit_code=ExitCode.ENVIRONMENT)
