@@ -1,5 +1,6 @@
 """GGUF to safetensors: once, without network, complete or not there."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -17,7 +18,12 @@ from finetuning_workload.artifact import read_manifest, require_intact
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import require_free_space
 from finetuning_workload.hardware import set_threads
-from finetuning_workload.models import quiet_libraries, require_matching_tokenizer
+from finetuning_workload.models import (
+    load_tokenizer,
+    quiet_libraries,
+    require_matching_tokenizer,
+    vocabulary_size,
+)
 from finetuning_workload.program import Context
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +65,8 @@ def convert(config: ConvertConfig, context: Context) -> ArtifactResult:
         ) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+            _drop_invented_tokens(partial / "tokenizer.json", vocabulary_size(model.config))
+            require_matching_tokenizer(model.config, load_tokenizer(partial))
             reporter.update(_CHECKED, note="written; hashing")
         shutil.rmtree(source)
         reporter.update(1.0, note="done")
@@ -95,7 +103,6 @@ def _load(file: Path) -> tuple[PreTrainedModel, Any]:
         # What is saved is an ordinary model: readers must not look for quantised weights.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        require_matching_tokenizer(model.config, tokenizer)
     except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # The reader of a damaged file fails in as many ways as files can be damaged.
@@ -103,6 +110,13 @@ def _load(file: Path) -> tuple[PreTrainedModel, Any]:
     if any(not torch.isfinite(weight).all() for weight in model.parameters()):
         raise _failed(file, "some of its weights are no finite numbers")
     return model, tokenizer
+
+
+def _drop_invented_tokens(file: Path, vocabulary: int) -> None:
+    """Remove special tokens that transformers adds to GGUF tokenizers of a kind, where the model has no such id."""
+    content = json.loads(file.read_bytes())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocabulary]
+    file.write_text(json.dumps(content, ensure_ascii=False))
 
 
 def _failed(file: Path, why: str) -> UserError:

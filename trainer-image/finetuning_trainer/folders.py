@@ -19,15 +19,22 @@ _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def whole_folder(final: Path, *, source: str, revision: str | None, content_format: str) -> Iterator[Path]:
-    """Yield an empty folder to write into, beside ``final``; at the end it takes the place of ``final``."""
+    """Yield an empty folder to write into, beside ``final``; at the end it takes the place of ``final``.
+
+    An error removes what was written and leaves ``final`` as it was.
+    """
     partial = final.with_name(f".{final.name}.partial")
     with explained_write_errors(f"write {final.name}"):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        yield partial
-        complete(partial, source=source, revision=revision, content_format=content_format)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        try:
+            yield partial
+            complete(partial, source=source, revision=revision, content_format=content_format)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         fsync_folder(final.parent)
 
 

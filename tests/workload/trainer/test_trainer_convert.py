@@ -43,11 +43,11 @@ def write_gguf(path: Path, model_folder: Path) -> LlamaForCausalLM:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(config.num_key_value_heads or 1)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(config.vocab_size)
-    core = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    core = tokenizer.backend_tokenizer
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([core.id_to_token(number) for number in range(config.vocab_size)])
     writer.add_token_types([3 if number < 3 else 1 for number in range(config.vocab_size)])

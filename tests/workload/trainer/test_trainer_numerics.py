@@ -107,7 +107,7 @@ def test_models_with_exchangeable_attention_are_run_packed(tmp_path: Path, make:
 
 
 def test_a_model_whose_output_is_not_its_head_alone_keeps_its_own_forward(tmp_path: Path) -> None:
-    class Scaled(LlamaForCausalLM):  # type: ignore[misc]  (transformers' classes are partly untyped)
+    class Scaled(LlamaForCausalLM):
         def forward(self, *args: object, **kwargs: object) -> object:
             output = super().forward(*args, **kwargs)
             output.logits = output.logits * 3
@@ -118,7 +118,7 @@ def test_a_model_whose_output_is_not_its_head_alone_keeps_its_own_forward(tmp_pa
 
 
 def test_a_model_that_lets_samples_see_each_other_is_padded_and_says_why(tmp_path: Path) -> None:
-    class Leaking(LlamaForCausalLM):  # type: ignore[misc]  (transformers' classes are partly untyped)
+    class Leaking(LlamaForCausalLM):
         def forward(self, *args: object, **kwargs: object) -> object:
             if kwargs.get("cu_seq_lens_q") is not None:
                 kwargs["cu_seq_lens_q"] = torch.tensor([0, kwargs["input_ids"].shape[1]])  # type: ignore[attr-defined]

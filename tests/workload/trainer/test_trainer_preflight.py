@@ -43,7 +43,11 @@ def test_preflight_counts_what_training_will_find(workshop: Workshop) -> None:
 
 def test_training_uses_the_tokens_that_preflight_left(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     checked(workshop)
-    monkeypatch.setattr("finetuning_workload.data.preparing._build", None)
+
+    def built_again(*_args: object, **_options: object) -> None:
+        pytest.fail("the data was tokenised a second time")
+
+    monkeypatch.setattr("finetuning_workload.data.preparing._build", built_again)
     assert train_model(workshop.train_config(), quiet_context()).steps == 10
 
 
@@ -115,7 +119,7 @@ def test_code_in_a_model_s_folder_is_never_run(workshop: Workshop) -> None:
 
 
 def test_rows_longer_than_the_model_s_positions_are_refused(tmp_path: Path) -> None:
-    rows = [{"message": f"{number} " * 40, "answer": "x"} for number in range(40)]
+    rows = [{"message": f"{number} " * 15, "answer": "x"} for number in range(40)]
     workshop = Workshop(tmp_path, tiny_gpt2(tmp_path / "m", positions=32), write_rows(tmp_path / "data", rows))
     error = refusal(workshop, max_length=64)
     assert error.reason is Reason.INVALID_SPEC

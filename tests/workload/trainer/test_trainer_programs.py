@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import TrainConfig, TrainResult
 from finetuning_trainer import loop
+from finetuning_trainer.loss import Forward
 from finetuning_trainer.provenance import TrainingProvenance
 from finetuning_trainer.train import train_model
 from finetuning_workload.artifact import require_intact
@@ -209,7 +210,7 @@ def test_sigkill_loses_at_most_what_came_after_the_last_checkpoint(workshop: Wor
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = {"checkpoint_every_steps": 3, "epochs": 2}
+    options: dict[str, Any] = {"checkpoint_every_steps": 3, "epochs": 2}
     interrupt(workshop, monkeypatch, after=6, **options)
     newest = workshop.checkpoints / "step-00000006"
     file = newest / "weights.safetensors"
@@ -289,7 +290,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(
     def too_large(*_args: object) -> torch.Tensor:
         raise failure
 
-    monkeypatch.setattr(loop.Forward, "summed_nll", too_large)
+    monkeypatch.setattr(Forward, "summed_nll", too_large)
     with pytest.raises(UserError, match="out of memory in a forward and backward pass over") as error:
         trained(workshop.train_config())
     assert error.value.reason is Reason.OUT_OF_MEMORY
