@@ -81,7 +81,7 @@ class Relocator:
 
     def _environment(self) -> dict[str, str]:
         # Nothing of the machine's own credentials, proxies or caches may reach a test.
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "PYTHONPATH") if name in os.environ}
         own = {
             "HOME": str(self.home),
             RUN_CONFIG_ENV: str(self.home / "run.json"),

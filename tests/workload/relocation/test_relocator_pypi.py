@@ -93,6 +93,16 @@ def test_a_record_that_does_not_fit_its_file_is_noticed(
     assert_refused(ended, "ChecksumMismatch", "tiny.Q4.gguf", exit_code=ExitCode.ENVIRONMENT)
 
 
+def test_what_is_left_of_another_source_is_never_used(
+    index: PackageIndex, relocator: Relocator, destination: Path
+) -> None:
+    index.add_wheel("liar", "1.0", {"other.txt": b"other"}, false_digest_of="other.txt")
+    relocator.relocate("pypi://liar==1.0", destination, endpoint=index.index_url)
+    assert (destination / ".partial" / "staged" / "wheel").exists()
+    relocator.relocate("pypi://tiny-model==1.0#tiny_model/notes.txt", destination, endpoint=index.index_url)
+    assert files_in(destination) == {"notes.txt": b"notes"}
+
+
 def test_a_wheel_that_arrives_damaged_is_noticed(index: PackageIndex, relocator: Relocator, destination: Path) -> None:
     index.fail(index.wheel_path("tiny-model", "1.0"), Fault(Trouble.WRONG_BYTES, after_bytes=99, times=9))
     ended = relocator.relocate("pypi://tiny-model==1.0", destination, endpoint=index.index_url)
