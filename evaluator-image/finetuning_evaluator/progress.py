@@ -31,7 +31,7 @@ class Progress:
             self._stop.raise_if_set(f"stopped in {task} of {candidate}; finished parts are kept")
             self._reporter.update(
                 (self._done + cost(task) * done / max(total, 1)) / self._total,
-                note=f"{candidate}: {task} {done}/{total}",
+                note=f"{candidate}: {task} {done / max(total, 1):.0%}",
                 metrics={ProgressMetric.ITEMS: done, ProgressMetric.TOTAL_ITEMS: total},
             )
 

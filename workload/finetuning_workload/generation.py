@@ -12,7 +12,7 @@ from finetuning_api.reasons import Reason
 from finetuning_workload.errors import UserError
 
 OnProgress = Callable[[int, int], None]
-"""Called after each token with the prompts that are finished and their number in all; may raise to stop."""
+"""Called after each step with the tokens done and their greatest number; a finished prompt counts whole. May stop."""
 
 _TAIL_TOKENS = 16
 """Tokens at the end of a completion that are searched for stop texts at each step, beside the stop text's own."""
@@ -119,11 +119,13 @@ def complete(
     results: dict[int, Completion] = {}
 
     for batch in plan_batches([len(prompt) for prompt in prompts], extra=max_new_tokens, batch_tokens=batch_tokens):
-        for finished in _continue(model, [_Row(index, prompts[index]) for index in batch], endings):
+        rows = [_Row(index, prompts[index]) for index in batch]
+        for step, finished in enumerate(_continue(model, rows, endings), start=1):
             for row in finished:
                 results[row.index] = Completion(endings.text(row), len(row.new), row.stopped)
             if on_progress is not None:
-                on_progress(len(results), len(prompts))
+                going_on = sum(index not in results for index in batch)
+                on_progress(len(results) * max_new_tokens + going_on * step, len(prompts) * max_new_tokens)
     return [results[index] for index in range(len(prompts))]
 
 

@@ -120,7 +120,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused(
     assert caught.value.reason is Reason.UNSUPPORTED
 
 
-def test_progress_counts_finished_prompts_and_may_stop_the_work(
+def test_progress_counts_tokens_and_may_stop_the_work(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -140,8 +140,8 @@ def test_progress_counts_finished_prompts_and_may_stop_the_work(
             batch_tokens=1,
             on_progress=on_progress,
         )
-    assert seen[0] == (0, 5)
-    assert seen[-1] == (1, 5)
+    assert seen[0] == (1, 5 * NEW_TOKENS)
+    assert [done for done, _ in seen] == list(range(1, 32))
 
 
 def test_batches_keep_to_their_budget_and_begin_with_the_longest() -> None:
