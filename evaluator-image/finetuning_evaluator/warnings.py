@@ -9,6 +9,7 @@ from finetuning_evaluator.metrics.rouge import ROUGE_METRICS, RougeTokenizer
 from finetuning_evaluator.results import MetricResult
 
 _MANY = 0.1
+_FEW_DIFFERENCES = 10
 
 
 def collect(
@@ -20,6 +21,7 @@ def collect(
             [
                 *_about_rows(metrics, inputs, rouge_tokenizer),
                 *_about_tokenizers(metrics, inputs),
+                *_about_differences(metrics),
                 *_about_outputs(metrics),
                 *_about_judgements(metrics),
             ]
@@ -44,6 +46,14 @@ def _about_tokenizers(metrics: Sequence[MetricResult], inputs: Sequence[Candidat
         if apart:
             what = " and ".join(apart)
             yield f"{first} and {second} have different tokenizers: {what} cannot be compared, bits-per-byte can"
+
+
+def _about_differences(metrics: Sequence[MetricResult]) -> Iterator[str]:
+    for result in metrics:
+        for item in result.comparisons:
+            if 0 < item.wins + item.losses < _FEW_DIFFERENCES:
+                who = f"{item.candidate} and {item.against}"
+                yield f"{result.metric}: {who} differ in only {item.wins + item.losses} rows: the interval is rough"
 
 
 def _about_outputs(metrics: Sequence[MetricResult]) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from finetuning_api.metrics import Verdict
 from finetuning_evaluator.results import MetricComparison, MetricResult, MetricValue, Results
 
+SIGNIFICANT = 0.05
+
 
 def number(value: float) -> str:
     """Return a value for a table: four significant digits, no exponent for ordinary sizes."""
@@ -34,9 +36,12 @@ def p_value(value: float) -> str:
 
 
 def outcome(result: MetricResult, comparison: MetricComparison) -> str:
-    """Return better, worse or unclear: by whether the interval of the difference leaves out zero."""
+    """Return better or worse when the interval leaves out zero and the p-value agrees, else unclear.
+
+    Where few rows differ, a bootstrap interval alone is too sure of itself; the permutation test is not.
+    """
     low, high = comparison.ci_low, comparison.ci_high
-    if low is None or high is None or low <= 0 <= high:
+    if low is None or high is None or low <= 0 <= high or comparison.p_value >= SIGNIFICANT:
         return "unclear"
     return "better" if (comparison.delta < 0) == result.lower_is_better else "worse"
 
@@ -50,9 +55,8 @@ def headline(results: Results) -> str:
     """Return the first sentence of a report."""
     if results.verdict is None:
         return "No gate was set: read the table."
-    rules = f"{len(results.gates)} gate rule{'s' if len(results.gates) != 1 else ''}"
     return {
-        Verdict.PASS: f"Passed: the tuned model satisfies all of {rules}.",
-        Verdict.FAIL: f"Failed: at least one of {rules} is violated.",
-        Verdict.INCONCLUSIVE: f"Inconclusive: the rows do not suffice to decide all of {rules}.",
+        Verdict.PASS: "Passed: the tuned model satisfies every gate rule.",
+        Verdict.FAIL: "Failed: a gate rule is violated.",
+        Verdict.INCONCLUSIVE: "Inconclusive: the rows do not suffice to decide every gate rule.",
     }[results.verdict]

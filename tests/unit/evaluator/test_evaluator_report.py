@@ -23,6 +23,7 @@ from finetuning_evaluator.results import (
     Settings,
 )
 from finetuning_evaluator.samples import Sample, telling
+from finetuning_evaluator.wording import outcome
 from finetuning_workload.program import encode_last_words
 
 DIGEST = f"sha256:{'0' * 64}"
@@ -164,6 +165,16 @@ def test_a_text_with_a_code_fence_stays_inside_its_block() -> None:
     report = render_markdown(results(), [sample(text="```\nnot the end")])
 
     assert "\n````\n```\nnot the end\n````\n" in report
+
+
+def test_a_difference_is_better_only_when_interval_and_test_agree() -> None:
+    metric = metric_result(Metric.ROUGE_L)
+    (found,) = metric.comparisons
+
+    assert outcome(metric, found) == "better"
+    assert outcome(metric, found.model_copy(update={"p_value": 0.12})) == "unclear"
+    assert outcome(metric, found.model_copy(update={"ci_low": -0.01})) == "unclear"
+    assert outcome(metric.model_copy(update={"lower_is_better": True}), found) == "worse"
 
 
 def test_an_output_of_white_space_is_shown_as_nothing() -> None:
