@@ -22,7 +22,7 @@ from finetuning_api.base import (
     Stage,
 )
 from finetuning_api.dataset import DatasetSpec
-from finetuning_api.finetuningjob import EvaluationOptions, JobPhase, PodOptions, StorageSpec
+from finetuning_api.finetuningjob import EvaluationOptions, JobPhase, PodOptions, StorageSpec, completions_rule
 from finetuning_api.metrics import EvaluationRow, GateResult, Verdict
 from finetuning_api.sources import SourceRef
 
@@ -65,6 +65,7 @@ class EvaluationJobSpec(EvaluationOptions):
             message="a gate judges the candidate named tuned; add one",
             field="gate",
         ),
+        completions_rule("self.metrics", unless="false"),
     )
 
     mutability: ClassVar[Mutability | None] = Mutability(

@@ -218,7 +218,7 @@ class EvaluationOptions(ApiModel):
     )
 
     metrics: list[RequestedMetric] = Field(
-        default=[RequestedMetric.COMPLETION_PERPLEXITY, RequestedMetric.ROUGE, RequestedMetric.EXACT_MATCH],
+        default=[RequestedMetric.PERPLEXITY, RequestedMetric.COMPLETION_PERPLEXITY],
         min_length=1,
         max_length=16,
         description="Metrics to compute on the held-out rows.",
@@ -236,6 +236,17 @@ class EvaluationOptions(ApiModel):
         default=10_000, ge=100, le=1_000_000, description="Resamples behind each 95 % interval."
     )
     seed: int = Field(default=42, ge=0, le=INT32_MAX, description="Seed of the resampling.")
+
+
+def completions_rule(metrics: str, *, unless: str) -> CelRule:
+    """Return the rule that metrics on completions need data that has some; ``metrics`` is their place in CEL."""
+    return CelRule(
+        rule=f"{unless} || has(self.dataset.prompt) || has(self.dataset.messages)"
+        f" || {metrics}.all(m, m in ['perplexity', 'bits-per-byte', 'completion-perplexity', 'cola'])",
+        message="plain text has no completions to compare: set metrics to perplexity and bits-per-byte, or give"
+        " dataset.prompt and dataset.completion",
+        field=metrics.removeprefix("self."),
+    )
 
 
 class EvaluationSpec(EvaluationOptions):
@@ -373,6 +384,7 @@ class FineTuningJobSpec(ApiModel):
             message="serving.afterGate needs an evaluation; set serving.afterGate to false or enable evaluation",
             field="serving.afterGate",
         ),
+        completions_rule("self.evaluation.metrics", unless="!self.evaluation.enabled"),
     )
 
     mutability: ClassVar[Mutability | None] = Mutability(

@@ -29,7 +29,15 @@ def _data(**rows: object) -> Manifest:
 
 
 def _gate(*rules: Mapping[str, object], **evaluation_spec: object) -> Manifest:
-    return job(evaluation={"metrics": ["rouge", "exact-match"], "gate": list(rules)} | evaluation_spec)
+    return job(
+        dataset={"source": "rows.jsonl", "prompt": "{a}", "completion": "{b}"},
+        evaluation={"metrics": ["rouge", "exact-match"], "gate": list(rules)} | evaluation_spec,
+    )
+
+
+def _compared(*rules: Mapping[str, object], **evaluation_spec: object) -> Manifest:
+    data = {"source": "rows.jsonl", "prompt": "{a}", "completion": "{b}"}
+    return evaluation(**({"dataset": data, "metrics": ["exact-match"], "gate": list(rules)} | evaluation_spec))
 
 
 def _candidate(**candidate: object) -> Manifest:
@@ -98,6 +106,18 @@ RULE_CASES: tuple[RuleCase, ...] = (
         job(serving={}, evaluation={"enabled": False}),
     ),
     RuleCase(
+        "plain text has no completions",
+        "spec.evaluation.metrics",
+        job(evaluation={"metrics": ["perplexity", "bits-per-byte", "completion-perplexity", "cola"]}),
+        job(evaluation={"metrics": ["perplexity", "exact-match"]}),
+    ),
+    RuleCase(
+        "plain text has no completions",
+        "spec.evaluation.metrics",
+        job(dataset={"source": "rows.jsonl", "messages": "turns"}, evaluation={"metrics": ["rouge"]}),
+        job(dataset={"source": "rows.jsonl", "completion": "{a}"}, evaluation={"metrics": ["rouge"]}),
+    ),
+    RuleCase(
         "gate names a metric",
         "spec.evaluation.gate",
         _gate({"metric": "rougeL", "min": 0.1}, _DELTA),
@@ -139,17 +159,21 @@ RULE_CASES: tuple[RuleCase, ...] = (
     RuleCase(
         "a gate rule's against names no candidate",
         "spec.gate",
-        evaluation(gate=[_DELTA]),
-        evaluation(gate=[_DELTA | {"against": "reference"}]),
+        _compared(_DELTA),
+        _compared(_DELTA | {"against": "reference"}),
     ),
     RuleCase(
         "a gate judges the candidate",
         "spec.gate",
-        evaluation(gate=[_DELTA]),
-        evaluation(gate=[_DELTA], candidates=[{"name": "base", "jobRef": "a"}]),
+        _compared(_DELTA),
+        _compared(_DELTA, candidates=[{"name": "base", "jobRef": "a"}]),
     ),
+    RuleCase("gate names a metric", "spec.gate", _compared(_DELTA), _compared(_DELTA, metrics=["perplexity"])),
     RuleCase(
-        "gate names a metric", "spec.gate", evaluation(gate=[_DELTA]), evaluation(gate=[_DELTA], metrics=["perplexity"])
+        "plain text has no completions",
+        "spec.metrics",
+        evaluation(metrics=["perplexity"]),
+        evaluation(metrics=["accuracy"]),
     ),
     RuleCase(
         "an adapter is on a claim",

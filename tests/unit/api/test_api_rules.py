@@ -137,7 +137,7 @@ def test_a_null_is_an_unset_field() -> None:
     ("manifest", "path"),
     [
         (job(pod={"env": [{"name": "A"}, {"name": "A", "value": "1"}]}), "spec.pod.env[1]"),
-        (job(evaluation={"metrics": ["rouge", "rouge"]}), "spec.evaluation.metrics[1]"),
+        (job(evaluation={"metrics": ["cola", "cola"]}), "spec.evaluation.metrics[1]"),
         (
             evaluation(candidates=[{"name": "base", "jobRef": "a"}, {"name": "base", "jobRef": "b"}]),
             "spec.candidates[1]",
