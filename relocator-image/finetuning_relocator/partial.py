@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from finetuning_api.runconfig import MANIFEST_NAME, ContractModel
 from finetuning_relocator.sources.base import Listing, RemoteFile
 from finetuning_workload.artifact import PARTIAL_NAME, Manifest, hash_file, remove_all_but
-from finetuning_workload.files import fsync_folder, write_atomically
+from finetuning_workload.files import fsync_path, write_atomically
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Partial:
         listing = Listing(files=(), resolved_revision=manifest.resolved_revision)
         write_atomically(self._listing, listing.to_json())
         (self.destination / MANIFEST_NAME).unlink()
-        fsync_folder(self.destination)
+        fsync_path(self.destination)
 
     def recover(self, listing: Listing) -> None:
         """Keep of an interrupted run what belongs to ``listing`` and is whole; throw the rest away.

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ArtifactResult, ConvertConfig
 from finetuning_trainer.folders import whole_folder
-from finetuning_trainer.guard import explained_memory_errors
 from finetuning_trainer.output import MODEL_FORMAT
 from finetuning_workload.artifact import read_manifest, require_intact
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import require_free_space
 from finetuning_workload.hardware import set_threads
+from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.models import (
     load_tokenizer,
     quiet_libraries,
@@ -52,7 +52,7 @@ def convert(config: ConvertConfig, context: Context) -> ArtifactResult:
     reporter = context.reporter("Converting")
     try:
         reporter.update(0.0, note=file.name)
-        with explained_memory_errors("the conversion"):
+        with explained_memory_errors("the conversion", hint="Give it more memory: it holds the model in fp32."):
             model, tokenizer = _load(file)
         reporter.update(_LOADED, note="read; writing safetensors")
         context.stop.raise_if_set("stopped before the converted model was written")

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from finetuning_workload.artifact import Manifest, artifact_files, write_manifest
-from finetuning_workload.files import explained_os_errors, fsync_folder
+from finetuning_workload.files import explained_os_errors, fsync_path
 
 TOOL = "finetuning_trainer"
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
@@ -35,7 +35,7 @@ def whole_folder(final: Path, *, source: str, revision: str | None, content_form
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        fsync_folder(final.parent)
+        fsync_path(final.parent)
 
 
 def complete(folder: Path, *, source: str, revision: str | None, content_format: str) -> Manifest:

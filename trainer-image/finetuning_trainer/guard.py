@@ -1,18 +1,18 @@
 """What stops a training before it does harm: losses that are no numbers, and memory that runs out."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
+from functools import partial
 
 from finetuning_api.finetuningjob import TrainingSpec
 from finetuning_api.reasons import Reason
 from finetuning_workload.errors import UserError
-from finetuning_workload.program import out_of_memory
+from finetuning_workload.memory import explained_memory_errors
 
-_ALLOCATION_FAILURES = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
-"""How torch's CPU allocator and CUDA word it in a plain RuntimeError."""
+training_memory_errors = partial(
+    explained_memory_errors,
+    hint="Lower training.batchSize, training.microBatchSize or training.maxLength, or give the job more memory.",
+)
+"""Tells what to lower when an allocation of the training fails."""
 
 
 def require_finite(value: float, *, what: str, step: int, training: TrainingSpec, saved_step: int | None) -> None:
@@ -26,16 +26,3 @@ def require_finite(value: float, *, what: str, step: int, training: TrainingSpec
         " training.warmupRatio, and look for broken rows in the data."
     )
     raise UserError(Reason.LOSS_DIVERGED, message, hint)
-
-
-@contextmanager
-def explained_memory_errors(what: str) -> Iterator[None]:
-    """Turn an allocation that failed into UserError(OUT_OF_MEMORY), which names what to lower."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise out_of_memory(what) from error
-    except RuntimeError as error:
-        if any(words in str(error).lower() for words in _ALLOCATION_FAILURES):
-            raise out_of_memory(what) from error
-        raise

@@ -15,7 +15,7 @@ from finetuning_api.runconfig import ProgressMetric
 from finetuning_trainer.batching import Build, divide, lengths_of, rows_of_step, steps_per_epoch, supervised_count
 from finetuning_trainer.checkpoint import Position, save_checkpoint
 from finetuning_trainer.evaluate import HeldOut, held_out_loss
-from finetuning_trainer.guard import explained_memory_errors, require_finite
+from finetuning_trainer.guard import require_finite, training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.optim import clip_gradients, learning_rate, set_learning_rate
@@ -148,7 +148,7 @@ def _accumulate(session: Session, rows: list[int], supervised: int) -> tuple[flo
         tokens += batch.tokens
         if not len(batch.labels):
             continue
-        with explained_memory_errors(f"a forward and backward pass over {batch.tokens} tokens"):
+        with training_memory_errors(f"a forward and backward pass over {batch.tokens} tokens"):
             with session.strategy.computing():
                 summed = session.forward.summed_nll(batch)
             (summed / supervised).backward()
@@ -175,7 +175,7 @@ def _evaluation_loss(session: Session, step: int, saved: _Saved) -> float | None
         if session.stop():
             raise _Stopped
 
-    with explained_memory_errors("the evaluation of held-out rows"):
+    with training_memory_errors("the evaluation of held-out rows"):
         loss = held_out_loss(session.forward, session.held_out, session.strategy, poll=poll)
     if loss is not None:
         require_finite(loss, what="the held-out loss", step=step, training=session.training, saved_step=saved.step)

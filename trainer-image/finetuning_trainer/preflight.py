@@ -12,7 +12,7 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import DatasetCounts, PreflightConfig, PreflightResult
 from finetuning_trainer.adapters import attach, parameter_counts, require_supported
 from finetuning_trainer.batching import total_steps
-from finetuning_trainer.guard import explained_memory_errors
+from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.plan import (
     ModelShape,
     activation_bytes,
@@ -83,7 +83,7 @@ def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
 
 def _shape(config: PreflightConfig, model_config: PreTrainedConfig) -> ModelShape:
     """Return the sizes of the model with its adapter, built without memory; finds target modules that do not exist."""
-    with explained_memory_errors("building the model's outline"):
+    with training_memory_errors("building the model's outline"):
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)

@@ -14,7 +14,7 @@ from finetuning_trainer import batching
 from finetuning_trainer.adapters import Trainee, attach, require_supported
 from finetuning_trainer.checkpoint import Checkpoint, Position, latest_checkpoint, restore
 from finetuning_trainer.evaluate import HeldOut, chosen_rows
-from finetuning_trainer.guard import explained_memory_errors
+from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loop import Session, train
 from finetuning_trainer.loss import Forward
@@ -67,7 +67,7 @@ def train_model(config: TrainConfig, context: Context) -> TrainResult:
         return finished
     reporter = context.reporter("Training")
     try:
-        with explained_memory_errors("loading the model"):
+        with training_memory_errors("loading the model"):
             prepared = _prepare(config, context, identity=identity, tokenizer=tokenizer, started_at=started_at)
         context.stop.raise_if_set("stopped before the first step")
         return _train(prepared, context, reporter)

@@ -1,6 +1,7 @@
 """Artifacts: folders that are complete if and only if their manifest is there."""
 
 import hashlib
+import stat
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -10,12 +11,13 @@ from pydantic import Field, ValidationError
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import MANIFEST_NAME, ArtifactResult, ContractModel
 from finetuning_workload.errors import UserError
-from finetuning_workload.files import fsync_folder, write_atomically
+from finetuning_workload.files import fsync_path, write_atomically
 
 PARTIAL_NAME = ".partial"
 """Folder inside an artifact that is not complete yet: what was brought so far. Never part of the artifact."""
 _NOT_CONTENT = frozenset({PARTIAL_NAME, "lost+found"})  # A fresh ext4 volume is not empty.
 _CHUNK = 1 << 20
+_READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
 
 class ManifestFile(ContractModel):
@@ -103,8 +105,11 @@ def write_manifest(
     files = []
     for path in artifact_files(folder):
         name = path.relative_to(folder).as_posix()
-        size = path.stat().st_size
-        files.append(ManifestFile(path=name, size=size, sha256=hashes.get(name) or hash_file(path)))
+        status = path.stat()
+        # Libraries write weights for their own user only; whoever mounts the volume reads them under another one.
+        path.chmod(stat.S_IMODE(status.st_mode) | _READABLE)
+        fsync_path(path)
+        files.append(ManifestFile(path=name, size=status.st_size, sha256=hashes.get(name) or hash_file(path)))
     manifest = Manifest(
         source=source,
         resolved_revision=resolved_revision,
@@ -115,7 +120,7 @@ def write_manifest(
         tool=tool,
     )
     for directory in {(folder / file.path).parent for file in files}:
-        fsync_folder(directory)
+        fsync_path(directory)
     write_atomically(folder / MANIFEST_NAME, manifest.to_json())
     return manifest
 

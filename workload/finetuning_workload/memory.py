@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from finetuning_api.reasons import Reason
-from finetuning_workload.errors import UserError
+from finetuning_workload.program import out_of_memory
 
 _ALLOCATION_FAILURES = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 """How torch's CPU allocator and CUDA word it in a plain RuntimeError."""
@@ -18,8 +17,8 @@ def explained_memory_errors(what: str, *, hint: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise UserError(Reason.OUT_OF_MEMORY, f"out of memory in {what}", hint) from error
+        raise out_of_memory(what, hint=hint) from error
     except RuntimeError as error:
         if any(words in str(error).lower() for words in _ALLOCATION_FAILURES):
-            raise UserError(Reason.OUT_OF_MEMORY, f"out of memory in {what}", hint) from error
+            raise out_of_memory(what, hint=hint) from error
         raise

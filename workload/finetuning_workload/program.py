@@ -102,7 +102,7 @@ def run_program(work: Work) -> int:
         _leave(LastWords(reason=error.reason, message=error.message, hint=error.hint))
         return error.exit_code
     except MemoryError:
-        fault = out_of_memory("the program")
+        fault = out_of_memory("the program", hint="Give this stage more memory, or less to do at a time.")
         _LOG.error("%s %s", fault.message, fault.hint)
         _leave(LastWords(reason=fault.reason, message=fault.message, hint=fault.hint))
         return fault.exit_code
@@ -115,9 +115,8 @@ def run_program(work: Work) -> int:
     return ExitCode.DONE
 
 
-def out_of_memory(what: str) -> UserError:
-    """Return the error for memory that ran out while ``what`` was done."""
-    hint = "Lower training.batchSize, training.microBatchSize or training.maxLength, or give the job more memory."
+def out_of_memory(what: str, *, hint: str) -> UserError:
+    """Return the error for memory that ran out while ``what`` was done; ``hint`` names what to lower."""
     return UserError(Reason.OUT_OF_MEMORY, f"out of memory in {what}", hint)
 
 

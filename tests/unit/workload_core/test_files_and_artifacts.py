@@ -1,6 +1,7 @@
 """Files that are whole or not there, and artifacts that are complete or no artifacts."""
 
 import errno
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -169,3 +170,10 @@ def test_the_digest_depends_on_content_and_not_on_order(files: list[ManifestFile
     assert digest(data.draw(st.permutations(files))) == digest(files)
     added = ManifestFile(path="another path", size=0, sha256="2" * 64)
     assert digest([*files, added]) != digest(files)
+
+
+def test_whoever_mounts_an_artifact_may_read_its_files(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "adapter", weights=b"\0" * 8)
+    (folder / "weights").chmod(0o600)
+    complete(folder)
+    assert stat.S_IMODE((folder / "weights").stat().st_mode) == 0o644

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finetuning_workload.artifact import require_intact, write_manifest
 from finetuning_workload.data.encoding import TokenizedSample
 from finetuning_workload.errors import UserError
-from finetuning_workload.files import fsync_folder
+from finetuning_workload.files import fsync_path
 
 _LOG = logging.getLogger(__name__)
 _IDS = "ids.npy"
@@ -145,7 +145,7 @@ def cached_folder(cache: Path, *, digest: str, source: str, build: Callable[[Pat
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        fsync_folder(cache)
+        fsync_path(cache)
     return folder
 
 
