@@ -86,7 +86,7 @@ class LiveDisplay:
         self.console.print(escape(text), soft_wrap=True)
 
     def show(self, objects: Mapping[Key, Resource], roots: tuple[Key, ...]) -> None:
-        """Show the stages of what the manifest asks for."""
+        """Show the stages of what the manifest asks for; why one failed is told once, at the end."""
         recent = self.clock() - self._told_at < _LINE_SECONDS
         for key in roots:
             stages, progress = stages_of(objects[key])
@@ -104,7 +104,7 @@ class LiveDisplay:
                 self._bars.stop_task(self._tasks[place])
             return
         before = self._told.get(place)
-        line = f"{stage.percent} % {note}".strip() if stage.state is StageState.RUNNING else note
+        line = {StageState.RUNNING: f"{stage.percent} % {note}".strip(), StageState.FAILED: ""}.get(stage.state, note)
         now_told = (stage.state, line)
         if before == now_told or (before is not None and before[0] is stage.state and recent):
             return

@@ -91,7 +91,7 @@ def validate_manifest(document: object) -> list[FieldError]:
     broken = [error.location for error in wrong if _node_at(schema, error.location)]
     visible = {**content, "metadata": _visible_metadata(content["metadata"])}
     found = violations(kind, visible, broken=broken)
-    return sorted([*wrong, *map(_broken_rule, found)], key=lambda error: _written_place(content, error.location))
+    return sorted([*wrong, *map(_wrong_value, found)], key=lambda error: _written_place(content, error.location))
 
 
 def parse_manifest(document: object) -> Resource:
@@ -326,6 +326,17 @@ def _fields(schema: Schema, *, path: Path) -> Iterator[Path]:
 
 def _broken_rule(violation: Violation) -> FieldError:
     return _error(violation.path, violation.value, violation.message)
+
+
+def _wrong_value(violation: Violation) -> FieldError:
+    """Return what is wrong with a value, and an address together with itself: its rules do not quote it.
+
+    What holds an @ may hold a password as well.
+    """
+    value = violation.value
+    tellable = violation.path[-1:] == ("source",) and "@" not in str(value)
+    message = f"{violation.message}; it is {shown(value)}" if tellable else violation.message
+    return _error(violation.path, value, message)
 
 
 def _identity(violation: Violation) -> tuple[Path, str]:

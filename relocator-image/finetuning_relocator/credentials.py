@@ -36,6 +36,8 @@ class Credentials:
     def how_to_give(self, *keys: str) -> str:
         """Return the hint for a source that asks for credentials; ``keys`` are the names of the Secret's keys."""
         wanted = " and ".join(keys)
+        if self.secret is None and self.get(*keys):
+            return f"{wanted} is set in the environment, but is not accepted: set one that is valid and may read this."
         if self.secret is None:
             return f"Put {wanted} into a Secret and name it in secretRef, or set {wanted} in the environment."
         return f"Check that the Secret {self.secret!r} holds a valid {wanted}."

@@ -11,9 +11,10 @@ _NAMES_SHOWN = 8
 _TRY_LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
-def not_found(what: str, hint: str = "Check the spelling of source.") -> UserError:
-    """Return the error for a source that does not exist."""
-    return UserError(Reason.SOURCE_NOT_FOUND, f"{what} was not found", hint)
+def not_found(what: str, hint: str = "Check the spelling of source.", *, status: int | None = None) -> UserError:
+    """Return the error for a source that does not exist, with the HTTP status that says so."""
+    told = f" ({status})" if status else ""
+    return UserError(Reason.SOURCE_NOT_FOUND, f"{what} was not found{told}", hint)
 
 
 def revision_not_found(what: str, revision: str, hint: str = "") -> UserError:
@@ -87,7 +88,7 @@ def from_status(status: int, *, what: str, credentials: Credentials, keys: tuple
     if status == HTTPStatus.FORBIDDEN:
         return access_denied(what, credentials.how_to_give(*keys))
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
-        return not_found(what)
+        return not_found(what, status=status)
     if status in _TRY_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return unavailable(what, f"HTTP {status}")
     if status >= HTTPStatus.BAD_REQUEST:

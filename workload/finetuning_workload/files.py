@@ -46,11 +46,11 @@ def explained_os_errors(action: str) -> Iterator[None]:
         where = f" {error.filename}" if error.filename else ""
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             message = f"cannot {action}: no space left on the disk{where}"
-            hint = "Free space, or give the volume a larger size."
+            hint = "Free space, or give the volume a larger size (finetune run: another disk with --state)."
             raise EnvironmentFault(Reason.DISK_FULL, message, hint) from error
         if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
             message = f"cannot {action}:{where} is not writable ({error.strerror})"
-            hint = "Choose a folder that this user may write to."
+            hint = "Choose a folder that this user may write to (finetune run: with --state)."
             raise EnvironmentFault(Reason.READ_ONLY_FILE_SYSTEM, message, hint) from error
         raise
 
@@ -61,7 +61,7 @@ def require_free_space(folder: Path, needed: int, *, purpose: str) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         message = f"{purpose} needs {format_bytes(needed)}, but {folder} has {format_bytes(free)} free"
-        hint = "Free space, or give the volume a larger size."
+        hint = "Free space, or give the volume a larger size (finetune run: another disk with --state)."
         raise EnvironmentFault(Reason.DISK_FULL, message, hint)
 
 

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from finetuning_api.reasons import Reason
+from finetuning_workload.artifact import read_manifest
 from finetuning_workload.errors import UserError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
@@ -41,7 +42,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder. Raises UserError(TOKENIZER_NOT_FOUND)."""
     hint = "Set spec.tokenizer.source, or add the tokenizer's files (tokenizer.json) to the model's folder."
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(Reason.TOKENIZER_NOT_FOUND, f"{path} has no tokenizer", hint)
+        raise UserError(Reason.TOKENIZER_NOT_FOUND, f"{_named(path)} has no tokenizer", hint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except _UNREADABLE as error:
@@ -50,11 +51,17 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
+def _named(path: Path) -> str:
+    """Return what a person calls a model's folder: the source that it was relocated from, else its path."""
+    manifest = read_manifest(path)
+    return str(path) if manifest is None else manifest.source
+
+
 def load_model_config(path: Path) -> PreTrainedConfig:
     """Return the configuration of the model in a folder. Raises UserError(MODEL_UNREADABLE)."""
     if not (path / "config.json").is_file():
         hint = "A model's folder holds config.json and *.safetensors; check spec.model.source and its include patterns."
-        raise UserError(Reason.MODEL_UNREADABLE, f"{path} has no config.json", hint)
+        raise UserError(Reason.MODEL_UNREADABLE, f"{_named(path)} has no config.json", hint)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except _UNREADABLE as error:

@@ -16,7 +16,7 @@ from finetuning_cli.local.lock import Holder, state_lock
 from finetuning_cli.local.run import LocalRun, Outcome
 from finetuning_cli.local.store import to_yaml
 from finetuning_cli.manifest import load_manifest
-from finetuning_cli.output import brought, print_outcome
+from finetuning_cli.output import brought, headline, print_outcome
 from finetuning_operator.reconcile.conditions import is_true
 
 _SIGNAL_EXIT = 128
@@ -43,6 +43,12 @@ def run_file(file: Path, *, state: Path, wait: bool, output: str | None) -> int:
 
 def _print(outcome: Outcome, *, layout: Layout, output: str | None) -> None:
     resources = [outcome.objects[key] for key in outcome.roots]
+    if output is not None:
+        errors = Console(stderr=True)
+        for resource in resources:
+            if not _succeeded(resource):
+                told = f"{resource.kind} {resource.metadata.name}: {headline(resource)}"
+                errors.print(told, markup=False, highlight=False, soft_wrap=True)
     if output == "yaml":
         typer.echo("---\n".join(to_yaml(resource) for resource in resources), nl=False)
     elif output == "json":

@@ -59,7 +59,8 @@ def state_lock(layout: Layout, *, job: str, wait: bool, on_wait: Callable[[Holde
             on_wait(holder)
             while not _try_lock(descriptor):
                 time.sleep(_POLL_SECONDS)
-        _write_holder(descriptor, job)
+        with explained_os_errors("write the state folder"):
+            _write_holder(descriptor, job)
         yield descriptor
     finally:
         os.close(descriptor)

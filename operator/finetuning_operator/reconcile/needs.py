@@ -159,8 +159,10 @@ def _percent(child: Relocation | None) -> int:
 def _where(child: Relocation | None) -> str:
     if child is None:
         return "pending"
-    ready = is_true(child.status.conditions, ConditionType.READY)
-    return "ready" if ready else f"{child.status.phase.value.lower()} ({_percent(child)} %)"
+    if is_true(child.status.conditions, ConditionType.READY):
+        return "ready"
+    message = next((stage.message for stage in child.status.stages if stage.attempts and stage.message), "")
+    return f"{child.status.phase.value.lower()} ({_percent(child)} %){f': {message}' if message else ''}"
 
 
 def warnings(needs: Sequence[Need], observed: Observed) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ BLOCK_BYTES = 1 << 18
 """Bytes that are read at once: small enough to stop and to show progress within a moment."""
 CONNECT_SECONDS = 5.0
 """Longest wait for a connection. A host that does not answer in this time is not reachable."""
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 20.0
 """Longest wait for the answer to a question about a source (not for its bytes)."""
 
 

@@ -31,6 +31,9 @@ def explained(host: str) -> Iterator[None]:
         yield
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
         raise unreachable(host, str(error) or type(error).__name__) from error
+    except httpx2.ReadTimeout as error:
+        # Bytes that stop flowing are noticed earlier, by the watch: this host has not answered at all.
+        raise unreachable(host, "it takes the connection, but does not answer") from error
     except httpx2.TransportError as error:
         message = f"{host}: {str(error) or type(error).__name__}"
         raise ConnectionCut(message) from error

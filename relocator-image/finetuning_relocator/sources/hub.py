@@ -111,7 +111,8 @@ class HubSource(Source):
         if status == HTTPStatus.UNAUTHORIZED:
             return authentication_required(self._what, credentials, TOKEN_KEY)
         if isinstance(error, RepositoryNotFoundError):
-            return not_found(self._what, f"Check owner and name; a private one needs a token ({TOKEN_KEY}).")
+            hint = f"Check owner and name; a private one needs a token ({TOKEN_KEY})."
+            return not_found(self._what, hint, status=status)
         failure = from_status(status, what=self._what, credentials=credentials, keys=(TOKEN_KEY,))
         return failure or UserError(Reason.SOURCE_NOT_FOUND, f"{self._what}: {error}", "Check source and endpoint.")
 

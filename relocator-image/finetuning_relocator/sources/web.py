@@ -11,7 +11,7 @@ import httpx2
 from finetuning_api.reasons import Reason
 from finetuning_relocator.archives import is_archive_name
 from finetuning_relocator.faults import from_status
-from finetuning_relocator.sources.base import Block, Listing, RemoteFile, Request, Source
+from finetuning_relocator.sources.base import ANSWER_SECONDS, Block, Listing, RemoteFile, Request, Source
 from finetuning_relocator.sources.http import explained, read_blocks, timeouts
 from finetuning_workload.errors import UserError
 
@@ -37,7 +37,10 @@ class WebSource(Source):
 
     def list_files(self) -> Listing:
         """Ask for the file and close the answer after its headers: not every server knows HEAD."""
-        with explained(self._host), self._open({"Accept-Encoding": "identity"}) as response:
+        asked = self._client.stream(
+            "GET", self._url, headers={"Accept-Encoding": "identity"}, timeout=timeouts(ANSWER_SECONDS)
+        )
+        with explained(self._host), asked as response:
             self._require_success(response)
             name = _file_name(response, self._url)
             # A length of encoded bytes says nothing of the file.

@@ -31,6 +31,16 @@ def messages(document: object) -> list[str]:
     return [str(error) for error in validate_manifest(document)]
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"), [("ftp://acme/tiny", "; it is 'ftp://acme/tiny'"), ("ftp://me:hunter2@acme/tiny", "a path")]
+)
+def test_wrong_address_is_quoted_unless_it_may_hold_a_password(source: str, shown: str) -> None:
+    found = messages(job(model={"source": source}))
+    assert found[0].startswith("spec.model.source: source has an unknown scheme; use hf://")
+    assert found[0].endswith(shown)
+    assert "hunter2" not in " ".join(found)
+
+
 def test_every_mistake_is_told_at_once_in_the_order_of_the_manifest() -> None:
     manifest = job(
         dataset={"source": "rows.jsonl", "limit": "many", "prompt": "{question}"},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.support.objects import World, job, succeeded
+from tests.support.objects import World, failed, job, succeeded
 from typer.testing import CliRunner
 
 from finetuning_api.finetuningjob import FineTuningJob
@@ -209,6 +209,19 @@ def test_plain_display_tells_each_change_of_a_stage_once() -> None:
         "demo relocate: running 0 % dataset pending (0 %), model pending (0 %)",
         "demo relocate: succeeded",
     ]
+
+
+def test_plain_display_leaves_the_reason_of_a_failure_to_the_end_of_the_run() -> None:
+    world = World()
+    world.add(job())
+    world.settle()
+    world.finish_relocations()
+    world.finish(KEY, "preflight", failed())
+    console = Console(width=160, force_terminal=False)
+    with console.capture() as captured, LiveDisplay(console, clock=lambda: 0.0) as display:
+        display.show(world.objects, (KEY,))
+
+    assert captured.get().splitlines() == ["demo relocate: succeeded", "demo preflight: failed"]
 
 
 def test_gate_that_fails_is_told_with_its_numbers(tmp_path: Path) -> None:
