@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests use from Debian, where that is possible: as root, with apt. Elsewhere the tests that need it say so and are skipped.
+# Installs what tests use from Debian, where that is possible: as root, with apt. Elsewhere the tests that need it say so.
 set -euo pipefail
 
 packages=(docker-registry git)

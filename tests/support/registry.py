@@ -1,9 +1,8 @@
-"""Registries on loopback: Debian's docker-registry where it is installed, else a small one of our own."""
+"""Registries on loopback: Debian's docker-registry, and a small one of our own that can misbehave."""
 
 import base64
 import hashlib
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -16,13 +15,12 @@ import httpx2
 import oras.client
 from tests.support.loopback import Answer, LoopbackServer, Seen
 
-DOCKER_REGISTRY = shutil.which("docker-registry")
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _START_SECONDS = 30
 
 
 @contextmanager
-def docker_registry(folder: Path) -> Iterator[str]:
+def docker_registry(program: str, *, folder: Path) -> Iterator[str]:
     """Run Debian's docker-registry on a free port; yields its host and port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -31,7 +29,7 @@ def docker_registry(folder: Path) -> Iterator[str]:
     storage = {"filesystem": {"rootdirectory": str(folder / "storage")}}
     config.write_text(json.dumps({"version": "0.1", "storage": storage, "http": {"addr": address}}))
     with (folder / "registry.log").open("wb") as log:
-        process = subprocess.Popen([str(DOCKER_REGISTRY), "serve", str(config)], stdout=log, stderr=log)
+        process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log)
         try:
             _wait_until_it_answers(f"http://{address}/v2/", process)
             yield address

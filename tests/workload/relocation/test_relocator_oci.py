@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.loopback import Fault, Trouble
-from tests.support.registry import DOCKER_REGISTRY, SmallRegistry, docker_registry, push
+from tests.support.needs import require_program
+from tests.support.registry import SmallRegistry, docker_registry, push
 from tests.support.relocator import Relocator, assert_refused, files_in
 
 from finetuning_api.reasons import ExitCode
@@ -15,14 +16,11 @@ from finetuning_api.reasons import ExitCode
 WEIGHTS = bytes(range(256)) * 4000
 MODEL = {"config.json": b"{}", "model.safetensors": WEIGHTS}
 
-needs_docker_registry = pytest.mark.skipif(
-    DOCKER_REGISTRY is None, reason="docker-registry is not installed; as root: apt-get install docker-registry"
-)
-
 
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as address:
+    program = require_program("docker-registry", install="apt-get install docker-registry")
+    with docker_registry(program, folder=tmp_path_factory.mktemp("registry")) as address:
         yield address
 
 
@@ -32,7 +30,6 @@ def small() -> Iterator[SmallRegistry]:
         yield running
 
 
-@needs_docker_registry
 def test_what_oras_pushed_is_what_arrives(debian: str, relocator: Relocator, destination: Path, tmp_path: Path) -> None:
     digest = push(debian, "acme/tiny:v1", MODEL, folder=tmp_path / "push")
     ended = relocator.relocate(f"oci://{debian}/acme/tiny:v1", destination)
@@ -42,7 +39,6 @@ def test_what_oras_pushed_is_what_arrives(debian: str, relocator: Relocator, des
     assert ended.artifact.transferred_bytes == len(WEIGHTS) + 2
 
 
-@needs_docker_registry
 def test_a_digest_pins_an_artifact_whose_tag_moved(
     debian: str, relocator: Relocator, destination: Path, tmp_path: Path
 ) -> None:
@@ -52,7 +48,6 @@ def test_a_digest_pins_an_artifact_whose_tag_moved(
     assert files_in(destination) == MODEL
 
 
-@needs_docker_registry
 def test_an_endpoint_stands_in_for_the_registry_of_the_source(
     debian: str, relocator: Relocator, destination: Path, tmp_path: Path
 ) -> None:
@@ -62,7 +57,6 @@ def test_an_endpoint_stands_in_for_the_registry_of_the_source(
     assert ended.exit_code == ExitCode.DONE, ended.log
 
 
-@needs_docker_registry
 def test_unknown_tags_and_names_are_told_apart(
     debian: str, relocator: Relocator, destination: Path, tmp_path: Path
 ) -> None:
