@@ -14,6 +14,9 @@ ObservedByMetric = Mapping[Metric, Mapping[str, Observed]]
 """By metric, then by candidate."""
 
 FEW_ROWS = 30
+"""Independent rows, or groups of rows, below which intervals are rough."""
+ANALYSIS_VERSION = 2
+"""Raised when the same parts give other intervals or p-values, so that older results are not taken for current ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Resampling:
 def analyse(
     observed: ObservedByMetric, inputs: Sequence[CandidateInputs], resampling: Resampling
 ) -> tuple[MetricResult, ...]:
-    """Return every metric with intervals and comparisons. Metrics over the same number of rows share resamples."""
+    """Return every metric with intervals and comparisons. Metrics over the same number of units share resamples."""
     sides = _resampled(observed, resampling)
     return tuple(
         MetricResult(
@@ -55,11 +58,11 @@ def judge(rules: Sequence[GateRule], metrics: Sequence[MetricResult]) -> tuple[G
 
 
 def _resampled(observed: ObservedByMetric, resampling: Resampling) -> dict[Metric, dict[str, Side]]:
-    """Return values with their draws. Observations over equally many rows are resampled together, hence paired."""
+    """Return values with their draws. Observations of equally many units are resampled together, hence paired."""
     populations: dict[int, list[tuple[Metric, str]]] = {}
     for metric, by_candidate in observed.items():
         for name, found in by_candidate.items():
-            populations.setdefault(found.observations.rows, []).append((metric, name))
+            populations.setdefault(found.observations.units, []).append((metric, name))
     sides: dict[Metric, dict[str, Side]] = {metric: {} for metric in observed}
     for keys in populations.values():
         group = [observed[metric][name].observations for metric, name in keys]

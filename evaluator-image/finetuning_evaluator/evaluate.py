@@ -13,7 +13,7 @@ import torch
 from finetuning_api.metrics import Metric
 from finetuning_api.runconfig import EvaluateConfig, EvaluateResult
 from finetuning_evaluator import gate, report, warnings
-from finetuning_evaluator.analysis import Resampling, analyse, judge
+from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, analyse, judge
 from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, adapter_digest, number_format
 from finetuning_evaluator.inputs import Task, read_inputs, task_of, tasks_of
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
@@ -74,6 +74,7 @@ def config_digest(config: EvaluateConfig) -> str:
     """Return the identity of an evaluation: equal means that the same numbers and decisions would come out."""
     data = config.model_dump(mode="json", exclude={"job", "output_path", "candidates", "dataset"})
     data["schema"] = SCHEMA_VERSION
+    data["analysis"] = ANALYSIS_VERSION
     data["dataset"] = [config.dataset.provenance.digest, config.dataset.rows.model_dump(mode="json")]
     data["candidates"] = [
         [
@@ -141,6 +142,7 @@ def _dataset(config: EvaluateConfig, measured: Sequence[Measured]) -> DatasetSum
     return DatasetSummary(
         provenance=config.dataset.provenance,
         rows=len(rows),
+        groups=measured[0].inputs.groups,
         row_ids_digest=f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}",
         limit=config.limit,
     )

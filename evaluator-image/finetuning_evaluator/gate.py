@@ -91,7 +91,7 @@ def _condition(rule: GateRule) -> str:
 
 def _because(verdict: Verdict, measured: Measured) -> str:
     if measured.interval is None:
-        return "too few rows for an interval"
+        return "too few rows or groups for an interval"
     return {
         Verdict.PASS: "the whole interval satisfies it",
         Verdict.FAIL: "the whole interval violates it",

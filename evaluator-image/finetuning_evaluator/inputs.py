@@ -16,6 +16,7 @@ from finetuning_evaluator.gate import DEFAULT_AGAINST, is_relative
 from finetuning_evaluator.metrics.accuracy import choices_of
 from finetuning_evaluator.metrics.perplexity import LIKELIHOOD_METRICS
 from finetuning_evaluator.metrics.rouge import ROUGE_METRICS
+from finetuning_evaluator.statistics import IntArray
 from finetuning_workload.data import Encoder, RenderedRow, held_out_rows, load_table, render_rows
 from finetuning_workload.errors import UserError
 from finetuning_workload.models import load_tokenizer
@@ -44,6 +45,21 @@ class CandidateInputs:
     """The data set's distinct completions, where accuracy is asked for."""
     encoding_digest: str
     """sha256 over the rows' token ids: equal means that values per token are comparable."""
+
+    @property
+    def clusters(self) -> IntArray | None:
+        """The number of every row's group: [rows]; None where the split groups by no column."""
+        groups = [row.group for row in self.rows]
+        if None in groups:
+            return None
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        return np.array([numbers[group] for group in groups], dtype=np.int64)
+
+    @property
+    def groups(self) -> int | None:
+        """How many groups the rows come from; None where the split groups by no column."""
+        clusters = self.clusters
+        return None if clusters is None else int(np.unique(clusters).size)
 
 
 def task_of(metric: Metric) -> Task:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from finetuning_api.metrics import Metric
 from finetuning_api.reasons import Reason
@@ -30,6 +30,8 @@ def observe(
     """Return what a candidate scored on every row. Raises UserError(METRIC_UNAVAILABLE) for a value without meaning."""
     references = [row.completion for row in inputs.rows]
     observed = _observe(metric, references, part=part, tokenizer=tokenizer, max_length=max_length)
+    if task_of(metric) is not Task.COLA:  # which is about its own sentences, not about the data set's rows
+        observed = replace(observed, observations=replace(observed.observations, clusters=inputs.clusters))
     value = observed.observations.value()
     if not math.isfinite(value):
         message = f"{metric} of {inputs.candidate.name} is {value}: the rows have no token to score, or the model's"

@@ -7,10 +7,12 @@ from finetuning_evaluator.gate import DEFAULT_AGAINST
 from finetuning_evaluator.results import Results
 from finetuning_evaluator.samples import Sample, telling
 from finetuning_evaluator.wording import (
+    evaluated,
     headline,
     interval,
     outcome,
     p_value,
+    resampled,
     shown,
     signed,
     with_interval,
@@ -33,8 +35,8 @@ def _head(results: Results) -> Iterator[str]:
     yield f"**{headline(results)}**"
     yield ""
     yield (
-        f"{results.dataset.rows} held-out rows, {len(results.candidates)} candidates;"
-        f" intervals are 95 %, {results.settings.bootstrap_samples} resamples of rows."
+        f"{evaluated(results.dataset)}, {len(results.candidates)} candidates;"
+        f" intervals are 95 %, {results.settings.bootstrap_samples} resamples of {resampled(results.dataset)}."
     )
 
 

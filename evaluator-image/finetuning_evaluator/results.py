@@ -56,6 +56,8 @@ class DatasetSummary(ContractModel):
 
     provenance: Provenance
     rows: int
+    groups: int | None = None
+    """Groups of ``split.groupBy`` among the rows, which intervals and tests resample; None: they resample rows."""
     row_ids_digest: str
     """sha256 over the ids of the held-out rows: equal means the same rows."""
     limit: int | None = None

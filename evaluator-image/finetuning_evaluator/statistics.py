@@ -1,8 +1,11 @@
-"""Intervals and paired comparisons, by resampling rows: vectorised and seeded.
+"""Intervals and paired comparisons, by resampling rows or whole clusters of rows: vectorised and seeded.
 
 Every metric here is a function of sums over rows (a mean, a ratio of sums, a confusion matrix). So one matrix of
 resampling weights serves all metrics and all candidates at once, and differences between candidates are paired by
 construction: each resample holds the same rows for everyone.
+
+Rows of one cluster are not independent; what is resampled and swapped is the *unit*: a cluster, or a row where there
+are none. Sums over rows are sums over units, so only the matrix of components changes.
 """
 
 import math
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 Z_95 = 1.959963984540054
 _TIE = 1e-9
@@ -38,15 +42,38 @@ class Statistic(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What one candidate scored on every row: ``components`` has the shape [rows, components of the statistic]."""
+    """What one candidate scored on every row: ``components`` has the shape [rows, components of the statistic].
+
+    ``clusters``, of shape [rows], numbers the cluster of every row. None or all distinct: rows are independent.
+    """
 
     statistic: Statistic
     components: FloatArray
+    clusters: IntArray | None = None
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return int(self.components.shape[0])
+
+    @property
+    def units(self) -> int:
+        """Number of independent units: clusters, or rows where there are none."""
+        return self.rows if self.clusters is None else int(np.unique(self.clusters).size)
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether any two rows share a cluster."""
+        return self.units < self.rows
+
+    def unit_sums(self) -> FloatArray:
+        """Return the components summed over every unit: [units, components of the statistic]."""
+        if self.clusters is None or not self.is_clustered:
+            return self.components
+        _, unit_of_row = np.unique(self.clusters, return_inverse=True)
+        sums = np.zeros((self.units, self.components.shape[1]))
+        np.add.at(sums, unit_of_row, self.components)
+        return sums
 
     def value(self) -> float:
         """Return the metric over all rows."""
@@ -113,29 +140,28 @@ def _matthews(sums: FloatArray) -> FloatArray:
     return np.where(margins > 0, numerator / np.sqrt(np.where(margins > 0, margins, 1.0)), 0.0)
 
 
-def _weight_chunks(rows: int, *, samples: int, seed: int) -> Iterator[FloatArray]:
-    """Yield multinomial weights of shape [chunk, rows] that add up to ``samples`` resamples."""
+def _weight_chunks(units: int, *, samples: int, seed: int) -> Iterator[FloatArray]:
+    """Yield multinomial weights of shape [chunk, units] that add up to ``samples`` resamples."""
     generator = np.random.default_rng(seed)
-    chunk = max(1, _CELLS_PER_CHUNK // rows)
+    chunk = max(1, _CELLS_PER_CHUNK // units)
     for start in range(0, samples, chunk):
         size = min(chunk, samples - start)
-        drawn = generator.integers(0, rows, size=(size, rows)) + np.arange(size)[:, None] * rows
-        counts = np.bincount(drawn.ravel(), minlength=size * rows)
-        yield counts.reshape(size, rows).astype(np.float64)
+        drawn = generator.integers(0, units, size=(size, units)) + np.arange(size)[:, None] * units
+        counts = np.bincount(drawn.ravel(), minlength=size * units)
+        yield counts.reshape(size, units).astype(np.float64)
 
 
 def bootstrap(observations: Sequence[Observations], *, samples: int, seed: int) -> list[FloatArray]:
-    """Return ``samples`` resampled values for each of several observations of the same rows.
+    """Return ``samples`` resampled values for each of several observations of the same units.
 
-    Draw i of every result is over the same resampled rows, so the difference of two results is a paired bootstrap.
+    Draw i of every result is over the same resampled units, so the difference of two results is a paired bootstrap.
     """
     if not observations:
         return []
-    rows = observations[0].rows
     edges = np.cumsum([0, *(item.components.shape[1] for item in observations)])
-    stacked = np.concatenate([item.components for item in observations], axis=1)
+    stacked = np.concatenate([item.unit_sums() for item in observations], axis=1)
     draws: list[list[FloatArray]] = [[] for _ in observations]
-    for weights in _weight_chunks(rows, samples=samples, seed=seed):
+    for weights in _weight_chunks(observations[0].units, samples=samples, seed=seed):
         sums = weights @ stacked
         for index, item in enumerate(observations):
             draws[index].append(aggregate(item.statistic, sums[:, edges[index] : edges[index + 1]]))
@@ -150,8 +176,8 @@ def percentile_interval(draws: FloatArray) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def wilson_interval(successes: float, rows: int) -> Interval:
-    """Return Wilson's score interval of a proportion.
+def wilson_interval(successes: float, rows: float) -> Interval:
+    """Return Wilson's score interval of a proportion; ``rows`` may be an effective number.
 
     Unlike a bootstrap it does not shrink to a point when every row agrees. E. B. Wilson, JASA 22 (1927).
     """
@@ -162,7 +188,21 @@ def wilson_interval(successes: float, rows: int) -> Interval:
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
-def bonett_price_interval(only_first: int, only_second: int, rows: int) -> Interval:
+def effective_rows(observations: Observations, draws: FloatArray) -> float:
+    """Return how many independent rows would make a proportion as precise as its clustered rows do.
+
+    L. Kish, Survey Sampling (1965): p (1 - p) / variance, here of resampled clusters. Never fewer than the clusters nor
+    more than the rows; the clusters where every row agrees and the variance says nothing.
+    """
+    share, variance = observations.value(), float(draws.var())
+    if share in {0.0, 1.0}:
+        return observations.units
+    if variance == 0:
+        return observations.rows
+    return min(max(share * (1 - share) / variance, observations.units), observations.rows)
+
+
+def bonett_price_interval(only_first: float, only_second: float, rows: int) -> Interval:
     """Return the interval of a difference of paired proportions.
 
     ``only_first`` and ``only_second`` count the rows that one side alone got right. D. G. Bonett and R. M. Price,
@@ -186,17 +226,17 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 def permutation_p_value(first: Observations, second: Observations, *, samples: int, seed: int) -> float:
     """Return the p-value of a paired permutation test of the difference: (k + 1) / (samples + 1).
 
-    Under the null hypothesis a row's two results may be swapped; for a mean this is the sign-flip test.
+    Under the null hypothesis a unit's two results may be swapped; for a mean this is the sign-flip test.
     """
     generator = np.random.default_rng(seed)
-    rows, statistic = first.rows, first.statistic
-    gained = second.components - first.components
+    units, statistic = first.units, first.statistic
+    gained = second.unit_sums() - first.unit_sums()
     totals = first.components.sum(axis=0), second.components.sum(axis=0)
     observed = abs(float(aggregate(statistic, totals[0]) - aggregate(statistic, totals[1])))
     at_least = 0
-    chunk = max(1, _CELLS_PER_CHUNK // rows)
+    chunk = max(1, _CELLS_PER_CHUNK // units)
     for start in range(0, samples, chunk):
-        swapped = generator.integers(0, 2, size=(min(chunk, samples - start), rows), dtype=np.int8)
+        swapped = generator.integers(0, 2, size=(min(chunk, samples - start), units), dtype=np.int8)
         moved = swapped.astype(np.float64) @ gained
         difference = aggregate(statistic, totals[0] + moved) - aggregate(statistic, totals[1] - moved)
         at_least += int((np.abs(difference) >= observed * (1 - 1e-9)).sum())
@@ -204,11 +244,15 @@ def permutation_p_value(first: Observations, second: Observations, *, samples: i
 
 
 def level_interval(observations: Observations, draws: FloatArray) -> Interval | None:
-    """Return the 95 % interval of one candidate's value; None with fewer than two rows."""
-    if observations.rows < 2:  # noqa: PLR2004  (one row says nothing about the spread of rows)
+    """Return the 95 % interval of one candidate's value; None with fewer than two units."""
+    if observations.units < 2:  # noqa: PLR2004  (one unit says nothing about the spread of units)
         return None
     if observations.statistic is Statistic.PROPORTION:
-        return wilson_interval(float(observations.components[:, 0].sum()), observations.rows)
+        right = float(observations.components[:, 0].sum())
+        if not observations.is_clustered:
+            return wilson_interval(right, observations.rows)
+        effective = effective_rows(observations, draws)
+        return wilson_interval(right / observations.rows * effective, effective)
     return percentile_interval(draws)
 
 
@@ -225,18 +269,29 @@ def compare(first: Side, second: Side, *, lower_is_better: bool, samples: int, s
     one, two = first.observations, second.observations
     better = (two.row_values() - one.row_values()) * (1 if lower_is_better else -1)
     wins, losses = int((better > _TIE).sum()), int((better < -_TIE).sum())
-    binary = one.statistic is Statistic.PROPORTION
-    interval: Interval | None = None
-    if one.rows > 1:
-        difference = first.draws - second.draws
-        interval = bonett_price_interval(wins, losses, one.rows) if binary else percentile_interval(difference)
+    # McNemar's coin decides every discordant row by itself: wrong where rows hang together.
+    exact = one.statistic is Statistic.PROPORTION and not one.is_clustered
     return PairedComparison(
         delta=one.value() - two.value(),
-        interval=interval,
-        p_value=mcnemar_p_value(wins, losses) if binary else permutation_p_value(one, two, samples=samples, seed=seed),
-        test=PairedTest.MCNEMAR if binary else PairedTest.PERMUTATION,
+        interval=_difference_interval(first, second, wins=wins, losses=losses),
+        p_value=mcnemar_p_value(wins, losses) if exact else permutation_p_value(one, two, samples=samples, seed=seed),
+        test=PairedTest.MCNEMAR if exact else PairedTest.PERMUTATION,
         wins=wins,
         ties=one.rows - wins - losses,
         losses=losses,
         rows=one.rows,
     )
+
+
+def _difference_interval(first: Side, second: Side, *, wins: int, losses: int) -> Interval | None:
+    """Return the 95 % interval of first - second; None with fewer than two units."""
+    observations, difference = first.observations, first.draws - second.draws
+    if observations.units < 2:  # noqa: PLR2004  (one unit says nothing about the spread of units)
+        return None
+    if observations.statistic is not Statistic.PROPORTION:
+        return percentile_interval(difference)
+    if observations.is_clustered and float(np.ptp(difference)) > _TIE:
+        return percentile_interval(difference)
+    # Clusters that all agree are no better than as many rows: the counts of rows shrink to that size.
+    weight = observations.units / observations.rows
+    return bonett_price_interval(wins * weight, losses * weight, observations.units)

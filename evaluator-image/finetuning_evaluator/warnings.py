@@ -32,8 +32,10 @@ def collect(
 def _about_rows(
     metrics: Sequence[MetricResult], inputs: Sequence[CandidateInputs], rouge_tokenizer: RougeTokenizer
 ) -> Iterator[str]:
-    rows = len(inputs[0].rows)
-    if rows < FEW_ROWS:
+    rows, groups = len(inputs[0].rows), inputs[0].groups
+    if groups is not None and groups < FEW_ROWS:
+        yield f"groups among the held-out rows: only {groups}, intervals are rough below {FEW_ROWS}"
+    elif rows < FEW_ROWS:
         yield f"only {rows} held-out rows: intervals are rough below {FEW_ROWS}"
     if rouge_tokenizer is RougeTokenizer.UNICODE and any(result.metric in ROUGE_METRICS for result in metrics):
         yield "ROUGE uses Unicode words: over 5 % of the references' letters are not ASCII, which rouge_score drops"

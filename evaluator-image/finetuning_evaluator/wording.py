@@ -1,7 +1,7 @@
 """How numbers and outcomes are said, the same in every report."""
 
 from finetuning_api.metrics import Verdict
-from finetuning_evaluator.results import MetricComparison, MetricResult, MetricValue, Results
+from finetuning_evaluator.results import DatasetSummary, MetricComparison, MetricResult, MetricValue, Results
 
 SIGNIFICANT = 0.05
 
@@ -49,6 +49,17 @@ def outcome(result: MetricResult, comparison: MetricComparison) -> str:
 def shown(text: str) -> str:
     """Return a text as a sample shows it: white space alone is told from text."""
     return text.rstrip() if text.strip() else "(nothing)"
+
+
+def evaluated(dataset: DatasetSummary) -> str:
+    """Return how many rows were evaluated, and in how many groups where they have any."""
+    rows = f"{dataset.rows} held-out rows"
+    return rows if dataset.groups is None else f"{rows} in {dataset.groups} groups"
+
+
+def resampled(dataset: DatasetSummary) -> str:
+    """Return what intervals and tests resample."""
+    return "rows" if dataset.groups is None else "groups"
 
 
 def headline(results: Results) -> str:

@@ -161,6 +161,18 @@ def test_the_markdown_report_holds_values_intervals_differences_gate_warnings_an
     assert "prompt of r1" in report
 
 
+@pytest.mark.parametrize(
+    ("groups", "rows", "unit"),
+    [(None, "100 held-out rows, ", "rows"), (15, "100 held-out rows in 15 groups, ", "groups")],
+)
+def test_the_reports_say_what_intervals_resample(groups: int | None, rows: str, unit: str) -> None:
+    changed = results(dataset=results().dataset.model_copy(update={"groups": groups}))
+
+    for report in (render_markdown(changed, []), render_html(changed, [])):
+        assert rows in report
+        assert f"resamples of {unit}." in report
+
+
 def test_a_text_with_a_code_fence_stays_inside_its_block() -> None:
     report = render_markdown(results(), [sample(text="```\nnot the end")])
 

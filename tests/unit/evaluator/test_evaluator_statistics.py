@@ -1,6 +1,8 @@
 """Intervals cover what they promise, and comparisons agree with independent implementations."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from sklearn.metrics import matthews_corrcoef
 
 from finetuning_evaluator.statistics import (
     FloatArray,
+    IntArray,
     Interval,
     Observations,
+    PairedComparison,
     PairedTest,
     Side,
     Statistic,
@@ -18,6 +22,7 @@ from finetuning_evaluator.statistics import (
     bonett_price_interval,
     bootstrap,
     compare,
+    effective_rows,
     level_interval,
     mcnemar_p_value,
     permutation_p_value,
@@ -40,6 +45,10 @@ def perplexity_of(nll: FloatArray, tokens: FloatArray) -> Observations:
 def judgements_of(actual: FloatArray, predicted: FloatArray) -> Observations:
     cells = [actual * predicted, (1 - actual) * predicted, actual * (1 - predicted), (1 - actual) * (1 - predicted)]
     return Observations(Statistic.MATTHEWS, np.stack(cells, axis=1))
+
+
+def clustered(observations: Observations, clusters: IntArray) -> Observations:
+    return replace(observations, clusters=clusters)
 
 
 def side(observations: Observations, *, samples: int = 2000, seed: int = 0) -> Side:
@@ -217,3 +226,118 @@ def test_a_comparison_of_right_and_wrong_rows_uses_the_paired_formulas() -> None
 
 def test_sums_over_nothing_have_no_value() -> None:
     assert math.isnan(float(aggregate(Statistic.PERPLEXITY, np.array([0.0, 0.0]))))
+
+
+GROUPS, GROUP_ROWS = 40, 6
+GROUP_OF_ROW = np.repeat(np.arange(GROUPS), GROUP_ROWS)
+
+
+def coverage(runs: list[Interval | None], truth: float) -> float:
+    return float(np.mean([covers(interval, truth) for interval in runs]))
+
+
+def correlated_shares(generator: np.random.Generator, share: float) -> FloatArray:
+    """Return right and wrong rows of which nine in ten follow their group."""
+    group = np.repeat(generator.random(GROUPS) < share, GROUP_ROWS)
+    own = generator.random(GROUPS * GROUP_ROWS) < share
+    follows = generator.random(GROUPS * GROUP_ROWS) < 0.9
+    return np.where(follows, group, own).astype(np.float64)
+
+
+def paired(tuned: Observations, base: Observations, *, samples: int = 300, seed: int = 0) -> PairedComparison:
+    drawn = bootstrap([tuned, base], samples=samples, seed=seed)
+    sides = Side(tuned, drawn[0]), Side(base, drawn[1])
+    return compare(*sides, lower_is_better=False, samples=samples, seed=seed)
+
+
+@pytest.mark.parametrize("make", [mean_of, share_of])
+def test_groups_of_one_row_give_exactly_the_numbers_of_independent_rows(make: Callable[..., Observations]) -> None:
+    generator = np.random.default_rng(3)
+    tuned, base = (make(values) for values in generator.integers(0, 2, (2, 25)).astype(np.float64))
+    distinct = generator.permutation(25)
+    grouped = clustered(tuned, distinct), clustered(base, distinct)
+
+    assert level_interval(grouped[0], side(grouped[0]).draws) == level_interval(tuned, side(tuned).draws)
+    assert paired(*grouped) == paired(tuned, base)
+
+
+def test_every_row_of_a_group_is_resampled_with_it() -> None:
+    values = np.array([0.0, 4.0, 1.0, 6.0, 2.0])
+    clusters = np.array([7, 3, 7, 3, 9])
+    (draws,) = bootstrap([clustered(mean_of(values), clusters)], samples=500, seed=0)
+    sums, rows = np.array([10.0, 1.0, 2.0]), np.array([2, 2, 1])
+    times = [(a, b, 3 - a - b) for a in range(4) for b in range(4 - a)]
+
+    assert {round(draw, 9) for draw in draws} == {round(float(sums @ n) / float(rows @ n), 9) for n in times}
+
+
+@pytest.mark.parametrize("kind", ["mean", "share"])
+def test_an_interval_over_groups_covers_the_truth_where_one_over_rows_does_not(kind: str) -> None:
+    generator = np.random.default_rng(11)
+    by_group, by_row = [], []
+    for run in range(800):
+        if kind == "share":
+            rows, truth = share_of(correlated_shares(generator, 0.3)), 0.3
+        else:
+            noise = generator.normal(size=GROUPS * GROUP_ROWS)
+            rows, truth = mean_of(np.repeat(generator.normal(size=GROUPS), GROUP_ROWS) + 0.3 * noise), 0.0
+        grouped = clustered(rows, GROUP_OF_ROW)
+        by_group.append(level_interval(grouped, side(grouped, samples=400, seed=run).draws))
+        by_row.append(level_interval(rows, side(rows, samples=400, seed=run).draws))
+
+    assert 0.92 <= coverage(by_group, truth) <= 0.975
+    assert coverage(by_row, truth) < 0.75
+
+
+@pytest.mark.parametrize("kind", ["mean", "share"])
+def test_a_comparison_over_groups_is_as_sure_as_it_may_be_and_one_over_rows_too_sure(kind: str) -> None:
+    generator = np.random.default_rng(12)
+    by_group, by_row = [], []
+    for run in range(300):
+        if kind == "share":
+            tuned, base = (share_of(correlated_shares(generator, 0.4)) for _ in range(2))
+        else:
+            effects = np.repeat(generator.normal(size=(2, GROUPS)), GROUP_ROWS, axis=1)
+            tuned, base = (mean_of(effect + 0.3 * generator.normal(size=effect.size)) for effect in effects)
+        grouped = clustered(tuned, GROUP_OF_ROW), clustered(base, GROUP_OF_ROW)
+        by_group.append(paired(*grouped, seed=run))
+        by_row.append(paired(tuned, base, seed=run))
+
+    assert 0.91 <= coverage([found.interval for found in by_group], 0.0) <= 0.985
+    assert coverage([found.interval for found in by_row], 0.0) < 0.75
+    assert 0.015 <= np.mean([found.p_value < 0.05 for found in by_group]) <= 0.09
+    assert np.mean([found.p_value < 0.05 for found in by_row]) > 0.25
+    counts = [[(found.wins, found.ties, found.losses, found.rows) for found in side] for side in (by_group, by_row)]
+    assert counts[0] == counts[1]
+    assert {found.test for found in by_group} == {PairedTest.PERMUTATION}
+
+
+def test_a_share_counts_as_many_rows_as_it_is_worth() -> None:
+    copies = np.repeat(np.random.default_rng(0).integers(0, 2, GROUPS), GROUP_ROWS).astype(np.float64)
+    even = np.tile([1.0, 1.0, 0.0], GROUPS * GROUP_ROWS // 3)
+    worth = {}
+    for name, right in (("copies", copies), ("even", even), ("agreeing", np.ones(GROUPS * GROUP_ROWS))):
+        observations = clustered(share_of(right), GROUP_OF_ROW)
+        worth[name] = effective_rows(observations, side(observations).draws)
+
+    assert worth["copies"] == pytest.approx(GROUPS, rel=0.1)
+    assert worth["even"] == GROUPS * GROUP_ROWS
+    assert worth["agreeing"] == GROUPS
+
+
+def test_shares_that_never_differ_have_an_interval_as_wide_as_the_groups_are_few() -> None:
+    right = clustered(share_of(np.ones(90)), np.repeat(np.arange(15), 6))
+
+    found = paired(right, right)
+
+    assert found.interval == bonett_price_interval(0, 0, 15)
+    assert found.p_value == 1.0
+
+
+def test_one_group_has_no_interval_however_many_rows_it_has() -> None:
+    tuned, base = (clustered(share_of(right), np.zeros(50, dtype=np.int64)) for right in (np.ones(50), np.zeros(50)))
+
+    found = paired(tuned, base)
+
+    assert level_interval(tuned, side(tuned).draws) is None
+    assert (found.interval, found.p_value, found.wins) == (None, 1.0, 50)

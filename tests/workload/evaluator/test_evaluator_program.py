@@ -192,6 +192,38 @@ def test_a_reference_with_another_tokenizer_keeps_its_values_but_is_not_subtract
         evaluate(gated, context())
 
 
+def test_rows_of_one_group_are_resampled_together(world: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, group_by in (("rows", None), ("groups", "triage")):
+        rows = RowFormat(
+            prompt="{message}\n", completion="{triage}", split=DatasetSplit(test=0.5, seed=1, group_by=group_by)
+        )
+        config = evaluate_config(
+            [base(world), tuned(world)],
+            data=world / "rows.jsonl",
+            output=tmp_path / name,
+            metrics=(Metric.ACCURACY, Metric.COLA),
+            rows=rows,
+        )
+        evaluate(config, context())
+        found[name] = results_of(config)
+
+    grouped, single = found["groups"], found["rows"]
+    groups = grouped.dataset.groups
+    assert groups is not None
+    assert 1 < groups < 6
+    assert grouped.metrics[0].comparisons[0].samples == grouped.dataset.rows > groups
+    assert [each.metrics[0].comparisons[0].test for each in (single, grouped)] == [
+        "exact McNemar",
+        "paired permutation",
+    ]
+    assert grouped.metrics[1] == single.metrics[1], "cola has its own sentences"
+    assert [warning for warning in grouped.warnings if "rough below" in warning] == [
+        f"groups among the held-out rows: only {groups}, intervals are rough below 30"
+    ]
+    assert single.dataset.groups is None
+
+
 @pytest.mark.parametrize("metric", [Metric.ROUGE1, Metric.EXACT_MATCH, Metric.ACCURACY])
 def test_plain_text_has_no_answers_to_compare(world: Path, tmp_path: Path, metric: Metric) -> None:
     plain = RowFormat(text="message", split=DatasetSplit(test=0.2, seed=1))
