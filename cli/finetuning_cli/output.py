@@ -69,7 +69,12 @@ def print_outcome(console: Console, resource: Resource, *, layout: Layout) -> No
             console.print()
         _print_verdict(console, resource)
     for name, path in places(resource, layout):
-        console.print(f"  {name:<11}{escape(str(path))}", soft_wrap=True, highlight=False)
+        console.print(f"  {name:<11}{escape(str(_from_here(path)))}", soft_wrap=True, highlight=False)
+
+
+def _from_here(path: Path) -> Path:
+    """Return a path as one would type it: relative when it lies below the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def headline(resource: Resource) -> str:

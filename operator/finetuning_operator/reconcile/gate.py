@@ -15,8 +15,10 @@ REASONS = {
 
 
 def gate_message(gates: Sequence[GateResult]) -> str:
-    """Return the outcome of every rule as one sentence each."""
-    return "; ".join(f"{gate.metric}: {gate.verdict.value} ({gate.message})" for gate in gates)
+    """Return what every rule found; of several rules also which verdict is whose."""
+    if len(gates) == 1:
+        return gates[0].message
+    return "; ".join(f"{gate.verdict.value}: {gate.message}" for gate in gates)
 
 
 def gate_condition(
