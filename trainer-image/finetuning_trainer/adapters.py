@@ -49,7 +49,7 @@ def require_supported(method: MethodSpec) -> None:
     """Raise UserError(UNSUPPORTED) for a method that this release does not run."""
     if method.type is MethodType.QLORA:
         message = "method.type is qlora: it needs 4-bit kernels of a GPU, which this release does not use"
-        raise UserError(Reason.UNSUPPORTED, message, "Set method.type to lora.")
+        raise UserError(Reason.UNSUPPORTED, message, "Set spec.method.type to lora.")
 
 
 def lora_config(model: PreTrainedModel, method: MethodSpec) -> LoraConfig:
@@ -79,7 +79,7 @@ def require_targets(model: PreTrainedModel, wanted: str) -> tuple[str, ...]:
     lacking = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in existing)]
     if lacking:
         known = ", ".join(sorted({path.rpartition(".")[2] for path in existing}))
-        message = f"method.targetModules names {', '.join(lacking)}, which the model does not have; it has {known}"
+        message = f"spec.method.targetModules names {', '.join(lacking)}, which the model does not have; it has {known}"
         hint = f"Use some of {known}, or all-linear."
         raise UserError(Reason.TARGET_MODULES_NOT_FOUND, message, hint)
     return names

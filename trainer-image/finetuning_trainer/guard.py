@@ -10,7 +10,8 @@ from finetuning_workload.memory import explained_memory_errors
 
 training_memory_errors = partial(
     explained_memory_errors,
-    hint="Lower training.batchSize, training.microBatchSize or training.maxLength, or give the job more memory.",
+    hint="Lower spec.training.batchSize, spec.training.microBatchSize or spec.training.maxLength, or give the job more"
+    " memory.",
 )
 """Tells what to lower when an allocation of the training fails."""
 
@@ -22,7 +23,7 @@ def require_finite(value: float, *, what: str, step: int, training: TrainingSpec
     kept = "no checkpoint was written yet" if saved_step is None else f"the checkpoint of step {saved_step} is kept"
     message = f"{what} is {value} at step {step}; {kept}"
     hint = (
-        f"Try a lower training.learningRate (it is {training.learning_rate:g}), training.precision fp32, a longer"
-        " training.warmupRatio, and look for broken rows in the data."
+        f"Try a lower spec.training.learningRate (it is {training.learning_rate:g}), spec.training.precision fp32,"
+        " a longer spec.training.warmupRatio, and look for broken rows in the data."
     )
     raise UserError(Reason.LOSS_DIVERGED, message, hint)

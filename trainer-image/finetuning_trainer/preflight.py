@@ -104,16 +104,16 @@ def _length_warnings(config: PreflightConfig, model_config: PreTrainedConfig, da
     longest = int(max(data.train.lengths.max(), data.test.lengths.max()))
     if longest > positions:
         message = (
-            f"training.maxLength is {wanted} and the longest row has {longest} tokens, but the model has {positions}"
-            " positions"
+            f"spec.training.maxLength is {wanted} and the longest row has {longest} tokens, but the model has"
+            f" {positions} positions"
         )
-        raise UserError(Reason.INVALID_SPEC, message, f"Set training.maxLength to {positions} or less.")
-    return [f"training.maxLength is {wanted}, the model has {positions} positions; no row is longer than that"]
+        raise UserError(Reason.INVALID_SPEC, message, f"Set spec.training.maxLength to {positions} or less.")
+    return [f"spec.training.maxLength is {wanted}, the model has {positions} positions; no row is longer than that"]
 
 
 def _row_warnings(counts: DatasetCounts) -> list[str]:
     stories = {
-        "were cut to training.maxLength": counts.truncated_rows,
+        "were cut to spec.training.maxLength": counts.truncated_rows,
         "were dropped": counts.dropped_rows,
         "have no token that carries loss": counts.masked_rows,
     }
@@ -140,7 +140,7 @@ def _memory(config: PreflightConfig, shape: ModelShape, data: PreparedData) -> t
         return peak, []
     warning = (
         f"training is estimated to need {format_bytes(peak)} of memory and {format_bytes(limit)} are allowed;"
-        " lower training.maxLength or training.microBatchSize if it runs out"
+        " lower spec.training.maxLength or spec.training.microBatchSize if it runs out"
     )
     return peak, [warning]
 
@@ -158,6 +158,6 @@ def _disk_warnings(config: PreflightConfig, shape: ModelShape) -> list[str]:
         return []
     warning = (
         f"checkpoints and result need about {format_bytes(needed)}, {format_bytes(free)} are free; lower"
-        " training.keepCheckpoints or give the adapter's volume a larger size"
+        " spec.training.keepCheckpoints or give the adapter's volume a larger size"
     )
     return [warning]

@@ -78,9 +78,9 @@ def choose_dtype(
     ``speedup`` measures how many times faster bf16 is than fp32 on the CPU.
     """
     if precision is Precision.FP32:
-        return DtypeChoice(torch.float32, "training.precision is fp32")
+        return DtypeChoice(torch.float32, "spec.training.precision is fp32")
     if precision is Precision.BF16:
-        return DtypeChoice(torch.bfloat16, "training.precision is bf16")
+        return DtypeChoice(torch.bfloat16, "spec.training.precision is bf16")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return DtypeChoice(torch.bfloat16, "the GPU computes bf16 natively")

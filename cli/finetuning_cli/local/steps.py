@@ -280,7 +280,8 @@ def _epitaph(code: int, log: Path) -> LastWords:
         return LastWords(
             reason=Reason.OUT_OF_MEMORY,
             message="the program was killed (SIGKILL), most likely because the machine ran out of memory",
-            hint="Lower training.batchSize, training.microBatchSize or training.maxLength, or close other programs.",
+            hint="Lower spec.training.batchSize, spec.training.microBatchSize or spec.training.maxLength, or close"
+            " other programs.",
         )
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     last = last_log_line(log)

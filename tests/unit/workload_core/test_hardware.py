@@ -59,8 +59,8 @@ def test_threads_that_the_user_set_are_used() -> None:
 @pytest.mark.parametrize(
     ("precision", "speedup", "dtype", "why"),
     [
-        (Precision.FP32, 9.0, torch.float32, "training.precision is fp32"),
-        (Precision.BF16, 0.1, torch.bfloat16, "training.precision is bf16"),
+        (Precision.FP32, 9.0, torch.float32, "spec.training.precision is fp32"),
+        (Precision.BF16, 0.1, torch.bfloat16, "spec.training.precision is bf16"),
         (Precision.AUTO, 3.1, torch.bfloat16, "bf16 measured 3.1x as fast"),
         (Precision.AUTO, 0.4, torch.float32, "bf16 measured only 0.4x as fast"),
     ],

@@ -123,7 +123,7 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_pat
 
     told = (
         "train: the training loss is nan at step 3; the checkpoint of step 2 is kept",
-        "Try a lower training.learningRate (it is 0.01)",
+        "Try a lower spec.training.learningRate (it is 0.01)",
         "broken rows",
     )
     require_told(desk, "diverged", ended, reason=Reason.LOSS_DIVERGED, told=told)

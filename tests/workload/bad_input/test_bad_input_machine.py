@@ -129,8 +129,8 @@ def test_memory_that_runs_out_in_training_is_told_with_what_to_lower(tmp_path: P
 
     told = (
         "train: out of memory in a forward and backward pass over",
-        "Lower training.batchSize",
-        "training.maxLength",
+        "Lower spec.training.batchSize",
+        "spec.training.maxLength",
     )
     require_told(desk, "hungry", ended, reason=Reason.OUT_OF_MEMORY, told=told)
     assert desk.steps("hungry")["train"].attempts == 1
@@ -152,7 +152,7 @@ def test_trainer_that_the_kernel_kills_is_told_as_out_of_memory(tmp_path: Path) 
     reason, message = desk.failure("killed")
     assert reason is Reason.OUT_OF_MEMORY
     assert "train: the program was killed (SIGKILL), most likely because the machine ran out of memory" in message
-    assert "Lower training.batchSize" in message
+    assert "Lower spec.training.batchSize" in message
     assert (output + errors).count(message) == 1
 
 

@@ -64,7 +64,7 @@ def test_targets_that_do_not_exist_are_told_with_those_that_do(workshop: Worksho
     error = refusal(workshop, method={"target_modules": "q_proj,c_attn"})
     assert error.reason is Reason.TARGET_MODULES_NOT_FOUND
     assert error.message == (
-        "method.targetModules names c_attn, which the model does not have;"
+        "spec.method.targetModules names c_attn, which the model does not have;"
         " it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     )
 
@@ -123,13 +123,13 @@ def test_rows_longer_than_the_model_s_positions_are_refused(tmp_path: Path) -> N
     workshop = Workshop(tmp_path, tiny_gpt2(tmp_path / "m", positions=32), write_rows(tmp_path / "data", rows))
     error = refusal(workshop, max_length=64)
     assert error.reason is Reason.INVALID_SPEC
-    assert "training.maxLength is 64" in error.message
+    assert "spec.training.maxLength is 64" in error.message
     assert "the model has 32 positions" in error.message
 
 
 def test_a_limit_beyond_the_positions_that_no_row_reaches_is_a_warning(workshop: Workshop) -> None:
     (warning,) = checked(workshop, max_length=4096).warnings
-    assert warning.startswith("training.maxLength is 4096, the model has 512 positions")
+    assert warning.startswith("spec.training.maxLength is 4096, the model has 512 positions")
 
 
 def test_weights_that_cannot_fit_are_refused_and_tight_memory_is_a_warning(

@@ -260,7 +260,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
         with pytest.raises(UserError, match="nan at step 6; the checkpoint of step 4") as error:
             trained(workshop.train_config(checkpoint_every_steps=2))
     assert error.value.reason is Reason.LOSS_DIVERGED
-    assert "training.learningRate (it is 0.005)" in error.value.hint
+    assert "spec.training.learningRate (it is 0.005)" in error.value.hint
     assert not workshop.output.exists()
     assert trained(workshop.train_config(checkpoint_every_steps=2)).resumed_from_step == 4
 
@@ -294,7 +294,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(
     with pytest.raises(UserError, match="out of memory in a forward and backward pass over") as error:
         trained(workshop.train_config())
     assert error.value.reason is Reason.OUT_OF_MEMORY
-    assert "training.microBatchSize" in error.value.hint
+    assert "spec.training.microBatchSize" in error.value.hint
 
 
 def test_more_than_one_worker_and_qlora_are_refused_by_name(workshop: Workshop) -> None:
