@@ -52,6 +52,8 @@ def show_status(name: str | None, *, state: Path, output: str) -> None:
     elif output == "json":
         wires = [resource.to_wire() for resource in chosen]
         typer.echo(json.dumps(wires if name is None else wires[0], indent=2))
+    elif not objects:
+        typer.echo(f"nothing was run in {layout.root} yet", err=True)
     elif name is None:
         Console().print(status_table(objects))
     else:

@@ -72,6 +72,13 @@ def test_status_has_three_forms(tmp_path: Path, form: str) -> None:
     assert "Complete" in done.stdout
 
 
+def test_status_of_an_empty_place_says_that_nothing_was_run(tmp_path: Path) -> None:
+    done = RUNNER.invoke(app, ["status", "--state", str(tmp_path / "nothing")])
+    assert done.exit_code == 0
+    assert f"nothing was run in {tmp_path / 'nothing'} yet" in done.stderr
+    assert not (tmp_path / "nothing").exists()
+
+
 @pytest.mark.parametrize("command", [["report"], ["status"], ["logs"], ["delete"], ["prompt"]])
 def test_unknown_name_is_told_with_what_there_is(tmp_path: Path, command: list[str]) -> None:
     arguments = [*command, "nobody", *(["hello"] if command == ["prompt"] else [])]
