@@ -2,14 +2,12 @@
 
 import json
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from tests.support.models import tiny_llama
 from tests.support.processes import FINETUNE, environment, start
@@ -187,17 +185,3 @@ def require_nothing_half_done(desk: Desk, name: str) -> None:
             folder = desk.state / "volumes" / key[1] / "artifact"
             ready = getattr(getattr(resource, "status", None), "phase", None) is RelocationPhase.READY
             assert (folder / MANIFEST_NAME).exists() is ready
-
-
-@contextmanager
-def small_disk(place: Path, *options: str) -> Iterator[Path]:
-    """Mount a file system of its own on a folder, for example with ``size=3m``; skips where that is not allowed."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"needs the right to mount a tmpfs (root on Linux): {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)

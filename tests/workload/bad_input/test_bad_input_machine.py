@@ -14,14 +14,13 @@ a state folder below a file or without rights           tests/unit/cli/test_cli_
 """
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
-import pytest
 import torch
-from tests.support.bad_input import Desk, require_told, small_disk
+from tests.support.bad_input import Desk, require_told
 from tests.support.models import tiny_llama, tiny_tokenizer
+from tests.support.needs import require_program, small_disk
 from tests.support.processes import processes_of, wait_until
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -112,8 +111,8 @@ def test_second_run_is_told_who_holds_the_state_folder_and_waits_or_fails(tmp_pa
     assert "ColumnNotFound" in output
 
 
-@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit (util-linux)")
 def test_memory_that_runs_out_in_training_is_told_with_what_to_lower(tmp_path: Path) -> None:
+    require_program("prlimit", install="apt-get install util-linux")
     desk = Desk(tmp_path)
     _write_model_with_large_activations(tmp_path / "wide")
     desk.write_rows("long.jsonl", [{"message": f"case {n} " + "red green " * 150, "triage": "x"} for n in range(80)])

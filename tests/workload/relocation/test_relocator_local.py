@@ -1,12 +1,12 @@
 """Paths, claims and ConfigMaps: what this program can see, brought or verified in place."""
 
 import hashlib
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.needs import small_disk
 from tests.support.relocator import Relocator, assert_refused, files_in
 
 from finetuning_api.reasons import ExitCode
@@ -182,33 +182,22 @@ def test_an_unknown_scheme_is_refused(relocator: Relocator, destination: Path) -
     assert not destination.exists()
 
 
-needs_mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-
-
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False)
-    if mounted.returncode != 0:
-        pytest.skip("this machine does not allow mounting a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def megabyte(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", "size=1m") as disk:
+        yield disk
 
 
-@needs_mounts
 def test_a_disk_that_is_too_small_is_noticed_before_the_first_byte(
-    relocator: Relocator, small_disk: Path, tmp_path: Path
+    relocator: Relocator, megabyte: Path, tmp_path: Path
 ) -> None:
     source = lay(tmp_path / "rows", {"big.jsonl": b"x" * 3_000_000})
-    ended = relocator.relocate(str(source), small_disk / "artifact")
+    ended = relocator.relocate(str(source), megabyte / "artifact")
     assert_refused(ended, "DiskFull", "3.0 MB", "1.0 MB", exit_code=ExitCode.ENVIRONMENT)
-    assert not list(small_disk.rglob("big.jsonl"))
+    assert not list(megabyte.rglob("big.jsonl"))
 
 
-@needs_mounts
-def test_a_read_only_folder_is_named(relocator: Relocator, small_disk: Path, tmp_path: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    ended = relocator.relocate(str(lay(tmp_path / "rows", ROWS)), small_disk / "artifact")
-    assert_refused(ended, "ReadOnlyFileSystem", str(small_disk), exit_code=ExitCode.ENVIRONMENT)
+def test_a_read_only_folder_is_named(relocator: Relocator, megabyte: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(megabyte)], check=True)
+    ended = relocator.relocate(str(lay(tmp_path / "rows", ROWS)), megabyte / "artifact")
+    assert_refused(ended, "ReadOnlyFileSystem", str(megabyte), exit_code=ExitCode.ENVIRONMENT)
