@@ -257,3 +257,30 @@ class ProgressStatus(ApiModel):
     tokens_per_second: float | None = Field(default=None, ge=0, description="Training tokens per second.")
     loss: float | None = Field(default=None, description="Latest training loss (mean NLL per token, nats).")
     updated_at: datetime | None = Field(default=None, description="When the program last reported.")
+
+
+class StagedStatus(ApiModel):
+    """Status of an object that goes through stages."""
+
+    observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
+    phase: str = Field(default="", description="Summary for display.")
+    start_time: datetime | None = Field(default=None, description="When the first stage started.")
+    completion_time: datetime | None = Field(default=None, description="When the last stage ended.")
+    progress: ProgressStatus | None = Field(default=None, description="Progress of the running stage.")
+    stages: list[Stage] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Stages in order.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Conditions.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    warnings: list[Message] = Field(
+        default_factory=list,
+        max_length=32,
+        description="What a careful reader should know, for example an unpinned source.",
+    )

@@ -1,6 +1,5 @@
 """EvaluationJob: candidates compared on the same rows, with intervals and a gate."""
 
-from datetime import datetime
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -11,15 +10,12 @@ from finetuning_api.base import (
     ApiModel,
     CelRule,
     ClaimRef,
-    Condition,
-    Message,
     Mutability,
     Name,
     ObjectName,
-    ProgressStatus,
     Resource,
     ResourceRequirements,
-    Stage,
+    StagedStatus,
 )
 from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import EvaluationOptions, JobPhase, PodOptions, StorageSpec, completions_rule
@@ -98,26 +94,10 @@ class EvaluationJobSpec(EvaluationOptions):
     queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
 
 
-class EvaluationJobStatus(ApiModel):
+class EvaluationJobStatus(StagedStatus):
     """What became of the evaluation."""
 
-    observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
     phase: JobPhase = Field(default=JobPhase.PENDING, description="Summary for display.")
-    start_time: datetime | None = Field(default=None, description="When the evaluation started.")
-    completion_time: datetime | None = Field(default=None, description="When the evaluation ended.")
-    progress: ProgressStatus | None = Field(default=None, description="Progress of the running stage.")
-    stages: list[Stage] = Field(
-        default_factory=list,
-        max_length=16,
-        description="Stages in order.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    )
-    conditions: list[Condition] = Field(
-        default_factory=list,
-        max_length=16,
-        description="Conditions.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-    )
     evaluation: list[EvaluationRow] = Field(
         default_factory=list,
         max_length=32,
@@ -127,9 +107,6 @@ class EvaluationJobStatus(ApiModel):
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     gates: list[GateResult] = Field(default_factory=list, max_length=16, description="Outcome of each rule.")
     report: ClaimRef | None = Field(default=None, description="Folder of the report.")
-    warnings: list[Message] = Field(
-        default_factory=list, max_length=32, description="What a careful reader should know."
-    )
 
 
 class EvaluationJob(Resource):

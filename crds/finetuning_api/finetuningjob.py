@@ -1,6 +1,5 @@
 """FineTuningJob: one object from data to a served, evaluated adapter."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -12,20 +11,17 @@ from finetuning_api.base import (
     SHORT_NAME,
     ApiModel,
     CelRule,
-    Condition,
     Digest,
     LabelKey,
     LabelValue,
-    Message,
     Mutability,
     Name,
     ObjectName,
-    ProgressStatus,
     Quantity,
     Resource,
     ResourceRequirements,
     SecretRef,
-    Stage,
+    StagedStatus,
     Url,
 )
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy
@@ -482,26 +478,10 @@ class ServingStatus(ApiModel):
     url: Url = Field(default="", description="Address inside the cluster.")
 
 
-class FineTuningJobStatus(ApiModel):
+class FineTuningJobStatus(StagedStatus):
     """What became of the job."""
 
-    observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
     phase: JobPhase = Field(default=JobPhase.PENDING, description="Summary for display.")
-    start_time: datetime | None = Field(default=None, description="When the first stage started.")
-    completion_time: datetime | None = Field(default=None, description="When the job ended.")
-    progress: ProgressStatus | None = Field(default=None, description="Progress of the running stage.")
-    stages: list[Stage] = Field(
-        default_factory=list,
-        max_length=16,
-        description="Stages in order.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    )
-    conditions: list[Condition] = Field(
-        default_factory=list,
-        max_length=16,
-        description="Conditions.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-    )
     artifacts: JobArtifacts = Field(default_factory=JobArtifacts, description="What the job used and made.")
     evaluation: list[EvaluationRow] = Field(
         default_factory=list,
@@ -511,11 +491,6 @@ class FineTuningJobStatus(ApiModel):
     )
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     serving: ServingStatus | None = Field(default=None, description="Where the result is served.")
-    warnings: list[Message] = Field(
-        default_factory=list,
-        max_length=32,
-        description="What a careful reader should know, for example unpinned sources.",
-    )
 
 
 class FineTuningJob(Resource):

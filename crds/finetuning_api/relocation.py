@@ -10,14 +10,11 @@ from finetuning_api.base import (
     INT32_MAX,
     ApiModel,
     ClaimRef,
-    Condition,
     Digest,
-    Message,
     Mutability,
     Name,
-    ProgressStatus,
     Resource,
-    Stage,
+    StagedStatus,
 )
 from finetuning_api.finetuningjob import VolumeSpec
 from finetuning_api.sources import SourceRef
@@ -64,33 +61,14 @@ class RelocationArtifact(ApiModel):
     resolved_revision: str | None = Field(default=None, max_length=256, description="Revision that was brought.")
 
 
-class RelocationStatus(ApiModel):
+class RelocationStatus(StagedStatus):
     """What became of the relocation."""
 
-    observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
     phase: RelocationPhase = Field(default=RelocationPhase.PENDING, description="Summary for display.")
-    start_time: datetime | None = Field(default=None, description="When the first stage started.")
-    completion_time: datetime | None = Field(default=None, description="When the artifact was ready.")
     measured_bytes: int | None = Field(default=None, ge=0, description="Bytes that the source announces.")
     transferred_bytes: int | None = Field(default=None, ge=0, description="Bytes that came over the network.")
-    progress: ProgressStatus | None = Field(default=None, description="Progress of the running stage.")
-    stages: list[Stage] = Field(
-        default_factory=list,
-        max_length=8,
-        description="Stages in order.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    )
-    conditions: list[Condition] = Field(
-        default_factory=list,
-        max_length=16,
-        description="Conditions.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-    )
     artifact: RelocationArtifact | None = Field(default=None, description="The finished artifact.")
     last_used_time: datetime | None = Field(default=None, description="When a job last used it.")
-    warnings: list[Message] = Field(
-        default_factory=list, max_length=32, description="For example an unpinned revision."
-    )
 
 
 class Relocation(Resource):
