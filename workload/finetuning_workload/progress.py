@@ -146,14 +146,14 @@ class Reporter:
     target: ProgressTarget | None = None
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     clock: Clock = time.monotonic
-    _started: float = field(init=False)
+    _first: tuple[float, float] | None = field(init=False, default=None)
+    """When the first number came, and how much was done by then: work that was resumed does not start at nothing."""
     _last_report: float = field(init=False, default=float("-inf"))
     _sender: _Sender | None = field(init=False, default=None)
     _display: _Display = field(init=False)
     _last: tuple[float, dict[str, float]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._started = self.clock()
         self._last = (0.0, {})
         self._display = _Display(self.description, self.stream, self.clock)
         if self.target is not None:
@@ -168,17 +168,18 @@ class Reporter:
         eta_seconds: float | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Tell how much is done (0 to 1). Without ``eta_seconds`` the rest is taken to go on at the mean speed."""
+        """Tell how much is done (0 to 1). Without ``eta_seconds`` it goes on at the speed since the first call."""
         fraction = min(max(fraction, 0.0), 1.0)
         finished = fraction >= 1.0
         self._last = (fraction, dict(metrics or {}))
         now = self.clock()
+        self._first = self._first or (now, fraction)
         self._display.show(fraction, note, force=finished)
         if self._sender is None or (now - self._last_report < _REPORT_SECONDS and not finished):
             return
         self._last_report = now
-        if eta_seconds is None and fraction > 0:
-            eta_seconds = (now - self._started) * (1 - fraction) / fraction
+        if eta_seconds is None:
+            eta_seconds = remaining_seconds(self._first, now, fraction)
         self._sender.offer(_report(fraction, eta_seconds, self._last[1]))
 
     def close(self) -> None:
@@ -187,6 +188,16 @@ class Reporter:
         if self._sender is not None:
             self._sender.offer(_report(self._last[0], 0 if self._last[0] >= 1 else None, self._last[1]))
             self._sender.close()
+
+
+def remaining_seconds(first: tuple[float, float], now: float, fraction: float) -> float | None:
+    """Return the seconds to the end at the speed since ``first`` (a moment and the fraction done by then).
+
+    None while nothing was done since.
+    """
+    began_at, began_with = first
+    done = fraction - began_with
+    return (now - began_at) * (1 - fraction) / done if done > 0 else None
 
 
 def _report(fraction: float, eta_seconds: float | None, metrics: Mapping[str, float]) -> ProgressReport:

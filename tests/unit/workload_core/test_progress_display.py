@@ -2,7 +2,9 @@
 
 from io import StringIO
 
-from finetuning_workload.progress import Reporter
+import pytest
+
+from finetuning_workload.progress import Reporter, remaining_seconds
 
 
 class Clock:
@@ -33,3 +35,8 @@ def test_a_fraction_stays_between_nothing_and_all() -> None:
     reporter.update(7.0)
     reporter.close()
     assert stream.getvalue().splitlines() == ["train: 0%", "train: 100%"]
+
+
+def test_resumed_work_is_timed_from_where_it_went_on() -> None:
+    assert remaining_seconds((100.0, 0.5), 110.0, 0.6) == pytest.approx(40.0)
+    assert remaining_seconds((100.0, 0.5), 100.0, 0.5) is None

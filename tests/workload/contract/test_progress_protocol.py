@@ -93,7 +93,8 @@ def test_our_reporter_sends_what_the_callback_sends(server: ProgressServer, envi
     last = server.reports[-1].trainer_status
     assert (path, sent) == ("/progress/job", "application/json")
     assert {"trainerStatus"} == set(json.loads(server.seen[-1].body))
-    assert (last.progress_percentage, last.metrics) == (100, (TrainerMetric(name="loss", value="0.5"),))
+    assert (last.progress_percentage, last.estimated_remaining_seconds) == (100, 0)
+    assert last.metrics == (TrainerMetric(name="loss", value="0.5"),)
 
 
 def test_a_listener_that_refuses_or_hangs_never_stops_the_work(
