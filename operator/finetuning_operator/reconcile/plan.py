@@ -5,7 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from finetuning_api.base import ApiModel, Resource, ResourceRequirements
-from finetuning_api.finetuningjob import PodOptions, VolumeSpec
+from finetuning_api.finetuningjob import EnvVar, PodOptions, RetentionPolicy, VolumeSpec
+from finetuning_api.inferenceserver import HealthCheck, ServerVariant
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords, RunConfig, TrainerStatus
 
@@ -54,6 +55,9 @@ class Step:
     processes_per_worker: int = 1
     retries: int = 3
     deadline_seconds: int | None = None
+    priority_class: str | None = None
+    queue: str | None = None
+    """Kueue LocalQueue that decides when the step starts; None starts it at once."""
 
 
 class StepPhase(StrEnum):
@@ -76,6 +80,47 @@ class StepState:
     last_words: LastWords | None = None
     """Of the last attempt that left any."""
     progress: TrainerStatus | None = None
+    hindrance: LastWords | None = None
+    """What keeps a pending step from running, for example a quota or a full cluster."""
+    log_tail: tuple[str, ...] = ()
+    """Last lines of a failed attempt's log, bounded and free of control characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Replicas of a program that answers requests, behind one stable address."""
+
+    name: str
+    variant: ServerVariant
+    port: int
+    replicas: int
+    health: HealthCheck
+    image: str | None = None
+    """None is the installation's own image of the role ``server``."""
+    command: tuple[str, ...] = ()
+    config: RunConfig | None = None
+    """What the installation's own server is told; None for other variants."""
+    model_path: str = ""
+    model_name: str = ""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """(name, path) of each adapter."""
+    env: tuple[EnvVar, ...] = ()
+    mounts: tuple[ClaimMount, ...] = ()
+    auth_secret: str | None = None
+    resources: ResourceRequirements = field(default_factory=ResourceRequirements)
+    pod: PodOptions = field(default_factory=PodOptions)
+    priority_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What is known of a server that was started."""
+
+    replicas: int = 0
+    ready: int = 0
+    current: bool = False
+    """Whether every replica runs the newest description."""
+    hindrance: LastWords | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +132,8 @@ class Volume:
     profile: str = "default"
     size_bytes: int | None = None
     """Measured need, already with its margin; a size in ``spec`` goes first."""
+    retention: RetentionPolicy = RetentionPolicy.DELETE
+    """What becomes of the claim when its owner is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +154,14 @@ class Plan:
 
     status: ApiModel
     steps: tuple[Step, ...] = ()
+    servers: tuple[Server, ...] = ()
     volumes: tuple[Volume, ...] = ()
     children: tuple[Resource, ...] = ()
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
     """Seconds until the clock alone can change the plan; None waits for an event."""
+    expired: bool = False
+    """Whether the object itself has outlived its time and is to be deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +172,10 @@ class Observed:
     """By step name, of this object's own steps."""
     resources: dict[tuple[str, str], Resource] = field(default_factory=dict)
     """Other objects of the namespace by (kind, name): children and what the object refers to."""
+    servers: dict[str, ServerState] = field(default_factory=dict)
+    """By server name, of this object's own servers."""
+    users: tuple[str, ...] = ()
+    """Unfinished objects that refer to this one, as Kind/name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +191,6 @@ class Settings:
     conversion_factor: float = 9.0
     """Greatest growth of a quantised GGUF file that becomes 32-bit safetensors."""
     stall_seconds: int = 60
+    """A transfer without one new byte for this long has stalled."""
+    stalled_after_seconds: int = 600
+    """A running stage that reported before and then keeps silent for this long is called stalled."""
