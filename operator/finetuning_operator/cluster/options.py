@@ -1,0 +1,251 @@
+"""What an installation decides, read once from the environment of the operator's process.
+
+| Variable | Meaning | Default |
+|---|---|---|
+| FINETUNING_NAMESPACES | Namespaces to serve, separated by commas; empty serves all | empty |
+| FINETUNING_IMAGE_RELOCATOR, _TRAINER, _EVALUATOR, _SERVER | Image of each role | finetuning-<role>:<version> |
+| FINETUNING_IMAGE_PULL_POLICY | Always, IfNotPresent or Never | IfNotPresent |
+| FINETUNING_IMAGE_PULL_SECRETS | Names of pull secrets, separated by commas | empty |
+| FINETUNING_STORAGE_PROFILES | YAML or JSON file: profile name to its fields | one profile, default |
+| FINETUNING_OPERATOR_NAMESPACE | Namespace of the operator's own pod | finetuning-system |
+| FINETUNING_PROGRESS_URL | Address at which pods reach the progress service; empty runs none | empty |
+| FINETUNING_PROGRESS_PORT | Port on which the progress service listens | 8443 |
+| FINETUNING_PROGRESS_CERTIFICATE, _KEY | PEM files of the progress service | needed with a URL |
+| FINETUNING_PROGRESS_CA | PEM file with which pods verify it | needed with a URL |
+| FINETUNING_STATUS_DELAY | Seconds that ordinary changes of a status are held to share one write | 1 |
+| FINETUNING_RESYNC_SECONDS | Seconds between full lists | 300 |
+| FINETUNING_API_QPS, FINETUNING_API_BURST | Writes a second to the API server, at length and at once | 50, 100 |
+| FINETUNING_WORKERS | Objects reconciled at the same time | 16 |
+| FINETUNING_HEALTH_PORT | Port of /healthz, /readyz and /metrics | 8080 |
+| FINETUNING_LEASE_NAME | Lease that elects the active replica; empty elects nobody | finetuning-operator |
+| FINETUNING_TRASH_TTL_SECONDS | Seconds that a trashed adapter outlives its job | 604800 |
+| FINETUNING_STALL_SECONDS | Seconds without a new byte after which a transfer has stalled | 60 |
+| FINETUNING_STALLED_AFTER_SECONDS | Seconds of silence after which a running stage is called stalled | 600 |
+| FINETUNING_LOG_LEVEL | DEBUG, INFO, WARNING or ERROR | INFO |
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from finetuning_api.base import ApiModel, Name, ObjectName, Quantity
+from finetuning_api.finetuningjob import AccessMode
+from finetuning_operator.reconcile.plan import ImageRole, Settings
+
+_PREFIX = "FINETUNING_"
+_LAST_PORT = 65535
+
+_Number = TypeVar("_Number", int, float)
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+class OptionsError(ValueError):
+    """A variable of the environment cannot be used. The message names variable, value and what to do."""
+
+
+class PullPolicy(StrEnum):
+    """When a node pulls an image."""
+
+    ALWAYS = "Always"
+    IF_NOT_PRESENT = "IfNotPresent"
+    NEVER = "Never"
+
+
+class LogLevel(StrEnum):
+    """Least severity that is logged."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+class StorageProfile(ApiModel):
+    """What claims of a profile look like where a user sets nothing, and the bounds of their size."""
+
+    storage_class_name: ObjectName | None = None
+    """None takes the cluster's default class."""
+    access_modes: tuple[AccessMode, ...] = Field(default=(AccessMode.READ_WRITE_ONCE,), min_length=1)
+    default_size: Quantity = "10Gi"
+    """Of a claim whose need could not be measured."""
+    min_size: Quantity | None = None
+    max_size: Quantity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressOptions:
+    """Where the progress service is found, and with what it proves who it is."""
+
+    url: str
+    """As pods reach it, without a path."""
+    port: int
+    certificate: Path
+    key: Path
+    ca: str
+    """PEM text, handed to pods."""
+
+
+def _own_images() -> dict[ImageRole, str]:
+    version = metadata.version("finetuning-operator")
+    return {role: f"finetuning-{role.value}:{version}" for role in ImageRole}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything that an installation decides; see the module for the variables behind each field."""
+
+    namespaces: tuple[str, ...] = ()
+    """Empty means all namespaces."""
+    images: Mapping[ImageRole, str] = field(default_factory=_own_images)
+    image_pull_policy: str = PullPolicy.IF_NOT_PRESENT
+    image_pull_secrets: tuple[str, ...] = ()
+    storage_profiles: Mapping[str, StorageProfile] = field(default_factory=lambda: {"default": StorageProfile()})
+    operator_namespace: str = "finetuning-system"
+    progress: ProgressOptions | None = None
+    status_delay: float = 1.0
+    resync_seconds: float = 300.0
+    api_qps: float = 50.0
+    api_burst: int = 100
+    workers: int = 16
+    health_port: int = 8080
+    lease_name: str | None = "finetuning-operator"
+    trash_ttl_seconds: int = 7 * 24 * 3600
+    log_level: str = LogLevel.INFO
+    settings: Settings = field(default_factory=Settings)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Options":
+        """Read the options. Raises OptionsError for the first variable that cannot be used."""
+        read = _Variables(environ)
+        standard = cls()
+        return cls(
+            namespaces=read.names("NAMESPACES"),
+            images={role: read.text(f"IMAGE_{role.name}", image) for role, image in standard.images.items()},
+            image_pull_policy=read.choice("IMAGE_PULL_POLICY", PullPolicy.IF_NOT_PRESENT),
+            image_pull_secrets=read.names("IMAGE_PULL_SECRETS"),
+            storage_profiles=read.storage_profiles(standard.storage_profiles),
+            operator_namespace=read.text("OPERATOR_NAMESPACE", standard.operator_namespace),
+            progress=read.progress(),
+            status_delay=read.number("STATUS_DELAY", standard.status_delay, kind=float, least=0),
+            resync_seconds=read.number("RESYNC_SECONDS", standard.resync_seconds, kind=float, least=1),
+            api_qps=read.number("API_QPS", standard.api_qps, kind=float, least=1),
+            api_burst=read.number("API_BURST", standard.api_burst, kind=int, least=1),
+            workers=read.number("WORKERS", standard.workers, kind=int, least=1),
+            health_port=read.port("HEALTH_PORT", standard.health_port),
+            lease_name=read.optional("LEASE_NAME", standard.lease_name),
+            trash_ttl_seconds=read.number("TRASH_TTL_SECONDS", standard.trash_ttl_seconds, kind=int, least=0),
+            log_level=read.choice("LOG_LEVEL", LogLevel.INFO),
+            settings=read.settings(standard.settings),
+        )
+
+
+class _Variables:
+    """Typed reading of variables; every error names the variable, its value and what to do."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str, default: str) -> str:
+        return self._environ.get(_PREFIX + name, "").strip() or default
+
+    def optional(self, name: str, default: str | None) -> str | None:
+        """Return None for a variable that is set and empty, the default for one that is not set."""
+        value = self._environ.get(_PREFIX + name)
+        return default if value is None else value.strip() or None
+
+    def names(self, name: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in self.text(name, "").split(",") if word.strip())
+        try:
+            TypeAdapter(list[Name]).validate_python(list(words))
+        except ValidationError as error:
+            wrong = words[int(error.errors()[0]["loc"][0])]
+            raise _unusable(name, wrong, "name lower-case DNS labels, separated by commas") from None
+        return words
+
+    def choice(self, name: str, default: _Choice) -> _Choice:
+        value = self.text(name, default.value)
+        try:
+            return type(default)(value)
+        except ValueError:
+            raise _unusable(name, value, f"choose one of {', '.join(type(default))}") from None
+
+    def number(self, name: str, default: _Number, *, kind: Callable[[str], _Number], least: float) -> _Number:
+        value = self.text(name, str(default))
+        wanted = "a whole number" if kind is int else "a number"
+        try:
+            number = kind(value)
+        except ValueError:
+            raise _unusable(name, value, f"give {wanted}, for example {default:g}") from None
+        # Infinity and not-a-number fail this comparison or the one behind it.
+        if not least <= number < float("inf"):
+            raise _unusable(name, value, f"give {wanted} of at least {least:g}")
+        return number
+
+    def port(self, name: str, default: int) -> int:
+        port = self.number(name, default, kind=int, least=1)
+        if port > _LAST_PORT:
+            raise _unusable(name, str(port), f"give a port of at most {_LAST_PORT}")
+        return port
+
+    def settings(self, standard: Settings) -> Settings:
+        return Settings(
+            stall_seconds=self.number("STALL_SECONDS", standard.stall_seconds, kind=int, least=1),
+            stalled_after_seconds=self.number(
+                "STALLED_AFTER_SECONDS", standard.stalled_after_seconds, kind=int, least=1
+            ),
+        )
+
+    def progress(self) -> ProgressOptions | None:
+        url = self.text("PROGRESS_URL", "").rstrip("/")
+        if not url:
+            return None
+        if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
+            raise _unusable("PROGRESS_URL", url, "give an https:// address that pods can reach")
+        return ProgressOptions(
+            url=url,
+            port=self.port("PROGRESS_PORT", 8443),
+            certificate=self._file("PROGRESS_CERTIFICATE"),
+            key=self._file("PROGRESS_KEY"),
+            ca=_content("PROGRESS_CA", self._file("PROGRESS_CA")),
+        )
+
+    def storage_profiles(self, default: Mapping[str, StorageProfile]) -> Mapping[str, StorageProfile]:
+        """Return the profiles of the file; ``default`` fills in where the file has no profile of that name."""
+        if not self.text("STORAGE_PROFILES", ""):
+            return default
+        path = self._file("STORAGE_PROFILES")
+        try:
+            written = yaml.safe_load(_content("STORAGE_PROFILES", path)) or {}
+            profiles = TypeAdapter(dict[Name, StorageProfile]).validate_python(written, extra="forbid")
+        except yaml.YAMLError:
+            raise _unusable("STORAGE_PROFILES", str(path), "its content must be YAML or JSON") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field_name = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise _unusable("STORAGE_PROFILES", str(path), f"correct {field_name}: {first['msg']}") from None
+        return {**default, **profiles}
+
+    def _file(self, name: str) -> Path:
+        value = self.text(name, "")
+        path = Path(value)
+        if not value or not path.is_file():
+            raise _unusable(name, value, "name a file that exists")
+        return path
+
+
+def _content(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(name, str(path), f"make it a readable text file ({type(error).__name__})") from error
+
+
+def _unusable(name: str, value: str, remedy: str) -> OptionsError:
+    return OptionsError(f"{_PREFIX}{name}={value!r}: {remedy}")

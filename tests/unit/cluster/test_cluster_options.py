@@ -1,0 +1,153 @@
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from finetuning_api.finetuningjob import AccessMode
+from finetuning_operator.cluster.options import Options, OptionsError, ProgressOptions, StorageProfile
+from finetuning_operator.reconcile.plan import ImageRole, Settings
+
+
+def _written(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_an_empty_environment_gives_defaults_that_work() -> None:
+    options = Options.from_environment({})
+
+    assert options == Options()
+    assert (options.namespaces, options.health_port, options.api_qps, options.api_burst) == ((), 8080, 50.0, 100)
+    assert set(options.images) == set(ImageRole)
+    assert options.storage_profiles == {"default": StorageProfile()}
+    assert options.lease_name == "finetuning-operator"
+    assert options.trash_ttl_seconds == 7 * 24 * 3600
+
+
+def test_every_variable_is_read(tmp_path: Path) -> None:
+    certificate = _written(tmp_path, "tls.crt", "certificate")
+    key = _written(tmp_path, "tls.key", "key")
+    profiles = (
+        "fast: {storageClassName: ssd, accessModes: [ReadWriteMany], defaultSize: 20Gi, minSize: 1Gi, maxSize: 1Ti}"
+    )
+
+    options = Options.from_environment(
+        {
+            "FINETUNING_NAMESPACES": "team-a, team-b,",
+            "FINETUNING_IMAGE_RELOCATOR": "registry/relocator:1",
+            "FINETUNING_IMAGE_TRAINER": "registry/trainer:1",
+            "FINETUNING_IMAGE_EVALUATOR": "registry/evaluator:1",
+            "FINETUNING_IMAGE_SERVER": "registry/server:1",
+            "FINETUNING_IMAGE_PULL_POLICY": "Never",
+            "FINETUNING_IMAGE_PULL_SECRETS": "pull",
+            "FINETUNING_STORAGE_PROFILES": _written(tmp_path, "profiles.yaml", profiles),
+            "FINETUNING_OPERATOR_NAMESPACE": "ml",
+            "FINETUNING_PROGRESS_URL": "https://progress.ml.svc:8443/",
+            "FINETUNING_PROGRESS_PORT": "9443",
+            "FINETUNING_PROGRESS_CERTIFICATE": certificate,
+            "FINETUNING_PROGRESS_KEY": key,
+            "FINETUNING_PROGRESS_CA": _written(tmp_path, "ca.crt", "authority"),
+            "FINETUNING_STATUS_DELAY": "0.5",
+            "FINETUNING_RESYNC_SECONDS": "60",
+            "FINETUNING_API_QPS": "20",
+            "FINETUNING_API_BURST": "40",
+            "FINETUNING_WORKERS": "4",
+            "FINETUNING_HEALTH_PORT": "9090",
+            "FINETUNING_LEASE_NAME": "",
+            "FINETUNING_TRASH_TTL_SECONDS": "3600",
+            "FINETUNING_STALL_SECONDS": "30",
+            "FINETUNING_STALLED_AFTER_SECONDS": "120",
+            "FINETUNING_LOG_LEVEL": "DEBUG",
+        }
+    )
+
+    assert options == Options(
+        namespaces=("team-a", "team-b"),
+        images={role: f"registry/{role.value}:1" for role in ImageRole},
+        image_pull_policy="Never",
+        image_pull_secrets=("pull",),
+        storage_profiles={
+            "default": StorageProfile(),
+            "fast": StorageProfile(
+                storage_class_name="ssd",
+                access_modes=(AccessMode.READ_WRITE_MANY,),
+                default_size="20Gi",
+                min_size="1Gi",
+                max_size="1Ti",
+            ),
+        },
+        operator_namespace="ml",
+        progress=ProgressOptions(
+            url="https://progress.ml.svc:8443", port=9443, certificate=Path(certificate), key=Path(key), ca="authority"
+        ),
+        status_delay=0.5,
+        resync_seconds=60.0,
+        api_qps=20.0,
+        api_burst=40,
+        workers=4,
+        health_port=9090,
+        lease_name=None,
+        trash_ttl_seconds=3600,
+        log_level="DEBUG",
+        settings=Settings(stall_seconds=30, stalled_after_seconds=120),
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"FINETUNING_WORKERS": "many"}, "FINETUNING_WORKERS='many': give a whole number, for example 16"),
+        ({"FINETUNING_WORKERS": "0"}, "FINETUNING_WORKERS='0': give a whole number of at least 1"),
+        ({"FINETUNING_STATUS_DELAY": "nan"}, "FINETUNING_STATUS_DELAY='nan': give a number of at least 0"),
+        ({"FINETUNING_API_QPS": "inf"}, "FINETUNING_API_QPS='inf': give a number of at least 1"),
+        ({"FINETUNING_HEALTH_PORT": "70000"}, "FINETUNING_HEALTH_PORT='70000': give a port of at most 65535"),
+        (
+            {"FINETUNING_IMAGE_PULL_POLICY": "always"},
+            "FINETUNING_IMAGE_PULL_POLICY='always': choose one of Always, IfNotPresent, Never",
+        ),
+        (
+            {"FINETUNING_NAMESPACES": "team-a,Team_B"},
+            "FINETUNING_NAMESPACES='Team_B': name lower-case DNS labels, separated by commas",
+        ),
+        (
+            {"FINETUNING_PROGRESS_URL": "progress.ml.svc"},
+            "FINETUNING_PROGRESS_URL='progress.ml.svc': give an https:// address that pods can reach",
+        ),
+        (
+            {"FINETUNING_PROGRESS_URL": "https://progress.ml.svc"},
+            "FINETUNING_PROGRESS_CERTIFICATE='': name a file that exists",
+        ),
+        (
+            {"FINETUNING_STORAGE_PROFILES": "/nowhere/profiles.yaml"},
+            "FINETUNING_STORAGE_PROFILES='/nowhere/profiles.yaml': name a file that exists",
+        ),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_value_and_a_remedy(environ: Mapping[str, str], message: str) -> None:
+    with pytest.raises(OptionsError) as refusal:
+        Options.from_environment(environ)
+
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("fast: [", "its content must be YAML or JSON"),
+        ("[fast]", "correct the file: Input should be a valid dictionary"),
+        ("fast: {class: ssd}", "correct fast.class: Extra inputs are not permitted"),
+        (
+            "fast: {accessModes: []}",
+            "correct fast.accessModes: Tuple should have at least 1 item after validation, not 0",
+        ),
+        ("fast: {accessModes: [RWX]}", "correct fast.accessModes.0: Input should be 'ReadWriteOnce', 'ReadOnlyMany',"),
+    ],
+)
+def test_a_wrong_profile_is_named_by_its_path(tmp_path: Path, text: str, complaint: str) -> None:
+    path = _written(tmp_path, "profiles.yaml", text)
+
+    with pytest.raises(OptionsError) as refusal:
+        Options.from_environment({"FINETUNING_STORAGE_PROFILES": path})
+
+    assert str(refusal.value).startswith(f"FINETUNING_STORAGE_PROFILES={path!r}: {complaint}")
