@@ -19,7 +19,7 @@ from finetuning_api.base import (
     SecretRef,
     Url,
 )
-from finetuning_api.finetuningjob import EnvVar, PodOptions
+from finetuning_api.finetuningjob import EnvVar, PodOptions, StorageSpec
 from finetuning_api.sources import SourceRef
 
 CommandWord = Annotated[str, Field(max_length=4096)]
@@ -109,6 +109,7 @@ class InferenceServerSpec(ApiModel):
     auth_secret_ref: SecretRef | None = Field(default=None, description="Secret with tokens; unset is public.")
     resources: ResourceRequirements = Field(default_factory=ResourceRequirements, description="Compute resources.")
     pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pods.")
+    storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes of model and tokenizer.")
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
 
 

@@ -20,10 +20,8 @@ from finetuning_cli.local.store import Key, Store, key_of
 from finetuning_cli.local.trust import damage, require_adapter, restart
 from finetuning_cli.local.wake import Wake
 from finetuning_cli.manifest import Manifest
-from finetuning_operator.reconcile import reconcile
+from finetuning_operator.reconcile import reconcile, references
 from finetuning_operator.reconcile.conditions import is_terminal
-from finetuning_operator.reconcile.evaluation import evaluation_needs
-from finetuning_operator.reconcile.needs import Need, job_needs
 from finetuning_operator.reconcile.plan import ImageRole, Observed, Plan, Settings
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import explained_os_errors, write_atomically
@@ -211,22 +209,14 @@ class LocalRun:
             return
         self._active[key] = None
         resource = self._objects[key]
-        for wanted in self._needs(resource):
-            if ("Relocation", wanted.name) in self._objects:
-                self._activate(("Relocation", wanted.name))
+        if not _rests(resource):
+            used = references(resource, lambda kind, name: self._objects.get((kind, name)))
+            for relocation in sorted(each for each in used if each[0] == "Relocation" and each in self._objects):
+                self._activate(relocation)
         if isinstance(resource, Relocation):
             self._recheck(resource)
             if not _is_ready(self._objects[key]):
                 self._brought.add(key)
-
-    def _needs(self, resource: Resource) -> tuple[Need, ...]:
-        if _rests(resource):
-            return ()
-        if isinstance(resource, FineTuningJob):
-            return job_needs(resource.spec)
-        if isinstance(resource, EvaluationJob):
-            return evaluation_needs(resource, observed=self._observe(resource), now=_now())
-        return ()
 
     def _recheck(self, relocation: Relocation) -> None:
         """A failure of an earlier run is tried again, and an artifact of an earlier run is looked at before its use."""

@@ -10,6 +10,7 @@ from finetuning_api.relocation import Relocation
 from finetuning_operator.reconcile.evaluation import reconcile_evaluation
 from finetuning_operator.reconcile.job import reconcile_job
 from finetuning_operator.reconcile.plan import Observed, Plan, Settings
+from finetuning_operator.reconcile.references import references
 from finetuning_operator.reconcile.relocation import reconcile_relocation
 
 
@@ -31,4 +32,4 @@ def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings
     raise TypeError(message)
 
 
-__all__ = ["reconcile"]
+__all__ = ["reconcile", "references"]

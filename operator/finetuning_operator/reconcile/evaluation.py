@@ -5,8 +5,8 @@ from datetime import datetime
 from posixpath import join
 
 from finetuning_api.base import ClaimRef, ConditionType, StageState
-from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob
-from finetuning_api.finetuningjob import FineTuningJob, JobPhase, MethodType, VolumeSpec
+from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob, EvaluationJobSpec
+from finetuning_api.finetuningjob import FineTuningJob, JobPhase, MethodType, StorageSpec, VolumeSpec
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import (
     CandidateInput,
@@ -20,7 +20,7 @@ from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.conditions import events_between, find_condition, is_terminal, is_true, short_list
 from finetuning_operator.reconcile.gate import gate_condition, gate_message
 from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, active_since, look_again, overdue
-from finetuning_operator.reconcile.names import child_name
+from finetuning_operator.reconcile.names import adapter_job, child_name
 from finetuning_operator.reconcile.needs import (
     Need,
     Role,
@@ -79,8 +79,7 @@ class _View:
     @property
     def candidates(self) -> tuple[_Candidate, ...]:
         """Every candidate that can be resolved by now."""
-        resolved = (_resolve(self, candidate) for candidate in self.job.spec.candidates)
-        return tuple(candidate for candidate in resolved if candidate is not None)
+        return _candidates(self.job.spec, self.observed)
 
     @property
     def dataset(self) -> Need:
@@ -88,7 +87,7 @@ class _View:
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (self.dataset, *(wanted for candidate in self.candidates for wanted in candidate.needs))
+        return evaluation_needs(self.job, observed=self.observed)
 
     @property
     def output(self) -> ClaimRef:
@@ -134,9 +133,10 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
     return _plan(view, _common(view, course, writer=writer, since=since), course)
 
 
-def evaluation_needs(job: EvaluationJob, *, observed: Observed, now: datetime) -> tuple[Need, ...]:
+def evaluation_needs(job: EvaluationJob, *, observed: Observed) -> tuple[Need, ...]:
     """Return everything that an EvaluationJob relocates, as far as its candidates are known by now."""
-    return _View(job, observed, Settings(), now).needs
+    of_candidates = (wanted for candidate in _candidates(job.spec, observed) for wanted in candidate.needs)
+    return (dataset_need(job.spec.dataset, job.spec.storage), *of_candidates)
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
@@ -258,8 +258,12 @@ def _model(view: _View, candidate: _Candidate) -> ModelInput | None:
     return model_input(candidate.model, candidate.tokenizer, observed=view.observed, settings=view.settings)
 
 
-def _resolve(view: _View, candidate: CandidateSpec) -> _Candidate | None:
-    storage = view.job.spec.storage
+def _candidates(spec: EvaluationJobSpec, observed: Observed) -> tuple[_Candidate, ...]:
+    resolved = (_resolve(candidate, storage=spec.storage, observed=observed) for candidate in spec.candidates)
+    return tuple(candidate for candidate in resolved if candidate is not None)
+
+
+def _resolve(candidate: CandidateSpec, *, storage: StorageSpec, observed: Observed) -> _Candidate | None:
     if candidate.model is not None:
         role = Role.REFERENCE if candidate.name == "reference" else Role.MODEL
         tokenizer = need(candidate.tokenizer, Role.TOKENIZER, storage) if candidate.tokenizer else None
@@ -268,9 +272,9 @@ def _resolve(view: _View, candidate: CandidateSpec) -> _Candidate | None:
             need(candidate.model, role, storage),
             tokenizer,
             adapter=candidate.adapter,
-            adapter_digest=_digest_of(view.observed, candidate.adapter),
+            adapter_digest=_digest_of(observed, candidate.adapter),
         )
-    job = _job(view.observed, candidate.job_ref or "")
+    job = _job(observed, candidate.job_ref or "")
     adapter = job.status.artifacts.adapter if job else None
     if job is None or adapter is None:
         return None
@@ -292,13 +296,11 @@ def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
     return SourceRef(source=f"pvc://{place.claim_name}/{place.path}", checksum=digest)
 
 
-def _digest_of(observed: Observed, adapter: ClaimRef | None) -> str | None:
+def _digest_of(observed: Observed, place: ClaimRef | None) -> str | None:
     """Return the digest that the job recorded which made an adapter."""
-    for resource in observed.resources.values():
-        made = resource.status.artifacts.adapter if isinstance(resource, FineTuningJob) else None
-        if made and adapter and (made.claim_name, made.path) == (adapter.claim_name, adapter.path):
-            return made.digest
-    return None
+    job = _job(observed, adapter_job(place.claim_name) or "") if place else None
+    made = job.status.artifacts.adapter if job else None
+    return made.digest if made and place and (made.claim_name, made.path) == (place.claim_name, place.path) else None
 
 
 def _job(observed: Observed, name: str) -> FineTuningJob | None:

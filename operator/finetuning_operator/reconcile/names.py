@@ -5,6 +5,7 @@ import hashlib
 from finetuning_api.base import API_VERSION, ObjectMeta, OwnerReference, Resource
 
 _NAME_LENGTH = 63
+_ADAPTER = "-adapter"
 
 
 def child_name(owner: str, suffix: str) -> str:
@@ -18,7 +19,13 @@ def child_name(owner: str, suffix: str) -> str:
 
 def adapter_claim(job: str) -> str:
     """Return the claim of a job's adapter, checkpoints, token cache and report."""
-    return child_name(job, "adapter")
+    return child_name(job, _ADAPTER.removeprefix("-"))
+
+
+def adapter_job(claim: str) -> str | None:
+    """Return the job whose adapter's claim has this name, None where no job's can. Names of jobs are never cut here."""
+    job = claim.removesuffix(_ADAPTER)
+    return job if job and job != claim and adapter_claim(job) == claim else None
 
 
 def evaluation_name(job: str) -> str:

@@ -8,6 +8,7 @@ from posixpath import join
 from finetuning_api.base import ConditionType, ObjectMeta, ProgressStatus, StageState
 from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import FineTuningJobSpec, StorageSpec, VolumeSpec
+from finetuning_api.inferenceserver import InferenceServerSpec
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationSpec
 from finetuning_api.runconfig import DatasetInput, ModelInput, Provenance
@@ -104,6 +105,12 @@ def job_needs(spec: FineTuningJobSpec) -> tuple[Need, ...]:
     if spec.evaluation.enabled and spec.evaluation.reference is not None:
         needs.append(need(spec.evaluation.reference, Role.REFERENCE, spec.storage))
     return tuple(needs)
+
+
+def server_needs(spec: InferenceServerSpec) -> tuple[Need, ...]:
+    """Return everything that a server relocates: adapters lie on claims already."""
+    model = need(spec.model, Role.MODEL, spec.storage)
+    return (model,) if spec.tokenizer is None else (model, need(spec.tokenizer, Role.TOKENIZER, spec.storage))
 
 
 def relocation(wanted: Need, *, namespace: str, storage: StorageSpec, backoff_limit: int) -> Relocation:

@@ -287,6 +287,7 @@ CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
         Change("authSecretRef", None, {"name": "a"}),
         Change("resources", {}, {"limits": {"cpu": 1}}),
         Change("pod", {}, {"sharedMemorySize": "1Gi"}),
+        Change("storage", {}, {"profile": "fast"}),
         Change("priorityClassName", "a", None),
     ),
 }
