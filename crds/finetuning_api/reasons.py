@@ -34,6 +34,8 @@ class Reason(StrEnum):
     RESUMED = "Resumed"
     NOT_REQUESTED = "NotRequested"
     RETRYING = "Retrying"
+    QUEUED = "Queued"
+    STOPPING = "Stopping"
     GATE_PASSED = "GatePassed"
     GATE_FAILED = "GateFailed"
     GATE_INCONCLUSIVE = "GateInconclusive"
@@ -86,7 +88,29 @@ class Reason(StrEnum):
     INTERRUPTED = "Interrupted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    STALLED = "Stalled"
+    CRASHED = "Crashed"
     INTERNAL = "Internal"
+
+    # Cluster
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONFIGURATION_MISSING = "ConfigurationMissing"
+    CONTAINER_START_FAILED = "ContainerStartFailed"
+    UNSCHEDULABLE = "Unschedulable"
+    VOLUME_UNAVAILABLE = "VolumeUnavailable"
+    VOLUME_CONFLICT = "VolumeConflict"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    QUEUE_INADMISSIBLE = "QueueInadmissible"
+    POD_SECURITY_VIOLATION = "PodSecurityViolation"
+    FORBIDDEN = "Forbidden"
+    REJECTED = "Rejected"
+    NAME_CONFLICT = "NameConflict"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
+    API_UNAVAILABLE = "ApiUnavailable"
+    EVICTED = "Evicted"
+    PREEMPTED = "Preempted"
+    NODE_LOST = "NodeLost"
+    CANCELLED = "Cancelled"
 
 
 LIFE_CYCLE_REASONS: frozenset[Reason] = frozenset(
@@ -106,6 +130,8 @@ LIFE_CYCLE_REASONS: frozenset[Reason] = frozenset(
         Reason.RESUMED,
         Reason.NOT_REQUESTED,
         Reason.RETRYING,
+        Reason.QUEUED,
+        Reason.STOPPING,
         Reason.GATE_PASSED,
     }
 )
