@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv runtime quickstart test test-unit test-workload lint types format crds docs clean
+.PHONY: help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -20,7 +20,7 @@ runtime: ## Make .venv with what `finetune run` needs, and no more.
 quickstart: runtime ## Fine-tune, evaluate and report examples/quickstart.yaml on this machine.
 	$(BIN)/finetune run examples/quickstart.yaml
 
-test: test-unit test-workload ## Run every test that needs no cluster.
+test: test-unit test-workload test-cluster ## Run every test that needs no container runtime.
 
 test-unit: venv ## Run the unit tests: no programs, no training.
 	$(PYTEST) tests/unit
@@ -28,6 +28,18 @@ test-unit: venv ## Run the unit tests: no programs, no training.
 test-workload: venv ## Run the tests that run programs, servers and small models.
 	@hack/test-deps.sh
 	$(PYTEST) tests/workload
+
+test-cluster: cluster-binaries ## Run the operator against a real control plane with fake nodes.
+	$(PYTEST) tests/cluster
+
+cluster-binaries: venv # Builds etcd, kube-apiserver and so on into the cache: ten minutes, once per machine.
+	@$(BIN)/python -m hack.cluster build
+
+cluster-up: cluster-binaries ## Start a control plane with fake nodes on this machine; prints how to use it.
+	@$(BIN)/python -m hack.cluster up
+
+cluster-down: venv ## Stop it, without a trace.
+	@$(BIN)/python -m hack.cluster down
 
 lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/ruff check .
@@ -37,7 +49,7 @@ lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/finetune crds --check
 
 types: venv
-	$(BIN)/mypy $(PACKAGES) tests examples
+	$(BIN)/mypy $(PACKAGES) hack tests examples
 
 format: venv ## Put the code into the house style.
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,45 @@
+"""``python -m hack.cluster up | down | build``: a real control plane with fake nodes on this machine."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from hack.cluster import client
+from hack.cluster.binaries import BuildError, build_missing, require_binaries
+from hack.cluster.plane import StartError, supervise
+
+_LOG = logging.getLogger("cluster")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = _parser().parse_args(arguments)
+    state: Path = options.state.resolve()
+    try:
+        if options.command == "build":
+            _LOG.info("the programs are in %s", next(iter(build_missing().values())).parent)
+        elif options.command == "up":
+            require_binaries()
+            sys.stdout.write(f"export KUBECONFIG={client.start(state).kubeconfig}\n")
+        elif options.command == "down":
+            _LOG.info("%s: %s", state, "stopped" if client.stop(state) else "no control plane runs here")
+        else:
+            supervise(state, binaries=require_binaries(), while_used=options.while_used)
+    except (BuildError, StartError) as error:
+        _LOG.error("%s", error)  # noqa: TRY400  (the message says what to do; a traceback would not)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m hack.cluster", description=__doc__)
+    parser.add_argument("command", choices=["build", "up", "down", "hold"])
+    parser.add_argument("--state", type=Path, default=Path(".cluster"), help="folder of the control plane's files")
+    parser.add_argument("--while-used", action="store_true", help="hold: end with the last user of the folder's lock")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
