@@ -1,0 +1,284 @@
+"""What the operator knows of the cluster: small copies of objects, fed by events and by full lists.
+
+Objects are kept as compressed JSON, because thousands of them rest for every one that is worked on. An object that is
+read is decoded anew, so a reader may do with it what it likes.
+"""
+
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetuning_api.base import GROUP
+from finetuning_operator.cluster.keys import ObjectKey
+
+Manifest = Mapping[str, Any]
+
+OWN_KINDS = frozenset({"FineTuningJob", "EvaluationJob", "Relocation", "InferenceServer"})
+KIND_LABEL = "finetuning.dev/kind"
+NAME_LABEL = "finetuning.dev/name"
+CLAIM_LABEL_PREFIX = "claim.finetuning.dev/"
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "labels",
+    "annotations",
+    "ownerReferences",
+)
+_ENDED_PODS = frozenset({"Succeeded", "Failed"})
+_ENDED = frozenset({"Complete", "Failed"})
+_REMEMBERED_DELETIONS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One object and what the indexes need to know of it."""
+
+    uid: str
+    version: int
+    content: bytes
+    owner: ObjectKey | None
+    """The object of ours that it works for, by name: whoever bears that name is told of changes."""
+    owner_uid: str
+    deleting: bool
+    finished: bool
+    claims: frozenset[str]
+    """Claims that a pod which has not ended mounts."""
+    node: str
+
+
+class Cache:
+    """The last known state of every object that matters, with the indexes that reconciling needs.
+
+    ``put``, ``remove`` and ``replace`` return the keys of our objects that a change concerns: the object itself, its
+    owner, and whoever refers to it.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[ObjectKey, _Entry] = {}
+        self._children: defaultdict[str, set[ObjectKey]] = defaultdict(set)
+        self._holders: defaultdict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
+        self._targets: dict[ObjectKey, frozenset[ObjectKey]] = {}
+        self._referrers: defaultdict[ObjectKey, set[ObjectKey]] = defaultdict(set)
+        self._deleted: dict[ObjectKey, int] = {}
+        """Version at which an object was seen to be deleted: a list that was made before must not bring it back."""
+
+    def put(self, kind: str, manifest: Manifest) -> frozenset[ObjectKey]:
+        """Take an object in, unless something newer is known of it."""
+        metadata = manifest["metadata"]
+        key = ObjectKey(kind, metadata.get("namespace", ""), metadata["name"])
+        version = int(metadata["resourceVersion"])
+        old = self._entries.get(key)
+        known = old.version if old else self._deleted.get(key, -1)
+        if version <= known:
+            return frozenset()
+        new = _entry(kind, manifest)
+        self._exchange(key, old, new)
+        self._deleted.pop(key, None)
+        return self._concerned(key, old, new)
+
+    def remove(self, kind: str, manifest: Manifest) -> frozenset[ObjectKey]:
+        """Take note of a deletion; that of an earlier object of the same name changes nothing."""
+        metadata = manifest["metadata"]
+        key = ObjectKey(kind, metadata.get("namespace", ""), metadata["name"])
+        version = int(metadata["resourceVersion"])
+        old = self._entries.get(key)
+        if old is not None and old.uid != metadata["uid"] and old.version > version:
+            return frozenset()
+        self._remember_deletion(key, version)
+        return self._drop(key)
+
+    def forget(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        """Take note that the API server does not know an object."""
+        return self._drop(key)
+
+    def replace(
+        self, kind: str, items: Iterable[Manifest], *, version: int, namespace: str | None = None
+    ) -> frozenset[ObjectKey]:
+        """Take a full list of a kind in, made at ``version``; what it lacks is gone unless newer."""
+        concerned: set[ObjectKey] = set()
+        listed: set[ObjectKey] = set()
+        for item in items:
+            listed.add(ObjectKey(kind, item["metadata"].get("namespace", ""), item["metadata"]["name"]))
+            concerned |= self.put(kind, item)
+        gone = [
+            key
+            for key, entry in self._entries.items()
+            if key.kind == kind
+            and (namespace is None or key.namespace == namespace)
+            and key not in listed
+            and entry.version <= version
+        ]
+        for key in gone:
+            concerned |= self._drop(key)
+        return frozenset(concerned)
+
+    def get(self, key: ObjectKey) -> dict[str, Any] | None:
+        """Return a copy of an object."""
+        entry = self._entries.get(key)
+        return _decode(entry.content) if entry else None
+
+    def __contains__(self, key: ObjectKey) -> bool:
+        return key in self._entries
+
+    def keys(self, kind: str) -> tuple[ObjectKey, ...]:
+        """Return every known object of a kind."""
+        return tuple(key for key in self._entries if key.kind == kind)
+
+    def identity(self, key: ObjectKey) -> tuple[str, int] | None:
+        """Return the uid and the version of an object: two equal identities have equal content."""
+        entry = self._entries.get(key)
+        return (entry.uid, entry.version) if entry else None
+
+    def is_deleting(self, key: ObjectKey) -> bool:
+        """Return whether an object is known and on its way out."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.deleting
+
+    def is_finished(self, key: ObjectKey) -> bool:
+        """Return whether an object is known and has ended for good, by its conditions."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.finished
+
+    def children(self, owner_uid: str, kind: str) -> tuple[ObjectKey, ...]:
+        """Return what an object owns by its uid, in a stable order."""
+        return tuple(sorted(key for key in self._children.get(owner_uid, ()) if key.kind == kind))
+
+    def holders(self, namespace: str, claim: str) -> dict[str, str]:
+        """Return the pods that mount a claim and have not ended, with their nodes; '' for none yet."""
+        keys = self._holders.get((namespace, claim), ())
+        return {key.name: self._entries[key].node for key in sorted(keys)}
+
+    def refer(self, key: ObjectKey, targets: frozenset[ObjectKey]) -> frozenset[ObjectKey]:
+        """Note what an object reads; return those whose users changed by it."""
+        old = self._targets.get(key, frozenset())
+        if old == targets:
+            return frozenset()
+        for target in old - targets:
+            self._referrers[target].discard(key)
+            if not self._referrers[target]:
+                del self._referrers[target]
+        for target in targets - old:
+            self._referrers[target].add(key)
+        if targets:
+            self._targets[key] = targets
+        else:
+            self._targets.pop(key, None)
+        return old ^ targets
+
+    def referrers(self, key: ObjectKey) -> tuple[ObjectKey, ...]:
+        """Return who reads an object, in a stable order."""
+        return tuple(sorted(self._referrers.get(key, ())))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many objects of each kind are known."""
+        counted: defaultdict[str, int] = defaultdict(int)
+        for key in self._entries:
+            counted[key.kind] += 1
+        return dict(counted)
+
+    def _drop(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        old = self._entries.get(key)
+        if old is None:
+            return frozenset()
+        self._exchange(key, old, None)
+        concerned = self._concerned(key, old, None)
+        return concerned | self.refer(key, frozenset())
+
+    def _exchange(self, key: ObjectKey, old: _Entry | None, new: _Entry | None) -> None:
+        if old is not None:
+            _discard(self._children, old.owner_uid, key)
+            for claim in old.claims:
+                _discard(self._holders, (key.namespace, claim), key)
+            del self._entries[key]
+        if new is not None:
+            self._entries[key] = new
+            if new.owner_uid:
+                self._children[new.owner_uid].add(key)
+            for claim in new.claims:
+                self._holders[key.namespace, claim].add(key)
+
+    def _concerned(self, key: ObjectKey, old: _Entry | None, new: _Entry | None) -> frozenset[ObjectKey]:
+        concerned = {entry.owner for entry in (old, new) if entry is not None and entry.owner is not None}
+        if key.kind in OWN_KINDS:
+            concerned |= {key, *self._referrers.get(key, ())}
+        return frozenset(concerned)
+
+    def _remember_deletion(self, key: ObjectKey, version: int) -> None:
+        self._deleted.pop(key, None)
+        self._deleted[key] = version
+        while len(self._deleted) > _REMEMBERED_DELETIONS:
+            del self._deleted[next(iter(self._deleted))]
+
+
+def _discard(index: defaultdict[Any, set[ObjectKey]], name: object, key: ObjectKey) -> None:
+    members = index.get(name)
+    if members is not None:
+        members.discard(key)
+        if not members:
+            del index[name]
+
+
+def _entry(kind: str, manifest: Manifest) -> _Entry:
+    metadata = manifest["metadata"]
+    controller = next((each for each in metadata.get("ownerReferences") or () if each.get("controller")), None)
+    slim = slimmed(kind, manifest)
+    live_pod = kind == "Pod" and manifest.get("status", {}).get("phase") not in _ENDED_PODS
+    labels = metadata.get("labels") or {}
+    claims = (label for label in labels if label.startswith(CLAIM_LABEL_PREFIX)) if live_pod else ()
+    return _Entry(
+        uid=metadata["uid"],
+        version=int(metadata["resourceVersion"]),
+        content=zlib.compress(json.dumps(slim, separators=(",", ":")).encode(), 1),
+        owner=_owner(metadata, controller),
+        owner_uid=controller["uid"] if controller else "",
+        deleting="deletionTimestamp" in metadata,
+        finished=kind in OWN_KINDS and _has_ended(manifest),
+        claims=frozenset(label.removeprefix(CLAIM_LABEL_PREFIX) for label in claims),
+        node=(manifest.get("spec") or {}).get("nodeName", "") if live_pod else "",
+    )
+
+
+def _owner(metadata: Manifest, controller: Manifest | None) -> ObjectKey | None:
+    namespace = metadata.get("namespace", "")
+    if controller is not None and controller["apiVersion"].startswith(f"{GROUP}/"):
+        return ObjectKey(controller["kind"], namespace, controller["name"])
+    labels = metadata.get("labels") or {}
+    if labels.get(KIND_LABEL) in OWN_KINDS and NAME_LABEL in labels:
+        return ObjectKey(labels[KIND_LABEL], namespace, labels[NAME_LABEL])
+    return None
+
+
+def _has_ended(manifest: Manifest) -> bool:
+    conditions = (manifest.get("status") or {}).get("conditions") or ()
+    return any(each.get("type") in _ENDED and each.get("status") == "True" for each in conditions)
+
+
+def slimmed(kind: str, manifest: Manifest) -> dict[str, Any]:
+    """Return the parts of an object that reconciling reads."""
+    metadata = {name: manifest["metadata"][name] for name in _METADATA if name in manifest["metadata"]}
+    annotations = metadata.get("annotations") or {}
+    if kind == "Pod":
+        metadata.pop("annotations", None)
+        spec = {"nodeName": (manifest.get("spec") or {}).get("nodeName", "")}
+        return {"metadata": metadata, "spec": spec, "status": manifest.get("status") or {}}
+    if _LAST_APPLIED in annotations:
+        metadata["annotations"] = {name: text for name, text in annotations.items() if name != _LAST_APPLIED}
+    rest = {name: value for name, value in manifest.items() if name != "metadata"}
+    if kind == "Job":
+        # Templates of Jobs never change and hold a whole configuration.
+        rest["spec"] = {name: value for name, value in (manifest.get("spec") or {}).items() if name != "template"}
+    return {"metadata": metadata, **rest}
+
+
+def _decode(content: bytes) -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads(zlib.decompress(content))
+    return decoded
