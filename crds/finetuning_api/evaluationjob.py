@@ -5,20 +5,25 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from finetuning_api.base import (
-    INT32_MAX,
     SHORT_NAME,
     ApiModel,
     CelRule,
     ClaimRef,
     Mutability,
     Name,
-    ObjectName,
     Resource,
     ResourceRequirements,
     StagedStatus,
 )
 from finetuning_api.dataset import DatasetSpec
-from finetuning_api.finetuningjob import EvaluationOptions, JobPhase, PodOptions, StorageSpec, completions_rule
+from finetuning_api.finetuningjob import (
+    EvaluationOptions,
+    JobPhase,
+    PodOptions,
+    RunOptions,
+    StorageSpec,
+    completions_rule,
+)
 from finetuning_api.metrics import EvaluationRow, GateResult, Verdict
 from finetuning_api.sources import SourceRef
 
@@ -46,7 +51,7 @@ class CandidateSpec(ApiModel):
     job_ref: Name | None = Field(default=None, description="Finished FineTuningJob whose result is the candidate.")
 
 
-class EvaluationJobSpec(EvaluationOptions):
+class EvaluationJobSpec(RunOptions, EvaluationOptions):
     """What to compare, on what."""
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
@@ -79,19 +84,6 @@ class EvaluationJobSpec(EvaluationOptions):
     resources: ResourceRequirements = Field(default_factory=ResourceRequirements, description="Compute resources.")
     pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pod.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes.")
-    suspend: bool = Field(default=False, description="Do not start, or stop; false goes on.")
-    active_deadline_seconds: int | None = Field(
-        default=None, ge=1, le=INT32_MAX, description="Seconds that the job may be active."
-    )
-    pending_deadline_seconds: int | None = Field(
-        default=None, ge=1, le=INT32_MAX, description="Seconds that its pod may wait."
-    )
-    backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries after an environment fault.")
-    ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, le=INT32_MAX, description="Seconds after which a finished job is deleted; unset keeps it."
-    )
-    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pod.")
-    queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
 
 
 class EvaluationJobStatus(StagedStatus):

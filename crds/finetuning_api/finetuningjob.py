@@ -362,11 +362,35 @@ class PodOptions(ApiModel):
     shared_memory_size: Quantity | None = Field(default=None, description="Size of /dev/shm.")
 
 
+class RunOptions(ApiModel):
+    """When a job runs, how long it may, and what becomes of it; shared by FineTuningJob and EvaluationJob."""
+
+    suspend: bool = Field(default=False, description="Do not start, or stop after saving; false goes on.")
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description="Seconds that the job may be active; it saves before it is stopped.",
+    )
+    pending_deadline_seconds: int | None = Field(
+        default=None, ge=1, le=INT32_MAX, description="Seconds that a stage may wait for its pod to run."
+    )
+    backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries of a stage after an environment fault.")
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=INT32_MAX,
+        description="Seconds after which a finished job is deleted with everything that it owns; unset keeps it.",
+    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+    queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
+
+
 MUTABLE_FINETUNINGJOB_FIELDS = ("suspend", "ttlSecondsAfterFinished", "serving.replicas", "notifications")
 """Fields of a FineTuningJob's spec that may change; every other one is fixed at creation."""
 
 
-class FineTuningJobSpec(ApiModel):
+class FineTuningJobSpec(RunOptions):
     """What to fine-tune, on what, how, and what decides."""
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
@@ -400,22 +424,6 @@ class FineTuningJobSpec(ApiModel):
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes.")
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="What is measured and what decides.")
     serving: ServingSpec | None = Field(default=None, description="Serve the result; unset does not serve.")
-    suspend: bool = Field(default=False, description="Stop after a checkpoint, or do not start; false goes on.")
-    active_deadline_seconds: int | None = Field(
-        default=None,
-        ge=1,
-        le=INT32_MAX,
-        description="Seconds that the job may be active; it saves before it is stopped.",
-    )
-    pending_deadline_seconds: int | None = Field(
-        default=None, ge=1, le=INT32_MAX, description="Seconds that a stage may wait for its pod to run."
-    )
-    backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries of a stage after an environment fault.")
-    ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, le=INT32_MAX, description="Seconds after which a finished job is deleted; unset keeps it."
-    )
-    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
-    queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
     notifications: list[NotificationSpec] = Field(default_factory=list, max_length=16, description="Who is told.")
     tracking: TrackingSpec | None = Field(default=None, description="Experiment tracking.")
 

@@ -19,7 +19,7 @@ from finetuning_api.runconfig import (
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.conditions import events_between, find_condition, is_terminal, is_true, short_list
 from finetuning_operator.reconcile.gate import gate_condition, gate_message
-from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, active_since, look_again, overdue
+from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, look_again
 from finetuning_operator.reconcile.names import adapter_job, child_name
 from finetuning_operator.reconcile.needs import (
     Need,
@@ -111,26 +111,18 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
         return Plan(status=old)
     writer = Writer(job.metadata.generation, now)
     view = _View(job, observed, settings, now)
-    since = active_since(old.start_time, old.conditions, now)
-    refusal = _refusal(view)
-    if refusal is not None:
-        ended = writer.refused(refusal, conditions=old.conditions, stages=old.stages, start=old.start_time)
-        return _plan(view, ended)
-    if job.spec.suspend:
-        paused = writer.suspended(conditions=old.conditions, stages=old.stages, start=old.start_time)
-        return _plan(view, paused)
-    accepted = writer.accepted(old.conditions)
-    late = overdue(
-        observed,
-        active=job.spec.active_deadline_seconds,
-        pending=job.spec.pending_deadline_seconds,
-        since=since,
+    admission = admit(job.spec, old, refusal=_refusal(view), observed=observed, writer=writer)
+    if isinstance(admission, Common):
+        return _plan(view, admission)
+    course = follow(
+        _rules(view),
+        view,
+        stages=old.stages,
+        conditions=admission.conditions,
+        generation=writer.generation,
         now=now,
     )
-    if late is not None:
-        return _plan(view, writer.failed(late, conditions=accepted, stages=old.stages, start=since))
-    course = follow(_rules(view), view, stages=old.stages, conditions=accepted, generation=writer.generation, now=now)
-    return _plan(view, _common(view, course, writer=writer, since=since), course)
+    return _plan(view, _common(view, course, writer=writer, since=admission.since), course)
 
 
 def evaluation_needs(job: EvaluationJob, *, observed: Observed) -> tuple[Need, ...]:
@@ -192,6 +184,8 @@ def _evaluate(view: _View) -> Outcome:
         resources=spec.resources,
         pod=spec.pod,
         retries=spec.backoff_limit,
+        priority_class=spec.priority_class_name,
+        queue=spec.queue_name,
     )
     state = view.observed.steps.get(EVALUATE)
     outcome = step_outcome(step, state, running=Reason.EVALUATING, volumes=_volumes(view))

@@ -47,7 +47,7 @@ from finetuning_operator.reconcile.conditions import (
 )
 from finetuning_operator.reconcile.evaluation import tuned_model
 from finetuning_operator.reconcile.gate import REASONS, gate_condition, gate_message
-from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, active_since, look_again, overdue
+from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, look_again
 from finetuning_operator.reconcile.names import adapter_claim, evaluation_name, owned_metadata
 from finetuning_operator.reconcile.needs import (
     Need,
@@ -138,26 +138,18 @@ def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, sett
         served = job.spec.serving is not None and is_true(old.conditions, ConditionType.SERVING)
         return Plan(status=old, children=(_inference_server(view),) if served else ())
     writer = Writer(job.metadata.generation, now)
-    since = active_since(old.start_time, old.conditions, now)
-    refusal = refusal_of(job.spec, settings)
-    if refusal is not None:
-        ended = writer.refused(refusal, conditions=old.conditions, stages=old.stages, start=old.start_time)
-        return _stopped(view, ended)
-    if job.spec.suspend:
-        paused = writer.suspended(conditions=old.conditions, stages=old.stages, start=old.start_time)
-        return _stopped(view, paused)
-    accepted = writer.accepted(old.conditions)
-    late = overdue(
-        observed,
-        active=job.spec.active_deadline_seconds,
-        pending=job.spec.pending_deadline_seconds,
-        since=since,
+    admission = admit(job.spec, old, refusal=refusal_of(job.spec, settings), observed=observed, writer=writer)
+    if isinstance(admission, Common):
+        return _stopped(view, admission)
+    course = follow(
+        _rules(view),
+        view,
+        stages=old.stages,
+        conditions=admission.conditions,
+        generation=writer.generation,
         now=now,
     )
-    if late is not None:
-        return _stopped(view, writer.failed(late, conditions=accepted, stages=old.stages, start=since))
-    course = follow(_rules(view), view, stages=old.stages, conditions=accepted, generation=writer.generation, now=now)
-    return _running(view, course, _common(view, course, writer=writer, since=since))
+    return _running(view, course, _common(view, course, writer=writer, since=admission.since))
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
@@ -195,6 +187,8 @@ def _preflight(view: _View) -> Outcome:
         resources=_without_accelerators(view.job.spec.resources),
         pod=view.job.spec.pod,
         retries=view.job.spec.backoff_limit,
+        priority_class=view.job.spec.priority_class_name,
+        queue=view.job.spec.queue_name,
     )
     state = view.observed.steps.get(PREFLIGHT)
     return step_outcome(step, state, running=Reason.PREFLIGHT, volumes=(_volume(view),))
@@ -221,6 +215,8 @@ def _train(view: _View) -> Outcome:
         workers=spec.parallelism.workers,
         processes_per_worker=spec.parallelism.processes_per_worker,
         retries=spec.backoff_limit,
+        priority_class=spec.priority_class_name,
+        queue=spec.queue_name,
     )
     state = view.observed.steps.get(TRAIN)
     outcome = step_outcome(step, state, running=Reason.TRAINING, volumes=(_volume(view),))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetuning_api.base import Condition, ConditionType, ProgressStatus, Stage
-from finetuning_api.finetuningjob import JobPhase
+from finetuning_api.base import Condition, ConditionType, ProgressStatus, Stage, StagedStatus
+from finetuning_api.finetuningjob import JobPhase, RunOptions
 from finetuning_api.reasons import Reason
 from finetuning_operator.reconcile.conditions import condition, find_condition, is_terminal, is_true, set_condition
 from finetuning_operator.reconcile.plan import Observed, StepPhase
@@ -18,6 +18,14 @@ class Refusal:
 
     reason: Reason
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A job that may go on: since when it is active, and what is true of every job that is."""
+
+    since: datetime
+    conditions: tuple[Condition, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,28 @@ class Writer:
             completion_time=None,
             generation=self.generation,
         )
+
+
+def admit(
+    spec: RunOptions, status: StagedStatus, *, refusal: Refusal | None, observed: Observed, writer: Writer
+) -> Admission | Common:
+    """Return how a job that has not ended goes on; where it runs nothing, refused, suspended or late, its state."""
+    before, stages = status.conditions, status.stages
+    if refusal is not None:
+        return writer.refused(refusal, conditions=before, stages=stages, start=status.start_time)
+    if spec.suspend:
+        return writer.suspended(conditions=before, stages=stages, start=status.start_time)
+    admission = Admission(active_since(status.start_time, before, writer.now), writer.accepted(before))
+    late = overdue(
+        observed,
+        active=spec.active_deadline_seconds,
+        pending=spec.pending_deadline_seconds,
+        since=admission.since,
+        now=writer.now,
+    )
+    if late is not None:
+        return writer.failed(late, conditions=admission.conditions, stages=stages, start=admission.since)
+    return admission
 
 
 def active_since(start: datetime | None, conditions: Sequence[Condition], now: datetime) -> datetime:

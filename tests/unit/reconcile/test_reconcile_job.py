@@ -421,6 +421,20 @@ def test_retries_follow_the_backoff_limit() -> None:
     assert made.plans[KEY].steps[0].retries == 7
 
 
+def test_steps_wait_in_the_queue_of_their_job_with_its_priority_and_relocations_in_none() -> None:
+    made = trained(job(priority_class_name="low", queue_name="team"))
+    steps = [step for plan in made.plans.values() for step in plan.steps]
+    started = world(job(priority_class_name="low", queue_name="team"))
+    relocating = [step for plan in started.plans.values() for step in plan.steps]
+    started.finish_relocations()
+    preflight = started.plans[KEY].steps
+    started.finish(KEY, "preflight")
+
+    assert [(step.name, step.priority_class, step.queue) for step in steps] == [("evaluate", "low", "team")]
+    assert [(step.name, step.priority_class, step.queue) for step in relocating] == [("measure", None, None)] * 2
+    assert {(step.priority_class, step.queue) for step in (*preflight, *started.plans[KEY].steps)} == {("low", "team")}
+
+
 def test_result_of_a_step_is_required() -> None:
     made = world()
     made.finish_relocations()

@@ -1,0 +1,21 @@
+"""Names of the labels and annotations by which what an object owns is found."""
+
+from typing import Final
+
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+OPERATOR: Final = "finetuning-operator"
+"""Value of MANAGED_BY on everything that the operator makes."""
+KIND: Final = "finetuning.dev/kind"
+NAME: Final = "finetuning.dev/name"
+STEP: Final = "finetuning.dev/step"
+OWNER_UID: Final = "finetuning.dev/owner-uid"
+"""On a claim: the object that it was made for, also where no owner reference tells it."""
+RETENTION: Final = "finetuning.dev/retention"
+"""On an adapter's claim: what becomes of it when its job is deleted."""
+TRASHED_AT: Final = "finetuning.dev/trashed-at"
+"""Annotation on a claim to be thrown away: when its owner was first seen to be gone, in RFC 3339."""
+
+
+def selector(kind: str, name: str) -> str:
+    """Return the label selector of all pods of one object."""
+    return f"{KIND}={kind},{NAME}={name}"
