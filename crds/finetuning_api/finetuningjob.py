@@ -26,6 +26,7 @@ from finetuning_api.base import (
 )
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy
 from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Verdict
+from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.sources import SourceRef
 
 
@@ -332,20 +333,66 @@ class Toleration(ApiModel):
     )
 
 
+RESERVED_VARIABLES = ("HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+RESERVED_VARIABLE_PREFIXES = ("FINETUNING_", "KUBEFLOW_", "SOURCE_SECRET_")
+
+
 class EnvVar(ApiModel):
     """An environment variable of a workload pod."""
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule=f"!self.name.matches('^({'|'.join(RESERVED_VARIABLE_PREFIXES)})')"
+            f" && !(self.name in [{', '.join(map(repr, RESERVED_VARIABLES))}])",
+            message=f"{', '.join(RESERVED_VARIABLES)} and names that begin with"
+            f" {', '.join(RESERVED_VARIABLE_PREFIXES)} are set by the operator; remove the variable",
+            field="name",
+        ),
+    )
 
     name: str = Field(min_length=1, max_length=256, pattern=patterns.VARIABLE.regex, description="Name.")
     value: str = Field(default="", max_length=32768, description="Value; never a secret.")
 
 
+Annotation = Annotated[str, Field(max_length=4096)]
+"""Value of an annotation."""
+
+
+def _own_keys_rule(field: str) -> CelRule:
+    """Return the rule that labels or annotations leave those of the operator and of Jobs alone."""
+    return CelRule(
+        rule=f"self.{field}.all(key, !key.matches("
+        "'^([^/]*[.])?finetuning[.]dev/|^app[.]kubernetes[.]io/managed-by$|^batch[.]kubernetes[.]io/'))",
+        message=f"{field} of finetuning.dev and batch.kubernetes.io, and app.kubernetes.io/managed-by, are set by the"
+        " operator; choose another name",
+        field=field,
+    )
+
+
 class PodOptions(ApiModel):
     """Placement and environment of the pods that train, evaluate and serve."""
 
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        _own_keys_rule("labels"),
+        _own_keys_rule("annotations"),
+        CelRule(
+            rule="self.volumes.all(one, self.volumes.exists_one(other, other.mountPath == one.mountPath))",
+            message="two volumes cannot have the same mountPath",
+            field="volumes",
+        ),
+    )
+
+    labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Extra labels of the pods."
+    )
+    annotations: dict[LabelKey, Annotation] = Field(
+        default_factory=dict, max_length=32, description="Extra annotations of the pods."
+    )
     node_selector: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=32, description="Labels of suitable nodes."
     )
     tolerations: list[Toleration] = Field(default_factory=list, max_length=32, description="Tolerated taints.")
+    affinity: Affinity | None = Field(default=None, description="Affinity of the pods.")
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods.")
     image_pull_secrets: list[SecretRef] = Field(
         default_factory=list,
@@ -359,7 +406,15 @@ class PodOptions(ApiModel):
         description="Extra environment variables.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    shared_memory_size: Quantity | None = Field(default=None, description="Size of /dev/shm.")
+    volumes: list[ExtraVolume] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Extra volumes.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    shared_memory_size: Quantity | None = Field(
+        default=None, description="Size of /dev/shm, which counts as memory; unset is 2Gi at most."
+    )
 
 
 class RunOptions(ApiModel):

@@ -31,6 +31,10 @@ HTTP_ADDRESS = Pattern(
     r"^https?://[^ @]+$", "an address that starts with http:// or https://, without a user name or password in it"
 )
 HTTP_PATH = Pattern(r"^/[^ ]*$", "a path that starts with /")
+FOLDER = Pattern(
+    r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$",
+    "an absolute folder whose parts are letters, digits and . _ - with no '.' in front, for example /mnt/data",
+)
 MODULES = Pattern(
     r"^[^\s,]+(,[^\s,]+)*$", "all-linear, or names of modules separated by commas without spaces: q_proj,v_proj"
 )
@@ -48,6 +52,7 @@ PATTERNS: tuple[Pattern, ...] = (
     REVISION,
     HTTP_ADDRESS,
     HTTP_PATH,
+    FOLDER,
     MODULES,
     VARIABLE,
     TEMPLATE,

@@ -20,6 +20,14 @@ class RuleCase:
         return f"{self.path}-{self.message[:30]}"
 
 
+def _pod(**options: object) -> Manifest:
+    return job(pod=options)
+
+
+def _volume(**fields: object) -> Mapping[str, object]:
+    return {"name": "a", "mountPath": "/mnt/a", "claimName": "mine"} | fields
+
+
 def _source(source: str, **more: object) -> Manifest:
     return relocation(source=source, **more)
 
@@ -192,6 +200,54 @@ RULE_CASES: tuple[RuleCase, ...] = (
         "spec.command",
         server(variant="command", image="a", command=["serve"]),
         server(variant="command", image="a"),
+    ),
+    RuleCase(
+        "HOME, HF_HUB_OFFLINE",
+        "spec.pod.env[0].name",
+        _pod(env=[{"name": "HOMEPAGE"}, {"name": "MY_FINETUNING_A"}]),
+        _pod(env=[{"name": "HOME", "value": "/root"}]),
+    ),
+    RuleCase(
+        "HOME, HF_HUB_OFFLINE",
+        "spec.env[0].name",
+        server(env=[{"name": "NIM_LOG_LEVEL", "value": "INFO"}]),
+        server(env=[{"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": "https://elsewhere"}]),
+    ),
+    RuleCase(
+        "labels of finetuning.dev",
+        "spec.pod.labels",
+        _pod(labels={"team": "nlp", "example.com/batch": "1"}),
+        _pod(labels={"claim.finetuning.dev/base": ""}),
+    ),
+    RuleCase(
+        "annotations of finetuning.dev",
+        "spec.pod.annotations",
+        _pod(annotations={"my-finetuning.dev": "a", "app.kubernetes.io/part-of": "a"}),
+        _pod(annotations={"finetuning.dev/run-config": "{}"}),
+    ),
+    RuleCase(
+        "two volumes cannot",
+        "spec.pod.volumes",
+        _pod(volumes=[_volume(), _volume(name="b", mountPath="/mnt/b")]),
+        _pod(volumes=[_volume(), _volume(name="b")]),
+    ),
+    RuleCase(
+        "a volume comes from",
+        "spec.pod.volumes[0].name",
+        _pod(volumes=[_volume(claimName=None, secretName="mine")]),
+        _pod(volumes=[_volume(emptyDirSize="1Gi")]),
+    ),
+    RuleCase(
+        "mountPath would hide",
+        "spec.pod.volumes[0].mountPath",
+        _pod(volumes=[_volume(mountPath="/etc/ssl"), _volume(name="b", mountPath="/volumes2")]),
+        _pod(volumes=[_volume(mountPath="/volumes/reloc-1")]),
+    ),
+    RuleCase(
+        "mountPath would hide",
+        "spec.pod.volumes[0].mountPath",
+        _pod(volumes=[_volume(mountPath="/var/cache")]),
+        _pod(volumes=[_volume(mountPath="/etc")]),
     ),
 )
 

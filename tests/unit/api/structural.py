@@ -11,6 +11,7 @@ _VOCABULARY = {
     "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
     "required", "properties", "additionalProperties", "items", "anyOf",
     "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string",
+    "x-kubernetes-preserve-unknown-fields",
 }  # fmt: skip
 _INT_OR_STRING = [{"type": "integer"}, {"type": "string"}]
 
@@ -37,6 +38,11 @@ def _form(node: Node) -> Iterator[str]:
         yield "anyOf is for int-or-string only"
     if "properties" in node and "additionalProperties" in node:
         yield "properties and additionalProperties exclude each other"
+    if node.get("x-kubernetes-preserve-unknown-fields") and (node.get("type"), "properties" in node) != (
+        "object",
+        False,
+    ):
+        yield "only an object without fields of its own may hold anything"
     if missing := set(node.get("required", ())) - set(node.get("properties", ())) - {"spec"}:
         yield f"requires unknown fields {missing}"
     for exclusive in ("exclusiveMinimum", "exclusiveMaximum"):

@@ -129,6 +129,15 @@ def test_defaults_are_filled_in_at_every_level_before_rules_are_evaluated() -> N
     assert isinstance(spec["spec"]["evaluation"]["gate"][0]["min"], float)
 
 
+def test_affinity_is_handed_on_as_it_is_but_offers_no_required_pod_affinity() -> None:
+    terms = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone", "weight": 0.5}]}
+
+    assert validate_manifest(job(pod={"affinity": {"nodeAffinity": terms, "podAntiAffinity": terms}})) == []
+    ((path, message),) = told(validate_manifest(job(pod={"affinity": {"podAffinity": terms}})))
+    assert path == "spec.pod.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+    assert message == "is not a field of this API"
+
+
 def test_a_null_is_an_unset_field() -> None:
     assert validate_manifest(job(training=None, tokenizer=None, evaluation={"seed": None})) == []
 
