@@ -1,7 +1,7 @@
 """Reading progress reports: what both endpoints, of a cluster and of one machine, accept and what they make of it.
 
-Reports come from any program, among them scripts that know nothing of this project. What arithmetic yields on the way (no
-number, infinity, a percentage beyond 100) is made harmless; what is of another shape is refused with a message.
+Reports come from any program, among them scripts that know nothing of this project. What arithmetic yields on the way
+(no number, infinity, a percentage beyond 100) is made harmless; what is of another shape is refused with a message.
 """
 
 import math

@@ -4,15 +4,14 @@ import hmac
 import secrets
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
 
-from pydantic import ValidationError
+from finetuning_api.progress import REPORT_BYTES, UnreadableReportError, parse_report
+from finetuning_api.runconfig import TrainerStatus
 
-from finetuning_api.runconfig import ProgressReport, TrainerStatus
-
-_BODY_BYTES = 65536
 _REQUEST_SECONDS = 5.0
 
 
@@ -73,15 +72,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.UNAUTHORIZED)
             return
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > _BODY_BYTES:
+        if not length.isdigit() or int(length) > REPORT_BYTES:
             self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
         try:
-            report = ProgressReport.model_validate_json(self.rfile.read(int(length)))
-        except ValidationError:
+            status = parse_report(self.rfile.read(int(length)), now=datetime.now(UTC))
+        except UnreadableReportError:
             self._answer(HTTPStatus.BAD_REQUEST)
             return
-        reports.record(self.path.lstrip("/"), report.trainer_status)
+        reports.record(self.path.lstrip("/"), status)
         self._answer(HTTPStatus.ACCEPTED)
 
     def _answer(self, status: HTTPStatus) -> None:
