@@ -1,0 +1,377 @@
+"""The one way to the API server: plain dicts in and out, every failure an ApiError, every write within its rate.
+
+Objects are not turned into models: that costs more than everything else that the operator does with them.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from finetuning_operator.cluster.errors import (
+    Conflict,
+    Gone,
+    NotFound,
+    NotLeader,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+    error_of,
+)
+from finetuning_operator.cluster.kinds import KindRef
+
+FIELD_MANAGER = "finetuning-operator"
+
+_JSON = "application/json"
+_APPLY_PATCH = "application/apply-patch+yaml"
+_MERGE_PATCH = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
+_CHUNK = 500
+_LONGEST_PATIENCE = 15.0
+"""Seconds that one call may spend waiting for a busy server before the queue has it again."""
+
+
+class Propagation(StrEnum):
+    """What becomes of an object's dependents when it is deleted."""
+
+    FOREGROUND = "Foreground"
+    BACKGROUND = "Background"
+    ORPHAN = "Orphan"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, for the metrics. ``code`` is the HTTP status, or 0 where no answer came."""
+
+    verb: str
+    resource: str
+    code: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListResult:
+    """Objects and the resource version at which they were all true."""
+
+    items: list[Any]
+    resource_version: str
+
+
+class TokenBucket:
+    """Lets ``burst`` pass at once and ``rate`` a second at length, first come, first served."""
+
+    def __init__(self, *, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = float(burst)
+        self._clock = clock
+        self._tokens = self._burst
+        self._filled_at = clock()
+
+    def reserve(self) -> float:
+        """Take a token and return the seconds to wait for it."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._rate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    verb: str
+    """Kubernetes' name of what is done: get, list, create, apply, patch, delete."""
+    method: str
+    path: str
+    resource: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+    content_type: str = _JSON
+    guarded: bool = False
+    """Whether this is a write that needs leadership and counts against the rate."""
+
+
+class ClusterApi:
+    """Calls to the API server. ``may_write`` is asked immediately before each write leaves the process.
+
+    A server that is busy and says when to come back (429 or 503 with Retry-After) is asked again for a bounded time;
+    every other failure is raised at once, as an ApiError, because the queue knows better when to try again.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        bucket: TokenBucket,
+        may_write: Callable[[], bool] = lambda: True,
+        on_call: Callable[[Call], None] = lambda _call: None,
+        timeout: float = 30.0,
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._may_write = may_write
+        self._on_call = on_call
+        self._timeout = timeout
+
+    def unguarded(self, *, rate: float, burst: int, timeout: float) -> "ClusterApi":
+        """Return an API over the same connections that writes without leadership and at a rate of its own."""
+        bucket = TokenBucket(rate=rate, burst=burst)
+        return ClusterApi(self._client, bucket=bucket, on_call=self._on_call, timeout=timeout)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def get(self, kind: KindRef, namespace: str | None, name: str) -> dict[str, Any]:
+        """Return an object. Raises NotFound."""
+        return await self._json(_Request("get", "GET", kind.path(namespace, name), kind.plural))
+
+    async def list(
+        self,
+        kind: KindRef,
+        namespace: str | None = None,
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        each: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> ListResult:
+        """Return all objects, read in chunks; ``each`` turns every object into what is kept of it as its chunk arrives.
+
+        Where the list outlives the server's memory of its beginning, it is read again in one piece.
+        """
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        query = {name: value for name, value in selectors.items() if value}
+        try:
+            return await self._list(kind, namespace, query=query, limit=_CHUNK, each=each)
+        except Gone:
+            return await self._list(kind, namespace, query=query, limit=0, each=each)
+
+    async def create(self, kind: KindRef, namespace: str | None, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object and return it as stored. Raises AlreadyExists."""
+        query = {"fieldManager": FIELD_MANAGER}
+        path = kind.path(namespace)
+        return await self._json(_Request("create", "POST", path, kind.plural, query=query, body=body, guarded=True))
+
+    async def create_raw(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Post a review, such as a TokenReview: nothing is stored, so it needs neither leadership nor a token."""
+        return await self._json(_Request("create", "POST", path, path.rsplit("/", 1)[-1], body=body))
+
+    async def apply(self, kind: KindRef, namespace: str | None, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create or update the fields of ``body`` by server-side apply, taking them over from other managers."""
+        request = _Request(
+            "apply",
+            "PATCH",
+            kind.path(namespace, name),
+            kind.plural,
+            query={"fieldManager": FIELD_MANAGER, "force": "true"},
+            body=body,
+            content_type=_APPLY_PATCH,
+            guarded=True,
+        )
+        return await self._json(request)
+
+    async def merge(self, kind: KindRef, namespace: str | None, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge ``body`` into an object; a ``metadata.resourceVersion`` in it raises Conflict if the object changed."""
+        return await self._patch(kind, kind.path(namespace, name), body=body, content_type=_MERGE_PATCH)
+
+    async def patch_status(
+        self,
+        kind: KindRef,
+        namespace: str | None,
+        name: str,
+        *,
+        status: Mapping[str, Any],
+        resource_version: str,
+    ) -> dict[str, Any]:
+        """Replace the whole status and return the object. Raises Conflict if it is not at ``resource_version``.
+
+        The resource version is written, not tested: the server answers a failed test with 422 and no reason, but a
+        resource version that is not the current one with a conflict. Objects of the same name never share one.
+        """
+        operations = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        path = kind.path(namespace, name, "status")
+        return await self._patch(kind, path, body=operations, content_type=_JSON_PATCH)
+
+    async def delete(
+        self,
+        kind: KindRef,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str,
+        propagation: Propagation = Propagation.BACKGROUND,
+    ) -> bool:
+        """Delete the object of this uid and return whether it was still there."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation.value,
+            "preconditions": {"uid": uid},
+        }
+        path = kind.path(namespace, name)
+        try:
+            await self._send(_Request("delete", "DELETE", path, kind.plural, body=body, guarded=True))
+        except (NotFound, Conflict):
+            # A conflict can only mean that another object has the name by now.
+            return False
+        return True
+
+    async def logs(
+        self, namespace: str, pod: str, *, container: str, tail_lines: int, limit_bytes: int, previous: bool = False
+    ) -> str:
+        """Return the end of a container's log. Raises NotFound or BadRequest where there is none (yet)."""
+        query = {"container": container, "tailLines": str(tail_lines), "limitBytes": str(limit_bytes)}
+        if previous:
+            query["previous"] = "true"
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+        return (await self._send(_Request("get", "GET", path, "pods/log", query=query))).decode(errors="replace")
+
+    async def _list(
+        self,
+        kind: KindRef,
+        namespace: str | None,
+        *,
+        query: Mapping[str, str],
+        limit: int,
+        each: Callable[[dict[str, Any]], Any] | None,
+    ) -> ListResult:
+        items: list[Any] = []
+        page: dict[str, Any] = {}
+        async for page in self._pages(kind, kind.path(namespace), query=query, limit=limit):
+            for item in page["items"]:
+                # Items of built-in kinds do not say what they are.
+                item.setdefault("apiVersion", kind.api_version)
+                item.setdefault("kind", kind.kind)
+                items.append(each(item) if each else item)
+        return ListResult(items, page["metadata"]["resourceVersion"])
+
+    async def _pages(
+        self, kind: KindRef, path: str, *, query: Mapping[str, str], limit: int
+    ) -> AsyncIterator[dict[str, Any]]:
+        chunk = {**query, "limit": str(limit)} if limit else dict(query)
+        while True:
+            page = await self._json(_Request("list", "GET", path, kind.plural, query=chunk))
+            yield page
+            following = page["metadata"].get("continue")
+            if not following:
+                return
+            chunk["continue"] = following
+
+    async def _patch(
+        self, kind: KindRef, path: str, *, body: Mapping[str, Any] | Sequence[Any], content_type: str
+    ) -> dict[str, Any]:
+        request = _Request(
+            "patch",
+            "PATCH",
+            path,
+            kind.plural,
+            query={"fieldManager": FIELD_MANAGER},
+            body=body,
+            content_type=content_type,
+            guarded=True,
+        )
+        return await self._json(request)
+
+    async def _json(self, request: _Request) -> dict[str, Any]:
+        body = await self._send(request)
+        try:
+            content = json.loads(body)
+        except ValueError:
+            message = f"the answer to {request.method} {request.path} is no JSON: {body[:80]!r}"
+            raise Unavailable(message) from None
+        if not isinstance(content, dict):
+            message = f"the answer to {request.method} {request.path} is no object"
+            raise Unavailable(message)
+        return content
+
+    async def _send(self, request: _Request) -> bytes:
+        """Send a request, again while the server asks for patience. Raises ApiError."""
+        if request.guarded:
+            await asyncio.sleep(self._bucket.reserve())
+        patience = _LONGEST_PATIENCE
+        while True:
+            try:
+                return await self._exchange(request)
+            except (Throttled, Unavailable) as error:
+                if error.status not in _PATIENT or error.retry_after is None or error.retry_after > patience:
+                    raise
+                # A server that says "0" would be asked in a busy loop.
+                pause = max(error.retry_after, 0.1)
+                patience -= pause
+                await asyncio.sleep(pause)
+
+    async def _exchange(self, request: _Request) -> bytes:
+        """Send a request once and return the body of a good answer. Raises ApiError."""
+        if request.guarded and not self._may_write():
+            message = f"{request.verb} {request.path} was not sent: this process does not lead"
+            raise NotLeader(message)
+        started = time.monotonic()
+        code = 0
+        try:
+            code, headers, body = await self._answer(request)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            what = str(error) or type(error).__name__
+            message = f"{request.method} {request.path}: {what}"
+            raise Unavailable(message) from error
+        finally:
+            self._on_call(Call(request.verb, request.resource, code, time.monotonic() - started))
+        if code >= HTTPStatus.MULTIPLE_CHOICES:
+            raise error_of(code, body, headers)
+        return body
+
+    async def _answer(self, request: _Request) -> tuple[int, Mapping[str, str], bytes]:
+        headers = {
+            "Accept": _JSON,
+            "Content-Type": request.content_type,
+            "User-Agent": FIELD_MANAGER,
+        }
+        # Reads the service account's token again once it is a minute old: projected tokens are replaced.
+        await self._client.update_params_for_auth(
+            headers, None, ["BearerToken"], request.path, request.method, request.body
+        )
+        url = self._client.configuration.host + request.path
+        if request.query:
+            url += "?" + urlencode(request.query)
+        answer = await self._client.rest_client.request(
+            request.method,
+            url,
+            headers=headers,
+            body=request.body,
+            _request_timeout=aiohttp.ClientTimeout(total=self._timeout, connect=min(10.0, self._timeout)),
+        )
+        return answer.status, answer.headers, await answer.read()
+
+
+_PATIENT = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def connect() -> ApiClient:
+    """Return a client with the pod's own service account, else with what KUBECONFIG or ~/.kube/config names.
+
+    Raises ApiError where neither can be used.
+    """
+    configuration = Configuration()
+    try:
+        kubernetes_config.load_incluster_config(client_configuration=configuration)
+    except kubernetes_config.ConfigException:
+        await _load_kubeconfig(configuration)
+    return ApiClient(configuration)
+
+
+async def _load_kubeconfig(configuration: Configuration) -> None:
+    try:
+        await kubernetes_config.load_kube_config(client_configuration=configuration)
+    except (kubernetes_config.ConfigException, OSError) as error:
+        message = f"no way to a cluster: not in a pod, and no usable kubeconfig ({error}); set KUBECONFIG"
+        raise Unauthorized(message) from error
