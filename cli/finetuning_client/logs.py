@@ -1,0 +1,119 @@
+"""Finds the pods of a stage and reads their logs, also across retries."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from finetuning_api.base import GROUP, Resource
+from finetuning_api.evaluationjob import EvaluationJob
+from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.relocation import Relocation
+from finetuning_client.api import PODS, Api, Object, kind_of
+from finetuning_client.errors import ClusterError, NotFoundError, RefusedError
+from finetuning_client.waiting import has_ended
+from finetuning_operator.reconcile.names import evaluation_name
+from finetuning_operator.reconcile.needs import job_needs
+
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_PAUSE_SECONDS = 1.0
+_SERVE = "serve"
+_WAITING = frozenset({"Pending", "Unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class LogChoice:
+    """Which log is read, and how much of it."""
+
+    stage: str | None = None
+    """None is the stage that started last."""
+    worker: int = 0
+    follow: bool = False
+    tail: int | None = None
+
+
+def log_lines(api: Api, resource: Resource, choice: LogChoice) -> Iterator[str]:
+    """Yield the lines of a log; with ``follow`` until the object has ended, through retries and new pods.
+
+    Raises NotFoundError where there is no pod to read from.
+    """
+    read: set[str] = set()
+    while True:
+        pod = _chosen(api, resource, choice)
+        if pod is not None and pod["metadata"]["uid"] not in read and pod["status"].get("phase") not in _WAITING:
+            read.add(pod["metadata"]["uid"])
+            yield from _lines_of(api, pod, choice)
+        elif not choice.follow or has_ended(_now(api, resource)):
+            if not read:
+                raise _nothing(resource, choice, pod)
+            return
+        else:
+            time.sleep(_PAUSE_SECONDS)
+        if not choice.follow:
+            return
+
+
+def _now(api: Api, resource: Resource) -> Object:
+    return api.get(kind_of(type(resource)), resource.metadata.name)
+
+
+def _chosen(api: Api, resource: Resource, choice: LogChoice) -> Object | None:
+    """Return the latest pod of the stage and worker; None while there is none."""
+    by_stage = _pods_by_stage(api, resource)
+    if choice.stage is not None and choice.stage not in by_stage:
+        if by_stage and not choice.follow:
+            known = ", ".join(sorted(by_stage))
+            message = f"{resource.metadata.name} has no pod of a stage {choice.stage!r}"
+            raise NotFoundError(message, f"There are pods of {known}.")
+        return None
+    pods = [pod for stage, found in by_stage.items() if choice.stage in {None, stage} for pod in found]
+    mine = [pod for pod in pods if _worker(pod) == choice.worker]
+    return max(mine, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+
+
+def _pods_by_stage(api: Api, resource: Resource) -> Mapping[str, Sequence[Object]]:
+    """Return the pods of an object and of those that it made, by the names that `finetune logs` uses for stages."""
+    found: dict[str, list[Object]] = {}
+    for prefix, kind, name in _owners(resource):
+        labels = f"{GROUP}/kind={kind},{GROUP}/name={name}"
+        for pod in api.list(PODS, labels=labels)["items"]:
+            step = pod["metadata"].get("labels", {}).get(f"{GROUP}/step", _SERVE)
+            found.setdefault(f"{prefix}{step}", []).append(pod)
+    return found
+
+
+def _owners(resource: Resource) -> Iterator[tuple[str, str, str]]:
+    name = resource.metadata.name
+    yield "", resource.kind, name
+    if isinstance(resource, FineTuningJob):
+        yield "", EvaluationJob.__name__, evaluation_name(name)
+        for need in job_needs(resource.spec):
+            yield f"{need.role.value}/", Relocation.__name__, need.name
+        if resource.spec.serving is not None:
+            yield "", "InferenceServer", name
+
+
+def _worker(pod: Object) -> int:
+    labels = pod["metadata"].get("labels", {})
+    return int(labels.get(_INDEX, 0))
+
+
+def _lines_of(api: Api, pod: Object, choice: LogChoice) -> Iterator[str]:
+    query = {"container": pod["spec"]["containers"][0]["name"]}
+    query |= {"follow": "true"} if choice.follow else {}
+    query |= {"tailLines": str(choice.tail)} if choice.tail is not None else {}
+    name = pod["metadata"]["name"]
+    try:
+        yield from api.log(name, query=query, silence=None if choice.follow else 60)
+    except RefusedError as error:
+        hint = "See how far it is: finetune status, or with -f wait for it."
+        raise ClusterError(f"the pod {name} has no log yet: {error.causes or error.message}", hint) from error
+
+
+def _nothing(resource: Resource, choice: LogChoice, pod: Object | None) -> ClusterError:
+    name = resource.metadata.name
+    stage = f" for stage {choice.stage}" if choice.stage else ""
+    if pod is not None:
+        return NotFoundError(f"the pod {pod['metadata']['name']} has not started", f"See why: finetune status {name}")
+    worker = f" of worker {choice.worker}" if choice.worker else ""
+    hint = "It has not started, or its pods are gone. What the programs said last is in its stages: finetune status"
+    return NotFoundError(f"{name} has no pod{worker}{stage}", f"{hint} {name}")
