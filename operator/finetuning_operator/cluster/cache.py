@@ -7,19 +7,17 @@ read is decoded anew, so a reader may do with it what it likes.
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from finetuning_api.base import GROUP
 from finetuning_operator.cluster.keys import ObjectKey
+from finetuning_operator.reconcile import labels
 
 Manifest = Mapping[str, Any]
 
 OWN_KINDS = frozenset({"FineTuningJob", "EvaluationJob", "Relocation", "InferenceServer"})
-KIND_LABEL = "finetuning.dev/kind"
-NAME_LABEL = "finetuning.dev/name"
-CLAIM_LABEL_PREFIX = "claim.finetuning.dev/"
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _METADATA = (
     "name",
@@ -232,8 +230,6 @@ def _entry(kind: str, manifest: Manifest) -> _Entry:
     controller = next((each for each in metadata.get("ownerReferences") or () if each.get("controller")), None)
     slim = slimmed(kind, manifest)
     live_pod = kind == "Pod" and manifest.get("status", {}).get("phase") not in _ENDED_PODS
-    labels = metadata.get("labels") or {}
-    claims = (label for label in labels if label.startswith(CLAIM_LABEL_PREFIX)) if live_pod else ()
     return _Entry(
         uid=metadata["uid"],
         version=int(metadata["resourceVersion"]),
@@ -242,7 +238,7 @@ def _entry(kind: str, manifest: Manifest) -> _Entry:
         owner_uid=controller["uid"] if controller else "",
         deleting="deletionTimestamp" in metadata,
         finished=kind in OWN_KINDS and _has_ended(manifest),
-        claims=frozenset(label.removeprefix(CLAIM_LABEL_PREFIX) for label in claims),
+        claims=frozenset(_claims(manifest)) if live_pod else frozenset(),
         node=(manifest.get("spec") or {}).get("nodeName", "") if live_pod else "",
     )
 
@@ -251,9 +247,9 @@ def _owner(metadata: Manifest, controller: Manifest | None) -> ObjectKey | None:
     namespace = metadata.get("namespace", "")
     if controller is not None and controller["apiVersion"].startswith(f"{GROUP}/"):
         return ObjectKey(controller["kind"], namespace, controller["name"])
-    labels = metadata.get("labels") or {}
-    if labels.get(KIND_LABEL) in OWN_KINDS and NAME_LABEL in labels:
-        return ObjectKey(labels[KIND_LABEL], namespace, labels[NAME_LABEL])
+    told = metadata.get("labels") or {}
+    if told.get(labels.KIND) in OWN_KINDS and labels.NAME in told:
+        return ObjectKey(told[labels.KIND], namespace, told[labels.NAME])
     return None
 
 
@@ -262,21 +258,37 @@ def _has_ended(manifest: Manifest) -> bool:
     return any(each.get("type") in _ENDED and each.get("status") == "True" for each in conditions)
 
 
+def _claims(pod: Manifest) -> Iterator[str]:
+    for volume in (pod.get("spec") or {}).get("volumes") or ():
+        if "persistentVolumeClaim" in volume:
+            yield volume["persistentVolumeClaim"]["claimName"]
+
+
 def slimmed(kind: str, manifest: Manifest) -> dict[str, Any]:
     """Return the parts of an object that reconciling reads."""
     metadata = {name: manifest["metadata"][name] for name in _METADATA if name in manifest["metadata"]}
-    annotations = metadata.get("annotations") or {}
-    if kind == "Pod":
-        metadata.pop("annotations", None)
-        spec = {"nodeName": (manifest.get("spec") or {}).get("nodeName", "")}
-        return {"metadata": metadata, "spec": spec, "status": manifest.get("status") or {}}
-    if _LAST_APPLIED in annotations:
-        metadata["annotations"] = {name: text for name, text in annotations.items() if name != _LAST_APPLIED}
     rest = {name: value for name, value in manifest.items() if name != "metadata"}
+    spec = manifest.get("spec") or {}
+    if "annotations" in metadata:
+        # A pod's hold the whole configuration of its program.
+        dropped = set(metadata["annotations"]) if kind == "Pod" else {_LAST_APPLIED}
+        metadata["annotations"] = {name: text for name, text in metadata["annotations"].items() if name not in dropped}
+    if kind == "Pod":
+        rest["spec"] = _pod_spec(spec)
     if kind == "Job":
         # Templates of Jobs never change and hold a whole configuration.
-        rest["spec"] = {name: value for name, value in (manifest.get("spec") or {}).items() if name != "template"}
+        rest["spec"] = {name: value for name, value in spec.items() if name != "template"}
     return {"metadata": metadata, **rest}
+
+
+def _pod_spec(spec: Manifest) -> dict[str, Any]:
+    fields = ("name", "image", "resources")
+    containers = spec.get("containers") or ()
+    return {
+        "nodeName": spec.get("nodeName", ""),
+        "containers": [{name: each[name] for name in fields if name in each} for each in containers],
+        "volumes": [volume for volume in spec.get("volumes") or () if "persistentVolumeClaim" in volume],
+    }
 
 
 def _decode(content: bytes) -> dict[str, Any]:

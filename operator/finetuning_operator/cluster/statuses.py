@@ -1,0 +1,101 @@
+"""When a changed status is written, and as which patch: writes are dear, what somebody awaits must not come late."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from finetuning_api.base import ConditionType
+
+Wire = Mapping[str, Any]
+
+_PROGRESS_SECONDS = 15.0
+"""Progress of less than one percent is written this often."""
+_AWAITED = frozenset({ConditionType.COMPLETE, ConditionType.FAILED, ConditionType.READY})
+"""Conditions that other objects and people wait for."""
+_MOVING = frozenset({"percent", "progress"})
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+class Urgency(Enum):
+    """How soon a change of a status must be seen."""
+
+    NONE = "none"
+    PROGRESS = "progress"
+    ORDINARY = "ordinary"
+    AT_ONCE = "at once"
+
+
+def urgency(old: Wire, new: Wire) -> Urgency:
+    """Return how soon a change from one status to another must be seen."""
+    if old == new:
+        return Urgency.NONE
+    if _held(new) - _held(old):
+        return Urgency.AT_ONCE
+    return Urgency.PROGRESS if _without_progress(old) == _without_progress(new) else Urgency.ORDINARY
+
+
+@dataclass(slots=True)
+class StatusClock:
+    """Decides when the status of one object is written."""
+
+    changed_at: float | None = None
+    """When the first change was seen that is not written yet."""
+    written_at: float | None = None
+
+    def wait(self, old: Wire, new: Wire, *, now: float, delay: float) -> float | None:
+        """Return the seconds until a change is to be written, None where there is none."""
+        kind = urgency(old, new)
+        if kind is Urgency.NONE:
+            self.changed_at = None
+            return None
+        if self.changed_at is None:
+            self.changed_at = now
+        if kind is Urgency.AT_ONCE:
+            return 0.0
+        due = self.changed_at + delay
+        if kind is Urgency.PROGRESS and _percent(old) == _percent(new):
+            due = max(due, (self.written_at or self.changed_at) + _PROGRESS_SECONDS)
+        return max(0.0, due - now)
+
+    def wrote(self, now: float) -> None:
+        """Note that the status was written."""
+        self.changed_at, self.written_at = None, now
+
+
+@dataclass(slots=True)
+class ProgressBudget:
+    """Spreads the writes of mere progress of all objects evenly over time."""
+
+    per_second: float
+    _next: float = 0.0
+
+    def wait(self, now: float) -> float:
+        """Take the next free moment; return the seconds until it is there, 0 when it is taken."""
+        if now < self._next:
+            return self._next - now
+        self._next = now + 1.0 / self.per_second
+        return 0.0
+
+
+def _held(status: Wire) -> frozenset[str]:
+    conditions = status.get("conditions") or ()
+    return frozenset(each["type"] for each in conditions if each["status"] == "True") & _AWAITED
+
+
+def _percent(status: Wire) -> object:
+    return [stage.get("percent") for stage in status.get("stages") or ()], (status.get("progress") or {}).get("percent")
+
+
+def _without_progress(status: Wire) -> dict[str, Any]:
+    rest = {name: value for name, value in status.items() if name not in _MOVING}
+    for part in ("stages", "conditions"):
+        rest[part] = [_still(each) for each in status.get(part) or ()]
+    return rest
+
+
+def _still(part: Wire) -> dict[str, Any]:
+    """Return a stage or condition without what moves; messages tell of percentages and bytes, too."""
+    rest = {name: value for name, value in part.items() if name not in _MOVING}
+    return rest | {"message": _NUMBER.sub("#", part.get("message", ""))}
