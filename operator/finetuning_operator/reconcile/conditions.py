@@ -9,11 +9,32 @@ from finetuning_operator.reconcile.plan import Event
 
 MESSAGE_LENGTH = 4096
 """Characters that a message of a condition or a stage may have."""
+_EVENT_LENGTH = 1024
+_LOG_MARK = "\nlast log lines:\n"
+_PREFIX_LENGTH = 256
+"""Room for the names of stages and roles that are put in front of a message on its way up."""
+_ENDS = frozenset({ConditionType.COMPLETE, ConditionType.GATE_PASSED, ConditionType.READY})
 
 
 def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
     """Return a text that fits into a field of the API."""
     return text if len(text) <= length else text[: length - 4] + " ..."
+
+
+def with_log(message: str, lines: Sequence[str]) -> str:
+    """Return a message followed by the last log lines, of which the latest are kept where not all have room."""
+    if not lines:
+        return message
+    room = MESSAGE_LENGTH - _PREFIX_LENGTH - len(message) - len(_LOG_MARK)
+    tail = "\n".join(lines)
+    if room <= 0:
+        return message
+    return message + _LOG_MARK + (tail if len(tail) <= room else tail[-room:].partition("\n")[2] or tail[-room:])
+
+
+def headline(message: str) -> str:
+    """Return a message without the log lines that follow it."""
+    return message.partition(_LOG_MARK)[0]
 
 
 def short_list(texts: Iterable[str]) -> list[str]:
@@ -68,9 +89,29 @@ def condition(
 
 
 def events_between(before: Sequence[Condition], after: Sequence[Condition]) -> tuple[Event, ...]:
-    """Return one event for each condition whose status or reason changed."""
+    """Return what is worth an event: every new trouble and every good end, each reason once.
+
+    Ordinary transitions stand in the status; as events they would be a write each. Where an object failed, the event
+    is about that, not about the stage that failed first.
+    """
+    changed = [new for new in after if _is_news(find_condition(before, new.type), new)]
+    ordered = sorted(changed, key=lambda each: each.type is not ConditionType.FAILED)
+    by_reason: dict[Reason, Condition] = {}
+    for each in ordered:
+        by_reason.setdefault(each.reason, each)
     return tuple(
-        Event(new.reason, new.message or f"{new.type} is {new.status}", warning=new.reason not in LIFE_CYCLE_REASONS)
-        for new in after
-        if (old := find_condition(before, new.type)) is None or (old.status, old.reason) != (new.status, new.reason)
+        Event(
+            reason,
+            shorten(headline(each.message) or f"{each.type} is {each.status}", _EVENT_LENGTH),
+            warning=reason not in LIFE_CYCLE_REASONS,
+        )
+        for reason, each in by_reason.items()
     )
+
+
+def _is_news(old: Condition | None, new: Condition) -> bool:
+    if old is not None and (old.status, old.reason) == (new.status, new.reason):
+        return False
+    if new.reason not in LIFE_CYCLE_REASONS:
+        return True
+    return new.type in _ENDS and new.status is ConditionStatus.TRUE

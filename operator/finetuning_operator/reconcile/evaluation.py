@@ -17,9 +17,16 @@ from finetuning_api.runconfig import (
     ModelInput,
 )
 from finetuning_api.sources import SourceRef
-from finetuning_operator.reconcile.conditions import events_between, find_condition, is_terminal, is_true, short_list
+from finetuning_operator.reconcile.conditions import (
+    events_between,
+    find_condition,
+    headline,
+    is_terminal,
+    is_true,
+    short_list,
+)
 from finetuning_operator.reconcile.gate import gate_condition, gate_message
-from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, look_again
+from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, clock_of, ended, soonest, time_left
 from finetuning_operator.reconcile.names import adapter_job, child_name
 from finetuning_operator.reconcile.needs import (
     Need,
@@ -108,10 +115,12 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
     """Return what an EvaluationJob needs next; a finished one is left as it is."""
     old = job.status
     if is_terminal(old.conditions):
-        return Plan(status=old)
+        # What belongs to a job is deleted with it and not before: the job copies the results.
+        owned = any(owner.kind == FineTuningJob.__name__ for owner in job.metadata.owner_references)
+        return ended(old, ttl=None if owned else job.spec.ttl_seconds_after_finished, now=now)
     writer = Writer(job.metadata.generation, now)
     view = _View(job, observed, settings, now)
-    admission = admit(job.spec, old, refusal=_refusal(view), observed=observed, writer=writer)
+    admission = admit(job.spec, old, refusal=_refusal(view), writer=writer)
     if isinstance(admission, Common):
         return _plan(view, admission)
     course = follow(
@@ -120,7 +129,7 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
         stages=old.stages,
         conditions=admission.conditions,
         generation=writer.generation,
-        now=now,
+        clock=clock_of(job.spec, since=admission.since, settings=settings, now=now),
     )
     return _plan(view, _common(view, course, writer=writer, since=admission.since), course)
 
@@ -133,7 +142,7 @@ def evaluation_needs(job: EvaluationJob, *, observed: Observed) -> tuple[Need, .
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
     waits = any(candidate.job_ref is not None for candidate in view.job.spec.candidates)
-    wait = (StageRule("wait", _wait),) if waits else ()
+    wait = (StageRule("wait", _wait, ConditionType.RELOCATED, completes=False),) if waits else ()
     return (
         *wait,
         StageRule("relocate", _relocate, ConditionType.RELOCATED),
@@ -149,7 +158,7 @@ def _wait(view: _View) -> Outcome:
         conditions = job.status.conditions if job else ()
         failed = find_condition(conditions, ConditionType.FAILED)
         if failed is not None and is_true(conditions, ConditionType.FAILED):
-            message = f"FineTuningJob {name} failed: {failed.message}"
+            message = f"FineTuningJob {name} failed: {headline(failed.message)}"
             return Outcome(StageState.FAILED, Reason.DEPENDENCY_FAILED, message)
         if not is_true(conditions, ConditionType.COMPLETE):
             waiting.append(f"{name} ({job.status.phase.value if job else 'not there yet'})")
@@ -365,7 +374,7 @@ def _plan(view: _View, common: Common, course: Course | None = None) -> Plan:
         volumes=course.volumes,
         children=course.children,
         events=events,
-        requeue_after=look_again(view.job.spec.active_deadline_seconds, common.start_time, view.now),
+        requeue_after=soonest(course.wake, time_left(view.job.spec, common.start_time, view.now)),
     )
 
 

@@ -26,7 +26,7 @@ from finetuning_api.finetuningjob import (
 )
 from finetuning_api.inferenceserver import AdapterRef, InferenceServer, InferenceServerSpec
 from finetuning_api.metrics import Verdict
-from finetuning_api.reasons import Reason
+from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import (
     DatasetCounts,
     JobIdentity,
@@ -47,7 +47,7 @@ from finetuning_operator.reconcile.conditions import (
 )
 from finetuning_operator.reconcile.evaluation import tuned_model
 from finetuning_operator.reconcile.gate import REASONS, gate_condition, gate_message
-from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, look_again
+from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, clock_of, ended, soonest, time_left
 from finetuning_operator.reconcile.names import adapter_claim, evaluation_name, owned_metadata
 from finetuning_operator.reconcile.needs import (
     Need,
@@ -136,9 +136,10 @@ def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, sett
     view = _View(job, observed, settings, now)
     if is_terminal(old.conditions):
         served = job.spec.serving is not None and is_true(old.conditions, ConditionType.SERVING)
-        return Plan(status=old, children=(_inference_server(view),) if served else ())
+        children = (_inference_server(view),) if served else ()
+        return ended(old, ttl=job.spec.ttl_seconds_after_finished, now=now, children=children)
     writer = Writer(job.metadata.generation, now)
-    admission = admit(job.spec, old, refusal=refusal_of(job.spec, settings), observed=observed, writer=writer)
+    admission = admit(job.spec, old, refusal=refusal_of(job.spec, settings), writer=writer)
     if isinstance(admission, Common):
         return _stopped(view, admission)
     course = follow(
@@ -147,7 +148,7 @@ def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, sett
         stages=old.stages,
         conditions=admission.conditions,
         generation=writer.generation,
-        now=now,
+        clock=clock_of(job.spec, since=admission.since, settings=settings, now=now),
     )
     return _running(view, course, _common(view, course, writer=writer, since=admission.since))
 
@@ -156,7 +157,7 @@ def _rules(view: _View) -> tuple[StageRule[_View], ...]:
     serve = (StageRule(SERVE, _serve, ConditionType.SERVING),) if view.job.spec.serving else ()
     return (
         StageRule(RELOCATE, _relocate, ConditionType.RELOCATED),
-        StageRule(PREFLIGHT, _preflight),
+        StageRule(PREFLIGHT, _preflight, ConditionType.TRAINED, completes=False),
         StageRule(TRAIN, _train, ConditionType.TRAINED),
         StageRule(EVALUATE, _evaluate, ConditionType.EVALUATED),
         *serve,
@@ -239,13 +240,20 @@ def _evaluate(view: _View) -> Outcome:
         return Outcome(StageState.FAILED, failed.reason, failed.message, attempts=1, children=(wanted,))
     if is_true(child.status.conditions, ConditionType.COMPLETE):
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=(wanted,))
+    return _evaluating(child, wanted)
+
+
+def _evaluating(child: EvaluationJob, wanted: EvaluationJob) -> Outcome:
+    """Return the stage as its EvaluationJob tells it; what hinders the child is told of the stage."""
     progress = child.status.progress
-    running = next((stage for stage in child.status.stages if stage.state is StageState.RUNNING), None)
+    ended = {StageState.SUCCEEDED, StageState.SKIPPED}
+    active = next((stage for stage in child.status.stages if stage.state not in ended), None)
+    hindered = (each.reason for each in child.status.conditions if each.reason not in LIFE_CYCLE_REASONS)
     return Outcome(
         StageState.RUNNING,
-        Reason.EVALUATING,
-        running.message if running else "",
-        percent=progress.percent if progress and running and running.name == EVALUATE else 0,
+        next(hindered, Reason.EVALUATING),
+        active.message if active else "",
+        percent=progress.percent if progress and active and active.name == EVALUATE else 0,
         attempts=max((stage.attempts for stage in child.status.stages), default=1) or 1,
         progress=progress,
         children=(wanted,),
@@ -427,7 +435,7 @@ def _running(view: _View, course: Course, common: Common) -> Plan:
         volumes=course.volumes,
         children=course.children,
         events=events,
-        requeue_after=look_again(view.job.spec.active_deadline_seconds, common.start_time, view.now),
+        requeue_after=soonest(course.wake, time_left(view.job.spec, common.start_time, view.now)),
     )
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from finetuning_api.base import Condition, ConditionType, ProgressStatus, Stage, StagedStatus
+from finetuning_api.base import Condition, ConditionType, ProgressStatus, Resource, Stage, StagedStatus
 from finetuning_api.finetuningjob import JobPhase, RunOptions
 from finetuning_api.reasons import Reason
 from finetuning_operator.reconcile.conditions import condition, find_condition, is_terminal, is_true, set_condition
-from finetuning_operator.reconcile.plan import Observed, StepPhase
-from finetuning_operator.reconcile.stages import pause
+from finetuning_operator.reconcile.plan import Plan, Settings
+from finetuning_operator.reconcile.stages import Clock, pause, seconds_left
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,7 @@ class Writer:
         )
 
 
-def admit(
-    spec: RunOptions, status: StagedStatus, *, refusal: Refusal | None, observed: Observed, writer: Writer
-) -> Admission | Common:
+def admit(spec: RunOptions, status: StagedStatus, *, refusal: Refusal | None, writer: Writer) -> Admission | Common:
     """Return how a job that has not ended goes on; where it runs nothing, refused, suspended or late, its state."""
     before, stages = status.conditions, status.stages
     if refusal is not None:
@@ -137,13 +135,7 @@ def admit(
     if spec.suspend:
         return writer.suspended(conditions=before, stages=stages, start=status.start_time)
     admission = Admission(active_since(status.start_time, before, writer.now), writer.accepted(before))
-    late = overdue(
-        observed,
-        active=spec.active_deadline_seconds,
-        pending=spec.pending_deadline_seconds,
-        since=admission.since,
-        now=writer.now,
-    )
+    late = overdue(spec.active_deadline_seconds, admission.since, writer.now)
     if late is not None:
         return writer.failed(late, conditions=admission.conditions, stages=stages, start=admission.since)
     return admission
@@ -154,28 +146,34 @@ def active_since(start: datetime | None, conditions: Sequence[Condition], now: d
     return now if start is None or is_true(conditions, ConditionType.SUSPENDED) else start
 
 
-def seconds_left(deadline: int | None, since: datetime, now: datetime) -> float | None:
-    """Return the seconds until a deadline, at least 0; None without one."""
-    if deadline is None:
+def overdue(active: int | None, since: datetime, now: datetime) -> Refusal | None:
+    """Return why a job has run out of time, None when it has not. The deadline is in seconds."""
+    if seconds_left(active, since, now) != 0:
         return None
-    return max(0.0, (since + timedelta(seconds=deadline) - now).total_seconds())
+    return Refusal(Reason.DEADLINE_EXCEEDED, f"the job was active for {active} seconds (activeDeadlineSeconds)")
 
 
-def overdue(
-    observed: Observed, *, active: int | None, pending: int | None, since: datetime, now: datetime
-) -> Refusal | None:
-    """Return why a job has run out of time, None when it has not. Deadlines are in seconds."""
-    if seconds_left(active, since, now) == 0:
-        message = f"the job was active for {active} seconds (activeDeadlineSeconds)"
-        return Refusal(Reason.DEADLINE_EXCEEDED, message)
-    for name, state in observed.steps.items():
-        waits = state.phase is StepPhase.PENDING and state.started_at is not None
-        if waits and seconds_left(pending, state.started_at or now, now) == 0:
-            message = f"{name}: its pod waited for {pending} seconds (pendingDeadlineSeconds)"
-            return Refusal(Reason.DEADLINE_EXCEEDED, message)
-    return None
+def time_left(spec: RunOptions, since: datetime | None, now: datetime) -> float | None:
+    """Return the seconds until a job runs out of time; None where it never does."""
+    return seconds_left(spec.active_deadline_seconds, since, now)
 
 
-def look_again(active: int | None, since: datetime | None, now: datetime) -> float | None:
-    """Return after how many seconds the clock alone may change a plan."""
-    return None if since is None else seconds_left(active, since, now)
+def soonest(*seconds: float | None) -> float | None:
+    """Return after how many seconds the clock alone may change a plan, None where it never does."""
+    return min((each for each in seconds if each is not None), default=None)
+
+
+def clock_of(spec: RunOptions, *, since: datetime, settings: Settings, now: datetime) -> Clock:
+    """Return the time as the stages of a job see it."""
+    return Clock(
+        now,
+        stalled_after=settings.stalled_after_seconds,
+        pending_deadline=spec.pending_deadline_seconds,
+        active_since=since,
+    )
+
+
+def ended(status: StagedStatus, *, ttl: int | None, now: datetime, children: tuple[Resource, ...] = ()) -> Plan:
+    """Return the plan of an object that has ended: nothing changes, until its time after the end is over."""
+    left = seconds_left(ttl, status.completion_time, now)
+    return Plan(status=status, children=children, expired=left == 0, requeue_after=left or None)

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from posixpath import join
 
-from finetuning_api.base import ConditionType, ObjectMeta, ProgressStatus, StageState
+from finetuning_api.base import ConditionStatus, ConditionType, ObjectMeta, ProgressStatus, StageState
 from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import FineTuningJobSpec, StorageSpec, VolumeSpec
 from finetuning_api.inferenceserver import InferenceServerSpec
-from finetuning_api.reasons import Reason
-from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationSpec
+from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
+from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationPhase, RelocationSpec
 from finetuning_api.runconfig import DatasetInput, ModelInput, Provenance
 from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
 from finetuning_operator.reconcile.conditions import find_condition, is_true
@@ -143,15 +144,16 @@ def relocation_outcome(needs: Sequence[Need], observed: Observed, children: tupl
     ready = sum(wanted.artifact(observed) is not None for wanted, _ in found)
     if ready == len(found):
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=children)
-    percents = [_percent(child) for _, child in found]
+    percent = sum(_percent(child) for _, child in found) // len(found)
     return Outcome(
         StageState.RUNNING,
-        Reason.RELOCATING,
+        next(filter(None, (_trouble(child) for _, child in found)), Reason.RELOCATING),
         ", ".join(f"{wanted.role} {_where(child)}" for wanted, child in found),
-        percent=sum(percents) // len(percents),
+        percent=percent,
         attempts=1,
-        progress=ProgressStatus(percent=sum(percents) // len(percents)),
+        progress=ProgressStatus(percent=percent),
         children=children,
+        pending_since=min(filter(None, (_pending_since(child) for _, child in found)), default=None),
     )
 
 
@@ -163,13 +165,28 @@ def _percent(child: Relocation | None) -> int:
     return child.status.progress.percent if child.status.progress else 0
 
 
+def _trouble(child: Relocation | None) -> Reason | None:
+    """Return what keeps a Relocation from getting on, None where it goes its way."""
+    ready = find_condition(child.status.conditions, ConditionType.READY) if child else None
+    return ready.reason if ready and ready.reason not in LIFE_CYCLE_REASONS else None
+
+
 def _where(child: Relocation | None) -> str:
     if child is None:
         return "pending"
-    if is_true(child.status.conditions, ConditionType.READY):
+    ready = find_condition(child.status.conditions, ConditionType.READY)
+    if ready is not None and ready.status is ConditionStatus.TRUE:
         return "ready"
-    message = next((stage.message for stage in child.status.stages if stage.attempts and stage.message), "")
+    message = ready.message if ready is not None and ready.reason is not Reason.PENDING else ""
     return f"{child.status.phase.value.lower()} ({_percent(child)} %){f': {message}' if message else ''}"
+
+
+def _pending_since(child: Relocation | None) -> datetime | None:
+    """Return since when a Relocation waits for a pod: since its last stage ended, or since it was met."""
+    if child is None or child.status.phase is not RelocationPhase.PENDING:
+        return None
+    ends = [stage.completion_time for stage in child.status.stages if stage.completion_time]
+    return max(ends, default=child.status.start_time)
 
 
 def warnings(needs: Sequence[Need], observed: Observed) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ class StepState:
     phase: StepPhase
     attempts: int = 1
     started_at: datetime | None = None
+    """When its last attempt started to run; of a pending step, since when this attempt waits for its pod to run."""
     finished_at: datetime | None = None
     last_words: LastWords | None = None
     """Of the last attempt that left any."""

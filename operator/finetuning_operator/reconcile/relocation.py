@@ -22,6 +22,7 @@ from finetuning_api.sources import Conversion, Scheme, SourceRef
 from finetuning_operator.reconcile.conditions import (
     condition,
     events_between,
+    headline,
     is_true,
     set_condition,
     shorten,
@@ -38,7 +39,7 @@ from finetuning_operator.reconcile.plan import (
     StepPhase,
     Volume,
 )
-from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
+from finetuning_operator.reconcile.stages import Clock, Course, Outcome, StageRule, follow, step_outcome
 
 MEASURE, RELOCATE, CONVERT, VERIFY = "measure", "relocate", "convert", "verify"
 LOCAL_PIN = "sha256-"
@@ -130,7 +131,7 @@ def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: dat
         stages=old.stages,
         conditions=old.conditions,
         generation=relocation.metadata.generation,
-        now=now,
+        clock=Clock(now, stalled_after=settings.stalled_after_seconds),
     )
     artifact = None if course.active else _artifact(view)
     status = _status(view, course, artifact=artifact, now=now)
@@ -139,6 +140,7 @@ def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: dat
         steps=course.active.steps if course.active else (),
         volumes=course.volumes,
         events=events_between(old.conditions, status.conditions),
+        requeue_after=course.wake,
     )
 
 
@@ -310,15 +312,14 @@ def _status(view: _View, course: Course, *, artifact: RelocationArtifact | None,
         ConditionType.READY,
         holds=ready,
         reason=reason,
-        message=message,
+        message=headline(message),
         generation=view.relocation.metadata.generation,
         now=now,
     )
     conditions = set_condition(course.conditions, told)
     if course.failed:
-        conditions = set_condition(
-            conditions, told.model_copy(update={"type": ConditionType.FAILED, "status": ConditionStatus.TRUE})
-        )
+        failed = {"type": ConditionType.FAILED, "status": ConditionStatus.TRUE, "message": shorten(message)}
+        conditions = set_condition(conditions, told.model_copy(update=failed))
     transferred = _result(view.observed, RELOCATE)
     return RelocationStatus(
         observed_generation=view.relocation.metadata.generation,

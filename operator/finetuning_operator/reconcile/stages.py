@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from finetuning_api.base import Condition, ConditionType, ProgressStatus, Resource, Stage, StageState
-from finetuning_api.reasons import Reason
+from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import LastWords, ProgressMetric, TrainerStatus
-from finetuning_operator.reconcile.conditions import condition, set_condition, shorten
+from finetuning_operator.reconcile.conditions import condition, headline, set_condition, shorten, with_log
 from finetuning_operator.reconcile.plan import Step, StepPhase, StepState, Volume
 
 View = TypeVar("View")
@@ -27,6 +27,10 @@ class Outcome:
     steps: tuple[Step, ...] = ()
     volumes: tuple[Volume, ...] = ()
     children: tuple[Resource, ...] = ()
+    pending_since: datetime | None = None
+    """Since when something waits for its pod to run; None where nothing does, or nobody knows since when."""
+    silent_since: datetime | None = None
+    """Since when a program that runs and reported before has not reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,30 @@ class StageRule(Generic[View]):
     name: str
     decide: Callable[[View], Outcome]
     condition: ConditionType | None = None
+    completes: bool = True
+    """Whether success of this stage makes the condition true; else it only tells why the condition is not true yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What time it is, and how long a stage may wait or be silent, in seconds."""
+
+    now: datetime
+    stalled_after: int
+    pending_deadline: int | None = None
+    active_since: datetime | None = None
+    """A stage has not waited since before then: time in suspension does not count."""
+
+    def left(self, seconds: int | None, since: datetime | None) -> float | None:
+        """Return the seconds until a time since a moment is over, at least 0; None where it never will be."""
+        return seconds_left(seconds, since, self.now)
+
+
+def seconds_left(seconds: int | None, since: datetime | None, now: datetime) -> float | None:
+    """Return how many of the seconds since a moment are left, at least 0; None without a limit or a moment."""
+    if since is None or seconds is None:
+        return None
+    return max(0.0, (since + timedelta(seconds=seconds) - now).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +77,8 @@ class Course:
     active_name: str = ""
     volumes: tuple[Volume, ...] = field(default=())
     children: tuple[Resource, ...] = field(default=())
+    wake: float | None = None
+    """Seconds until the clock alone changes where the active stage stands."""
 
     @property
     def failed(self) -> bool:
@@ -68,7 +98,7 @@ def follow(
     stages: Sequence[Stage],
     conditions: Sequence[Condition],
     generation: int,
-    now: datetime,
+    clock: Clock,
 ) -> Course:
     """Ask the stages in order until one has not succeeded; later ones wait."""
     course = Course(conditions=tuple(conditions))
@@ -77,26 +107,64 @@ def follow(
         if course.active is not None:
             course = replace(course, stages=(*course.stages, _waiting(rule.name, previous.get(rule.name))))
             continue
-        outcome = rule.decide(view)
+        outcome, wake = _timed(rule.decide(view), course, clock)
         course = replace(
             course,
-            stages=(*course.stages, _stage(rule.name, outcome, previous=previous.get(rule.name), now=now)),
+            stages=(*course.stages, _stage(rule.name, outcome, previous=previous.get(rule.name), now=clock.now)),
             volumes=_merge_volumes(course.volumes, outcome.volumes),
             children=(*course.children, *outcome.children),
+            conditions=_told(rule, outcome, course.conditions, generation=generation, now=clock.now),
         )
-        if rule.condition is not None:
-            told = condition(
-                rule.condition,
-                holds=outcome.state is StageState.SUCCEEDED,
-                reason=outcome.reason,
-                message=outcome.message,
-                generation=generation,
-                now=now,
-            )
-            course = replace(course, conditions=set_condition(course.conditions, told))
         if outcome.state not in {StageState.SUCCEEDED, StageState.SKIPPED}:
-            course = replace(course, active=outcome, active_name=rule.name)
+            course = replace(course, active=outcome, active_name=rule.name, wake=wake)
     return course
+
+
+def _told(
+    rule: StageRule[View], outcome: Outcome, conditions: tuple[Condition, ...], *, generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    succeeded = outcome.state is StageState.SUCCEEDED
+    if rule.condition is None or (succeeded and not rule.completes):
+        return conditions
+    told = condition(
+        rule.condition,
+        holds=succeeded,
+        reason=outcome.reason,
+        message=headline(outcome.message),
+        generation=generation,
+        now=now,
+    )
+    return set_condition(conditions, told)
+
+
+def _timed(outcome: Outcome, course: Course, clock: Clock) -> tuple[Outcome, float | None]:
+    """Return what an outcome is in the light of the clock, and the seconds until that can change."""
+    silence = clock.left(clock.stalled_after, outcome.silent_since)
+    if outcome.state is StageState.RUNNING and silence == 0:
+        message = f"has not reported since {outcome.silent_since:%Y-%m-%dT%H:%M:%SZ}"
+        hint = "Its log and the load of its node tell whether it still works"
+        return replace(outcome, reason=Reason.STALLED, message=sentences(message, hint)), None
+    waiting = _waiting_since(outcome, course, clock)
+    wait = clock.left(clock.pending_deadline, waiting)
+    if wait == 0:
+        why = f": {outcome.reason}: {outcome.message}" if outcome.reason not in LIFE_CYCLE_REASONS else ""
+        message = f"waited {clock.pending_deadline} s{why or ' for its pod to run (pendingDeadlineSeconds)'}"
+        late = replace(
+            outcome, state=StageState.FAILED, reason=Reason.DEADLINE_EXCEEDED, message=message, steps=(), progress=None
+        )
+        return late, None
+    return outcome, min((each for each in (silence, wait) if each is not None), default=None)
+
+
+def _waiting_since(outcome: Outcome, course: Course, clock: Clock) -> datetime | None:
+    """Return since when a stage waits for a pod; a step that nobody could make yet waits since the last stage ended."""
+    since = outcome.pending_since
+    if since is None and outcome.state is StageState.PENDING and outcome.steps:
+        since = max((stage.completion_time for stage in course.stages if stage.completion_time), default=None)
+        since = since or clock.active_since
+    if since is None or clock.active_since is None:
+        return since
+    return max(since, clock.active_since)
 
 
 def pause(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -117,19 +185,46 @@ def step_outcome(step: Step, state: StepState | None, *, running: Reason, volume
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=state.attempts, volumes=volumes)
     if state.phase is StepPhase.FAILED:
         reason, message = explain(state.last_words)
-        return Outcome(StageState.FAILED, reason, message, attempts=state.attempts, volumes=volumes)
-    pending = state.phase is StepPhase.PENDING
+        told = with_log(message, state.log_tail)
+        return Outcome(StageState.FAILED, reason, told, attempts=state.attempts, volumes=volumes)
     progress = progress_status(state.progress)
-    return Outcome(
-        StageState.PENDING if pending else StageState.RUNNING,
-        (Reason.RETRYING if state.attempts else Reason.PENDING) if pending else running,
-        _step_message(state),
+    outcome = Outcome(
+        StageState.RUNNING,
+        running,
         percent=progress.percent if progress else 0,
         attempts=state.attempts,
         progress=progress,
         steps=(step,),
         volumes=volumes,
+        silent_since=_silent_since(state),
     )
+    return _pending(outcome, state) if state.phase is StepPhase.PENDING else outcome
+
+
+def _pending(outcome: Outcome, state: StepState) -> Outcome:
+    """Return the outcome of a step that waits, the first time or again."""
+    reason = Reason.RETRYING if state.attempts else Reason.PENDING
+    words, again = state.hindrance, state.last_words if state.attempts else None
+    message = sentences(
+        sentences(words.message, words.hint) if words else "",
+        f"tries again after: {explain(again)[1]}" if again else "",
+    )
+    return replace(
+        outcome,
+        state=StageState.PENDING,
+        reason=words.reason if words else reason,
+        message=shorten(message),
+        pending_since=state.started_at,
+        silent_since=None,
+    )
+
+
+def _silent_since(state: StepState) -> datetime | None:
+    """Return the last sign of life of a program that reports; what an earlier attempt reported does not count."""
+    if state.progress is None:
+        return None
+    reported = state.progress.last_updated_time
+    return max(reported, state.started_at) if state.started_at else reported
 
 
 def explain(words: LastWords | None) -> tuple[Reason, str]:
@@ -174,12 +269,6 @@ def _number(text: str) -> float | None:
     return value if abs(value) < float("inf") else None
 
 
-def _step_message(state: StepState) -> str:
-    if state.phase is StepPhase.PENDING and state.last_words is not None and state.attempts:
-        return shorten(f"tries again after: {explain(state.last_words)[1]}")
-    return ""
-
-
 def _stage(name: str, outcome: Outcome, *, previous: Stage | None, now: datetime) -> Stage:
     started = previous.start_time if previous else None
     completed = previous.completion_time if previous else None
@@ -193,7 +282,7 @@ def _stage(name: str, outcome: Outcome, *, previous: Stage | None, now: datetime
         completion_time=(completed or now) if ended else None,
         percent=outcome.percent,
         attempts=outcome.attempts,
-        message=shorten(outcome.message),
+        message=shorten(headline(outcome.message)),
     )
 
 

@@ -1,0 +1,303 @@
+"""What waits, what keeps silent and what has ended is told with its cause, and the clock is asked in time."""
+
+from datetime import timedelta
+
+import pytest
+from tests.support.objects import NOW, World, failed, job
+
+from finetuning_api.base import Condition, ConditionStatus, ConditionType, ObjectMeta, OwnerReference, Stage, StageState
+from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec
+from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.reasons import Reason
+from finetuning_api.relocation import Relocation
+from finetuning_api.runconfig import LastWords, TrainerStatus
+from finetuning_operator.reconcile.conditions import MESSAGE_LENGTH, find_condition
+from finetuning_operator.reconcile.plan import Event, Plan, StepPhase, StepState
+
+KEY = ("FineTuningJob", "demo")
+EVALUATION = ("EvaluationJob", "demo-evaluation")
+FULL = LastWords(reason=Reason.UNSCHEDULABLE, message="0/3 nodes have a free nvidia.com/gpu", hint="Free one.")
+
+
+def world(resource: FineTuningJob | None = None, *, until: str = "train") -> World:
+    """A job that is about to start one of its steps."""
+    made = World()
+    made.add(resource or job())
+    made.settle()
+    made.finish_relocations()
+    for step in ("preflight", "train")[: ("preflight", "train", "evaluate").index(until)]:
+        made.finish(KEY, step)
+    return made
+
+
+def told(made: World, condition: ConditionType, key: tuple[str, str] = KEY) -> Condition:
+    resource = made.objects[key]
+    assert isinstance(resource, FineTuningJob | EvaluationJob | Relocation)
+    found = find_condition(resource.status.conditions, condition)
+    assert found is not None
+    return found
+
+
+def stage(made: World, name: str) -> Stage:
+    return next(each for each in made.job().status.stages if each.name == name)
+
+
+def settle_once(made: World, key: tuple[str, str], step: str, state: StepState) -> Plan:
+    """Let a step change and return the first plan that knows of it."""
+    made.steps.setdefault(key, {})[step] = state
+    return made.apply(key)
+
+
+@pytest.mark.parametrize("step", ["preflight", "train"])
+def test_what_hinders_a_pending_step_is_reason_and_message_of_its_stage_and_one_event(step: str) -> None:
+    made = world(until=step)
+    waiting = StepState(StepPhase.PENDING, attempts=0, started_at=made.now, hindrance=FULL)
+    plan = settle_once(made, KEY, step, waiting)
+    again = made.apply(KEY)
+
+    message = "0/3 nodes have a free nvidia.com/gpu. Free one."
+    assert (stage(made, step).state, stage(made, step).message) == (StageState.PENDING, message)
+    trained = told(made, ConditionType.TRAINED)
+    assert (trained.status, trained.reason, trained.message) == (ConditionStatus.FALSE, Reason.UNSCHEDULABLE, message)
+    assert plan.events == (Event(Reason.UNSCHEDULABLE, message, warning=True),)
+    assert again.events == ()
+    assert [each.name for each in plan.steps] == [step]
+
+
+def test_a_second_try_that_waits_tells_both() -> None:
+    made = world()
+    words = LastWords(reason=Reason.EVICTED, message="the node was short of memory")
+    settle_once(made, KEY, "train", StepState(StepPhase.PENDING, hindrance=FULL, last_words=words))
+
+    assert stage(made, "train").message == (
+        "0/3 nodes have a free nvidia.com/gpu. Free one. tries again after: the node was short of memory"
+    )
+
+
+def test_what_hinders_an_evaluation_is_told_of_its_job() -> None:
+    made = world(until="evaluate")
+    waiting = StepState(StepPhase.PENDING, attempts=0, started_at=made.now, hindrance=FULL)
+    made.finish(EVALUATION, "evaluate", waiting)
+
+    evaluated = told(made, ConditionType.EVALUATED)
+    assert (evaluated.reason, evaluated.message) == (Reason.UNSCHEDULABLE, stage(made, "evaluate").message)
+    assert told(made, ConditionType.EVALUATED, EVALUATION).reason is Reason.UNSCHEDULABLE
+
+
+def test_what_hinders_a_relocation_is_told_of_its_job() -> None:
+    made = World()
+    made.add(job())
+    made.settle()
+    model = next(
+        key for key, each in made.objects.items() if isinstance(each, Relocation) and "hf:" in each.spec.source
+    )
+    made.finish(model, "measure", StepState(StepPhase.PENDING, attempts=0, hindrance=FULL))
+
+    assert told(made, ConditionType.READY, model).reason is Reason.UNSCHEDULABLE
+    relocated = told(made, ConditionType.RELOCATED)
+    assert relocated.reason is Reason.UNSCHEDULABLE
+    assert "model pending (0 %): 0/3 nodes have a free nvidia.com/gpu. Free one." in relocated.message
+
+
+def test_log_lines_of_a_final_failure_end_its_message_and_nothing_else() -> None:
+    made = world()
+    plan = settle_once(made, KEY, "train", StepState(StepPhase.FAILED, log_tail=("loading", "Killed")))
+
+    sentence = "the program ended without a word; its log has the details"
+    assert told(made, ConditionType.FAILED).message == f"train: {sentence}\nlast log lines:\nloading\nKilled"
+    assert told(made, ConditionType.TRAINED).message == stage(made, "train").message == sentence
+    assert plan.events == (Event(Reason.BACKOFF_LIMIT_EXCEEDED, f"train: {sentence}", warning=True),)
+
+
+def test_of_a_long_log_the_latest_whole_lines_are_kept() -> None:
+    made = world()
+    settle_once(made, KEY, "train", StepState(StepPhase.FAILED, log_tail=tuple(f"line {n:04}" for n in range(2000))))
+
+    message = told(made, ConditionType.FAILED).message
+    lines = message.partition("last log lines:\n")[2].split("\n")
+    assert len(message) <= MESSAGE_LENGTH
+    assert lines == [f"line {n:04}" for n in range(2000 - len(lines), 2000)]
+    assert len(lines) > 300
+
+
+def test_one_endless_log_line_is_cut_and_a_message_that_fills_the_field_gets_none() -> None:
+    endless, full = world(), world()
+    settle_once(endless, KEY, "train", StepState(StepPhase.FAILED, log_tail=("x" * 100_000,)))
+    words = LastWords(reason=Reason.INTERNAL, message="m" * 5000)
+    settle_once(full, KEY, "train", StepState(StepPhase.FAILED, last_words=words, log_tail=("line",)))
+
+    assert len(told(endless, ConditionType.FAILED).message) <= MESSAGE_LENGTH
+    assert told(endless, ConditionType.FAILED).message.endswith("xxx")
+    assert len(told(full, ConditionType.FAILED).message) == MESSAGE_LENGTH
+    assert "last log lines" not in told(full, ConditionType.FAILED).message
+
+
+@pytest.mark.parametrize("step", ["preflight", "train"])
+def test_deadline_of_a_pending_step_names_the_cause(step: str) -> None:
+    made = world(job(pending_deadline_seconds=600), until=step)
+    waiting = StepState(StepPhase.PENDING, attempts=0, started_at=made.now, hindrance=FULL)
+    first = settle_once(made, KEY, step, waiting)
+    made.now += timedelta(seconds=599)
+    almost = made.apply(KEY)
+    made.now += timedelta(seconds=1)
+    plan = made.apply(KEY)
+
+    assert (first.requeue_after, almost.requeue_after) == (600, 1)
+    cause = "waited 600 s: Unschedulable: 0/3 nodes have a free nvidia.com/gpu. Free one."
+    ended = told(made, ConditionType.FAILED)
+    assert (ended.reason, ended.message) == (Reason.DEADLINE_EXCEEDED, f"{step}: {cause}")
+    assert (stage(made, step).state, stage(made, step).message) == (StageState.FAILED, cause)
+    assert (plan.steps, plan.requeue_after) == ((), None)
+
+
+def test_deadline_without_a_known_cause_names_the_field() -> None:
+    made = world(job(pending_deadline_seconds=60))
+    settle_once(made, KEY, "train", StepState(StepPhase.PENDING, attempts=0, started_at=made.now))
+    made.now += timedelta(seconds=60)
+    made.apply(KEY)
+
+    assert told(made, ConditionType.FAILED).message == (
+        "train: waited 60 s for its pod to run (pendingDeadlineSeconds)"
+    )
+
+
+def test_a_step_that_nobody_can_make_waits_since_the_last_stage_ended() -> None:
+    made = world(job(pending_deadline_seconds=60))
+    refused = LastWords(reason=Reason.QUOTA_EXCEEDED, message="pods: 10 of 10 are used")
+    ended = stage(made, "preflight").completion_time
+    assert ended is not None
+    plan = settle_once(made, KEY, "train", StepState(StepPhase.PENDING, attempts=0, hindrance=refused))
+
+    assert plan.requeue_after == 60 - (made.now - ended).total_seconds()
+    made.now = ended + timedelta(seconds=60)
+    made.apply(KEY)
+    assert told(made, ConditionType.FAILED).message == "train: waited 60 s: QuotaExceeded: pods: 10 of 10 are used"
+
+
+def test_waiting_for_a_relocations_pod_counts_as_waiting() -> None:
+    made = World()
+    made.add(job(pending_deadline_seconds=60))
+    made.settle()
+    model = next(
+        key for key, each in made.objects.items() if isinstance(each, Relocation) and "hf:" in each.spec.source
+    )
+    made.steps = {
+        key: {"measure": StepState(StepPhase.RUNNING)}
+        for key in made.objects
+        if key[0] == "Relocation" and key != model
+    }
+    made.finish(model, "measure", StepState(StepPhase.PENDING, attempts=0, hindrance=FULL))
+    made.now = NOW + timedelta(seconds=62)
+    made.settle()
+
+    ended = told(made, ConditionType.FAILED)
+    assert ended.reason is Reason.DEADLINE_EXCEEDED
+    assert ended.message.startswith("relocate: waited 60 s: Unschedulable: ")
+
+
+def test_time_in_suspension_is_not_waiting() -> None:
+    made = world(job(pending_deadline_seconds=60))
+    waits_since = made.now
+    made.finish(KEY, "train", StepState(StepPhase.PENDING, attempts=0, started_at=waits_since))
+    spec = made.job().spec
+    made.add(made.job().model_copy(update={"spec": spec.model_copy(update={"suspend": True})}))
+    made.settle()
+    made.now += timedelta(hours=1)
+    made.add(made.job().model_copy(update={"spec": spec}))
+    made.settle()
+
+    assert not made.holds(ConditionType.FAILED)
+    assert (made.plans[KEY].requeue_after or 0) > 50
+
+
+def report(made: World) -> TrainerStatus:
+    return TrainerStatus(last_updated_time=made.now, progress_percentage=30)
+
+
+def test_stage_that_keeps_silent_is_stalled_until_it_reports_again() -> None:
+    made = world()
+    running = StepState(StepPhase.RUNNING, started_at=made.now, progress=report(made))
+    first = settle_once(made, KEY, "train", running)
+    since = f"{made.now:%Y-%m-%dT%H:%M:%SZ}"
+    made.now += timedelta(seconds=600)
+    stalled = made.apply(KEY)
+    message = f"has not reported since {since}. Its log and the load of its node tell whether it still works"
+
+    assert first.requeue_after == 600
+    assert stalled.events == (Event(Reason.STALLED, message, warning=True),)
+    assert (stage(made, "train").state, stage(made, "train").message) == (StageState.RUNNING, message)
+    assert stalled.requeue_after is None
+    assert [step.name for step in stalled.steps] == ["train"]
+
+    made.now += timedelta(seconds=900)
+    assert (made.apply(KEY).status, made.plans[KEY].events) == (stalled.status, ())
+
+    settle_once(made, KEY, "train", StepState(StepPhase.RUNNING, progress=report(made)))
+    trained = told(made, ConditionType.TRAINED)
+    assert (trained.reason, trained.message, stage(made, "train").message) == (Reason.TRAINING, "", "")
+    assert made.plans[KEY].events == ()
+
+
+def test_stage_that_never_reported_or_has_just_started_again_is_not_stalled() -> None:
+    silent, again = world(), world()
+    settle_once(silent, KEY, "train", StepState(StepPhase.RUNNING, started_at=silent.now))
+    old = report(again)
+    again.now += timedelta(hours=1)
+    settle_once(again, KEY, "train", StepState(StepPhase.RUNNING, attempts=2, started_at=again.now, progress=old))
+    silent.now += timedelta(hours=1)
+    silent.apply(KEY)
+
+    assert told(silent, ConditionType.TRAINED).reason is Reason.TRAINING
+    assert told(again, ConditionType.TRAINED).reason is Reason.TRAINING
+
+
+def test_stalled_evaluation_is_told_of_its_job_as_well() -> None:
+    made = world(until="evaluate")
+    made.finish(EVALUATION, "evaluate", StepState(StepPhase.RUNNING, started_at=made.now, progress=report(made)))
+    made.now += timedelta(seconds=601)
+    made.settle()
+
+    assert told(made, ConditionType.EVALUATED, EVALUATION).reason is Reason.STALLED
+    assert told(made, ConditionType.EVALUATED).reason is Reason.STALLED
+    assert stage(made, "evaluate").percent == 30
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_finished_job_expires_when_its_time_is_over(*, well: bool) -> None:
+    made = world(job(ttl_seconds_after_finished=300, evaluation={"enabled": False}))
+    made.finish(KEY, "train", None if well else failed())
+    ended = made.job().status.completion_time
+    assert ended is not None
+    made.now = ended + timedelta(seconds=299)
+    waiting = made.apply(KEY)
+    made.now += timedelta(seconds=1)
+    over = made.apply(KEY)
+
+    assert (waiting.expired, waiting.requeue_after) == (False, 1)
+    assert (over.expired, over.requeue_after, over.status) == (True, None, waiting.status)
+
+
+def test_job_without_a_time_to_live_stays() -> None:
+    made = world(job(evaluation={"enabled": False}))
+    made.finish(KEY, "train")
+    made.now += timedelta(days=365)
+
+    assert (made.apply(KEY).expired, made.plans[KEY].requeue_after) == (False, None)
+
+
+def test_evaluation_of_a_job_is_deleted_with_the_job_only() -> None:
+    data = {"source": "s3://bucket/rows.jsonl", "prompt": "{a}", "completion": "{b}"}
+    fields = {"candidates": [{"name": "base", "model": {"source": "hf://a/b"}}], "dataset": data}
+    spec = EvaluationJobSpec.model_validate(fields | {"ttlSecondsAfterFinished": 0, "suspend": True})
+    owner = OwnerReference(api_version="finetuning.dev/v1alpha1", kind="FineTuningJob", name="demo", uid="uid-1")
+    done = Condition(
+        type=ConditionType.COMPLETE, status=ConditionStatus.TRUE, reason=Reason.SUCCEEDED, last_transition_time=NOW
+    )
+    made = World()
+    for name, owners in (("alone", []), ("owned", [owner])):
+        each = EvaluationJob(metadata=ObjectMeta(name=name, owner_references=owners), spec=spec)
+        status = each.status.model_copy(update={"conditions": [done], "completion_time": NOW})
+        made.add(each.model_copy(update={"status": status}))
+
+    assert made.apply(("EvaluationJob", "alone")).expired
+    assert not made.apply(("EvaluationJob", "owned")).expired
