@@ -115,17 +115,19 @@ class ClusterApi:
         may_write: Callable[[], bool] = lambda: True,
         on_call: Callable[[Call], None] = lambda _call: None,
         timeout: float = 30.0,
+        patience: float = _LONGEST_PATIENCE,
     ) -> None:
         self._client = client
         self._bucket = bucket
         self._may_write = may_write
         self._on_call = on_call
         self._timeout = timeout
+        self._patience = patience
 
     def unguarded(self, *, rate: float, burst: int, timeout: float) -> "ClusterApi":
-        """Return an API over the same connections that writes without leadership and at a rate of its own."""
+        """Return an API over the same connections that writes without leadership, at its own rate, and never waits."""
         bucket = TokenBucket(rate=rate, burst=burst)
-        return ClusterApi(self._client, bucket=bucket, on_call=self._on_call, timeout=timeout)
+        return ClusterApi(self._client, bucket=bucket, on_call=self._on_call, timeout=timeout, patience=0.0)
 
     async def close(self) -> None:
         await self._client.close()
@@ -299,7 +301,7 @@ class ClusterApi:
         """Send a request, again while the server asks for patience. Raises ApiError."""
         if request.guarded:
             await asyncio.sleep(self._bucket.reserve())
-        patience = _LONGEST_PATIENCE
+        patience = self._patience
         while True:
             try:
                 return await self._exchange(request)
