@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
-
-from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import LastWords
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused
 from tests.support.objects import RESULTS
+
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import LastWords
 
 STEP_LABEL = "finetuning.dev/step"
 MANAGED = "app.kubernetes.io/managed-by=finetuning-operator"
