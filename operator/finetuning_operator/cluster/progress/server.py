@@ -23,7 +23,6 @@ from finetuning_operator.cluster.progress.tokens import (
 )
 
 _LOG = logging.getLogger(__name__)
-_BODY_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 5.0
 _IDLE_SECONDS = 30.0
 _LINGERING_SECONDS = 1.0
@@ -56,14 +55,19 @@ class ProgressEndpoint:
         leading: Callable[[], bool],
         answered: Callable[[HTTPStatus], None] = lambda _: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        body_seconds: float = 5.0,
     ) -> None:
-        """``leading`` says whether this replica is the active one; ``answered`` is told every answer, for metrics."""
+        """``leading`` says whether this replica is the active one; ``answered`` is told every answer, for metrics.
+
+        A report that does not arrive within ``body_seconds`` is given up.
+        """
         self._store = store
         self._verifier = verifier
         self._knows = knows
         self._leading = leading
         self._answered = answered
         self._clock = clock
+        self._body_seconds = body_seconds
 
     def application(self) -> web.Application:
         """Return what aiohttp serves."""
@@ -88,7 +92,7 @@ class ProgressEndpoint:
         key = ProgressKey(**request.match_info)
         uid = await self._admit(key, _bearer_token(request))
         try:
-            status = parse_report(await _body(request), now=self._clock())
+            status = parse_report(await self._body(request), now=self._clock())
         except UnreadableReportError as error:
             raise _Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
         self._store.put(key, status, uid=uid)
@@ -120,22 +124,21 @@ class ProgressEndpoint:
         _LOG.debug("report for %s by pod %s", key, reporter.pod)
         return claims.owner.uid
 
+    async def _body(self, request: web.Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a report has at most {REPORT_BYTES} bytes") from None
+        except TimeoutError:
+            raise _Refusal(HTTPStatus.REQUEST_TIMEOUT, "the report did not arrive in time") from None
+
 
 def _bearer_token(request: web.Request) -> str:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip() or not token.isascii():
         raise _Refusal(HTTPStatus.UNAUTHORIZED, "a bearer token is needed: that of the pod's progress volume")
     return token.strip()
-
-
-async def _body(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a report has at most {REPORT_BYTES} bytes") from None
-    except TimeoutError:
-        raise _Refusal(HTTPStatus.REQUEST_TIMEOUT, f"the report did not arrive within {_BODY_SECONDS:g} s") from None
 
 
 def _refused(refusal: _Refusal) -> web.Response:
