@@ -1,0 +1,30 @@
+"""Plans as manifests: what the cluster is asked to run, to keep and to connect. Pure: values in, plain objects out."""
+
+from finetuning_operator.cluster.render.children import render_child
+from finetuning_operator.cluster.render.claims import ClaimRefusedError, render_volume
+from finetuning_operator.cluster.render.drift import differs
+from finetuning_operator.cluster.render.jobs import render_step
+from finetuning_operator.cluster.render.labels import CONTAINER, claim_label, claim_token
+from finetuning_operator.cluster.render.network import render_network_policies
+from finetuning_operator.cluster.render.placement import ClaimUse, Conflict, Placement, claims_of, keep, place
+from finetuning_operator.cluster.render.servers import render_server, server_url
+
+__all__ = [
+    "CONTAINER",
+    "ClaimRefusedError",
+    "ClaimUse",
+    "Conflict",
+    "Placement",
+    "claim_label",
+    "claim_token",
+    "claims_of",
+    "differs",
+    "keep",
+    "place",
+    "render_child",
+    "render_network_policies",
+    "render_server",
+    "render_step",
+    "render_volume",
+    "server_url",
+]

@@ -1,0 +1,108 @@
+"""Servers as Deployments with one stable address each."""
+
+import math
+from typing import Final
+
+from finetuning_api.base import Resource
+from finetuning_operator.cluster.options import Options
+from finetuning_operator.cluster.render.labels import Manifest, Network, metadata, pod_selector, stamped
+from finetuning_operator.cluster.render.network import SERVING_PORT
+from finetuning_operator.cluster.render.placement import Placement, affinity_of
+from finetuning_operator.cluster.render.pods import Program, pod_template
+from finetuning_operator.cluster.render.variants import health_path, told
+from finetuning_operator.reconcile.plan import ImageRole, Server
+
+_PROBE_TIMEOUT_SECONDS: Final = 5
+_STARTUP_SECONDS: Final = 1800
+"""How long a model may load before its server counts as broken."""
+_GRACE_SECONDS: Final = 60
+_DRAIN_SECONDS: Final = 5
+"""How long a pod goes on answering after it was asked to end: until then clients still find its address."""
+
+
+def render_server(server: Server, *, owner: Resource, options: Options, placement: Placement) -> tuple[Manifest, ...]:
+    """Return the Deployment and the Service of a server.
+
+    New replicas answer before old ones end. On ReadWriteOnce claims they meet on one node, by ``placement``, which then
+    needs room, and accelerators, for one replica more.
+    """
+    selector = pod_selector(owner)
+    template = pod_template(
+        _program(server, options=options, placement=placement), owner=owner, options=options, progress=None
+    )
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(owner, server.name),
+        "spec": {
+            "replicas": server.replicas,
+            "selector": {"matchLabels": selector},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "progressDeadlineSeconds": 2 * _STARTUP_SECONDS,
+            "revisionHistoryLimit": 2,
+            "template": template,
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, server.name),
+        "spec": {
+            "selector": selector,
+            "ports": [{"name": SERVING_PORT, "port": server.port, "targetPort": SERVING_PORT, "protocol": "TCP"}],
+        },
+    }
+    return stamped(deployment), stamped(service)
+
+
+def server_url(server: Server, *, namespace: str) -> str:
+    """Return the address inside the cluster; it stays the same whatever becomes of the pods."""
+    return f"http://{server.name}.{namespace}.svc:{server.port}"
+
+
+def _program(server: Server, *, options: Options, placement: Placement) -> Program:
+    special = told(server)
+    container: Manifest = {
+        **special.container,
+        "ports": [{"name": SERVING_PORT, "containerPort": server.port, "protocol": "TCP"}],
+        "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_SECONDS}}},
+        **_probes(server),
+    }
+    # What is set for this server goes before what is set for its pods.
+    variables = {variable.name: variable for variable in (*server.pod.env, *server.env)}
+    return Program(
+        image=server.image or options.images[ImageRole.SERVER],
+        role=ImageRole.SERVER,
+        network=Network.SERVING,
+        container=container,
+        environment=special.environment,
+        references=special.references,
+        config=server.config,
+        mounts=server.mounts,
+        attached=special.attached,
+        resources=server.resources,
+        pod=server.pod.model_copy(update={"env": list(variables.values())}),
+        priority_class=server.priority_class,
+        affinity=affinity_of(server, placement),
+        spec={"terminationGracePeriodSeconds": _GRACE_SECONDS},
+    )
+
+
+def _probes(server: Server) -> Manifest:
+    """Return when a replica gets requests, when it is started anew, and how long it may load.
+
+    Kubernetes takes any status from 200 to 399 for healthy: an ``expectedStatus`` within these bounds is met by all of
+    them.
+    """
+    health = server.health
+    check: Manifest = {
+        "httpGet": {"path": health_path(server), "port": SERVING_PORT},
+        "periodSeconds": health.period_seconds,
+        "timeoutSeconds": _PROBE_TIMEOUT_SECONDS,
+    }
+    tries = max(math.ceil(_STARTUP_SECONDS / health.period_seconds), health.failure_threshold)
+    return {
+        "startupProbe": check | {"failureThreshold": tries, "initialDelaySeconds": health.initial_delay_seconds},
+        "readinessProbe": check | {"failureThreshold": health.failure_threshold},
+        "livenessProbe": check | {"failureThreshold": health.failure_threshold},
+    }
