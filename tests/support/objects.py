@@ -87,6 +87,7 @@ class World:
     objects: dict[tuple[str, str], Resource] = field(default_factory=dict)
     steps: dict[tuple[str, str], dict[str, StepState]] = field(default_factory=dict)
     plans: dict[tuple[str, str], Plan] = field(default_factory=dict)
+    users: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, resource: Resource) -> tuple[str, str]:
         """Store an object."""
@@ -109,7 +110,7 @@ class World:
     def apply(self, key: tuple[str, str]) -> Plan:
         """Reconcile one object and keep what its plan says."""
         resource = self.objects[key]
-        observed = Observed(steps=self.steps.get(key, {}), resources=dict(self.objects))
+        observed = Observed(steps=self.steps.get(key, {}), resources=dict(self.objects), users=self.users.get(key, ()))
         plan = reconcile(resource, observed=observed, now=self.now, settings=self.settings)
         self.plans[key] = plan
         self.objects[key] = resource.model_copy(update={"status": plan.status})

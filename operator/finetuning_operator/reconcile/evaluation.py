@@ -26,7 +26,17 @@ from finetuning_operator.reconcile.conditions import (
     short_list,
 )
 from finetuning_operator.reconcile.gate import gate_condition, gate_message
-from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, clock_of, ended, soonest, time_left
+from finetuning_operator.reconcile.lifecycle import (
+    Common,
+    Refusal,
+    Writer,
+    active_since,
+    admit,
+    clock_of,
+    ended,
+    soonest,
+    time_left,
+)
 from finetuning_operator.reconcile.names import adapter_job, child_name
 from finetuning_operator.reconcile.needs import (
     Need,
@@ -95,6 +105,12 @@ class _View:
     @property
     def needs(self) -> tuple[Need, ...]:
         return evaluation_needs(self.job, observed=self.observed)
+
+    @property
+    def since(self) -> datetime | None:
+        """Since when failures of what others share are this job's own; None on one machine, which clears them away."""
+        status = self.job.status
+        return None if self.settings.local else active_since(status.start_time, status.conditions, self.now)
 
     @property
     def output(self) -> ClaimRef:
@@ -175,7 +191,7 @@ def _relocate(view: _View) -> Outcome:
         storage=spec.storage,
         backoff_limit=spec.backoff_limit,
     )
-    return relocation_outcome(view.needs, view.observed, children)
+    return relocation_outcome(view.needs, view.observed, children, since=view.since)
 
 
 def _evaluate(view: _View) -> Outcome:

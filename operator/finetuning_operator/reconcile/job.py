@@ -47,7 +47,17 @@ from finetuning_operator.reconcile.conditions import (
 )
 from finetuning_operator.reconcile.evaluation import tuned_model
 from finetuning_operator.reconcile.gate import REASONS, gate_condition, gate_message
-from finetuning_operator.reconcile.lifecycle import Common, Refusal, Writer, admit, clock_of, ended, soonest, time_left
+from finetuning_operator.reconcile.lifecycle import (
+    Common,
+    Refusal,
+    Writer,
+    active_since,
+    admit,
+    clock_of,
+    ended,
+    soonest,
+    time_left,
+)
 from finetuning_operator.reconcile.names import adapter_claim, evaluation_name, owned_metadata
 from finetuning_operator.reconcile.needs import (
     Need,
@@ -88,6 +98,12 @@ class _View:
     @property
     def claim(self) -> str:
         return adapter_claim(self.name)
+
+    @property
+    def since(self) -> datetime | None:
+        """Since when failures of what others share are this job's own; None on one machine, which clears them away."""
+        status = self.job.status
+        return None if self.settings.local else active_since(status.start_time, status.conditions, self.now)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -171,7 +187,7 @@ def _relocate(view: _View) -> Outcome:
     children = relocations(
         view.needs, namespace=view.job.metadata.namespace, storage=spec.storage, backoff_limit=spec.backoff_limit
     )
-    return relocation_outcome(view.needs, view.observed, children)
+    return relocation_outcome(view.needs, view.observed, children, since=view.since)
 
 
 def _preflight(view: _View) -> Outcome:

@@ -14,9 +14,10 @@ from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationPhase, RelocationSpec
 from finetuning_api.runconfig import DatasetInput, ModelInput, Provenance
 from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
-from finetuning_operator.reconcile.conditions import find_condition, is_true
+from finetuning_operator.reconcile.conditions import find_condition, headline, is_true
+from finetuning_operator.reconcile.labels import MANAGED_BY, OPERATOR
 from finetuning_operator.reconcile.plan import ClaimMount, Observed, Settings
-from finetuning_operator.reconcile.stages import Outcome
+from finetuning_operator.reconcile.stages import Outcome, sentences
 
 
 class Role(StrEnum):
@@ -119,7 +120,13 @@ def relocation(wanted: Need, *, namespace: str, storage: StorageSpec, backoff_li
     spec = RelocationSpec(
         **wanted.ref.model_dump(), profile=storage.profile, volume=wanted.volume, backoff_limit=backoff_limit
     )
-    return Relocation(metadata=ObjectMeta(name=wanted.name, namespace=namespace), spec=spec)
+    metadata = ObjectMeta(name=wanted.name, namespace=namespace, labels={MANAGED_BY: OPERATOR})
+    return Relocation(metadata=metadata, spec=spec)
+
+
+def made_for_jobs(found: Relocation) -> bool:
+    """Return whether a Relocation was made because somebody needed it, not by a user."""
+    return found.metadata.labels.get(MANAGED_BY) == OPERATOR
 
 
 def relocations(
@@ -133,14 +140,19 @@ def relocations(
     )
 
 
-def relocation_outcome(needs: Sequence[Need], observed: Observed, children: tuple[Relocation, ...]) -> Outcome:
-    """Return where the stage stands that waits for all needs."""
+def relocation_outcome(
+    needs: Sequence[Need], observed: Observed, children: tuple[Relocation, ...], *, since: datetime | None
+) -> Outcome:
+    """Return where the stage stands that waits for all needs.
+
+    What failed before ``since`` failed for others; None where such failures were cleared away already.
+    """
     distinct = {wanted.name: wanted for wanted in needs}
     found = [(wanted, wanted.find(observed)) for wanted in distinct.values()]
     for wanted, child in found:
-        failed = find_condition(child.status.conditions, ConditionType.FAILED) if child else None
-        if failed is not None and is_true([failed], ConditionType.FAILED):
-            return Outcome(StageState.FAILED, failed.reason, f"{wanted.role}: {failed.message}", children=children)
+        message, reason = _failure(child, since)
+        if reason is not None:
+            return Outcome(StageState.FAILED, reason, f"{wanted.role}: {message}", children=children)
     ready = sum(wanted.artifact(observed) is not None for wanted, _ in found)
     if ready == len(found):
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=children)
@@ -157,6 +169,19 @@ def relocation_outcome(needs: Sequence[Need], observed: Observed, children: tupl
     )
 
 
+def _failure(child: Relocation | None, since: datetime | None) -> tuple[str, Reason | None]:
+    """Return what failed and why; a failure of before ``since`` only where nobody will try again."""
+    failed = find_condition(child.status.conditions, ConditionType.FAILED) if child else None
+    if child is None or failed is None or failed.status is not ConditionStatus.TRUE:
+        return "", None
+    if since is None or failed.last_transition_time >= since:
+        return failed.message, failed.reason
+    if made_for_jobs(child):
+        return "", None
+    hint = f"That was before this job; delete Relocation {child.metadata.name} to have it tried again"
+    return sentences(headline(failed.message), hint), failed.reason
+
+
 def _percent(child: Relocation | None) -> int:
     if child is None:
         return 0
@@ -166,8 +191,10 @@ def _percent(child: Relocation | None) -> int:
 
 
 def _trouble(child: Relocation | None) -> Reason | None:
-    """Return what keeps a Relocation from getting on, None where it goes its way."""
-    ready = find_condition(child.status.conditions, ConditionType.READY) if child else None
+    """Return what keeps a Relocation from getting on, None where it goes its way or is about to be tried again."""
+    if child is None or is_true(child.status.conditions, ConditionType.FAILED):
+        return None
+    ready = find_condition(child.status.conditions, ConditionType.READY)
     return ready.reason if ready and ready.reason not in LIFE_CYCLE_REASONS else None
 
 
@@ -177,6 +204,8 @@ def _where(child: Relocation | None) -> str:
     ready = find_condition(child.status.conditions, ConditionType.READY)
     if ready is not None and ready.status is ConditionStatus.TRUE:
         return "ready"
+    if is_true(child.status.conditions, ConditionType.FAILED):
+        return "failed earlier and is tried again"
     message = ready.message if ready is not None and ready.reason is not Reason.PENDING else ""
     return f"{child.status.phase.value.lower()} ({_percent(child)} %){f': {message}' if message else ''}"
 

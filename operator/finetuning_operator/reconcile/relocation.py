@@ -22,12 +22,13 @@ from finetuning_api.sources import Conversion, Scheme, SourceRef
 from finetuning_operator.reconcile.conditions import (
     condition,
     events_between,
+    find_condition,
     headline,
     is_true,
     set_condition,
     shorten,
 )
-from finetuning_operator.reconcile.needs import claim_mount, is_pinned
+from finetuning_operator.reconcile.needs import claim_mount, is_pinned, made_for_jobs
 from finetuning_operator.reconcile.plan import (
     ClaimMount,
     ConfigMapMount,
@@ -39,11 +40,15 @@ from finetuning_operator.reconcile.plan import (
     StepPhase,
     Volume,
 )
-from finetuning_operator.reconcile.stages import Clock, Course, Outcome, StageRule, follow, step_outcome
+from finetuning_operator.reconcile.stages import Clock, Course, Outcome, StageRule, follow, seconds_left, step_outcome
 
 MEASURE, RELOCATE, CONVERT, VERIFY = "measure", "relocate", "convert", "verify"
 LOCAL_PIN = "sha256-"
 """How the revision of a local folder begins: the digest of everything in it, put there by the command."""
+_RETRY_SECONDS = 10
+"""A failure is kept this long while somebody waits for the bytes."""
+_FAILURE_SECONDS = 600
+"""A failure is kept this long, to be looked at, where nobody waits."""
 _OFFLINE_SCHEMES = frozenset({Scheme.FILE, Scheme.CONFIGMAP, Scheme.PVC})
 _PHASES = {
     MEASURE: RelocationPhase.MEASURING,
@@ -118,10 +123,12 @@ class _View:
 
 
 def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
-    """Return what a Relocation needs next; a Relocation that is Ready or Failed is left as it is."""
+    """Return what a Relocation needs next; one that is Ready or Failed runs nothing, and is kept for its time."""
     old = relocation.status
-    if is_true(old.conditions, ConditionType.READY) or is_true(old.conditions, ConditionType.FAILED):
-        return Plan(status=old)
+    if is_true(old.conditions, ConditionType.FAILED):
+        return _kept_failure(relocation, observed, now)
+    if is_true(old.conditions, ConditionType.READY):
+        return _kept(relocation, observed, now)
     view = _View(relocation, observed, settings)
     if view.scheme is Scheme.FILE and not settings.local:
         return _refused(view, now)
@@ -142,6 +149,31 @@ def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: dat
         events=events_between(old.conditions, status.conditions),
         requeue_after=course.wake,
     )
+
+
+def _kept(relocation: Relocation, observed: Observed, now: datetime) -> Plan:
+    """Return the plan of an artifact: its time runs from when the last object that uses it has ended."""
+    status, ttl = relocation.status, relocation.spec.ttl_seconds_after_unused
+    if ttl is None:
+        return Plan(status=status)
+    unused_since = None if observed.users else status.last_used_time or now
+    if unused_since != status.last_used_time:
+        status = status.model_copy(update={"last_used_time": unused_since})
+    left = seconds_left(ttl, unused_since, now)
+    return Plan(status=status, expired=left == 0, requeue_after=left or None)
+
+
+def _kept_failure(relocation: Relocation, observed: Observed, now: datetime) -> Plan:
+    """Return the plan of a failure. What was made for jobs makes room for another try; a user's own object stays.
+
+    Whoever waited for it fails with it at once, so that a user which is left came later, and waits for the next try.
+    """
+    if not made_for_jobs(relocation):
+        return _kept(relocation, observed, now)
+    failed = find_condition(relocation.status.conditions, ConditionType.FAILED)
+    since = failed.last_transition_time if failed else now
+    left = seconds_left(_RETRY_SECONDS if observed.users else _FAILURE_SECONDS, since, now)
+    return Plan(status=relocation.status, expired=left == 0, requeue_after=left or None)
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:

@@ -1,9 +1,9 @@
 """What waits, what keeps silent and what has ended is told with its cause, and the clock is asked in time."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
-from tests.support.objects import NOW, World, failed, job
+from tests.support.objects import NOW, World, failed, job, relocation
 
 from finetuning_api.base import Condition, ConditionStatus, ConditionType, ObjectMeta, OwnerReference, Stage, StageState
 from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec
@@ -16,6 +16,7 @@ from finetuning_operator.reconcile.plan import Event, Plan, StepPhase, StepState
 
 KEY = ("FineTuningJob", "demo")
 EVALUATION = ("EvaluationJob", "demo-evaluation")
+RELOCATION = ("Relocation", "reloc-0")
 FULL = LastWords(reason=Reason.UNSCHEDULABLE, message="0/3 nodes have a free nvidia.com/gpu", hint="Free one.")
 
 
@@ -301,3 +302,109 @@ def test_evaluation_of_a_job_is_deleted_with_the_job_only() -> None:
 
     assert made.apply(("EvaluationJob", "alone")).expired
     assert not made.apply(("EvaluationJob", "owned")).expired
+
+
+def artifact(ttl: int | None = None) -> World:
+    """A Relocation that is ready, and the jobs that use it by a test's word."""
+    made = World()
+    made.add(relocation("hf://acme/tiny", ttl_seconds_after_unused=ttl))
+    made.settle()
+    made.finish_relocations()
+    return made
+
+
+def test_unused_artifact_is_kept_for_its_time_and_no_longer() -> None:
+    made = artifact(ttl=60)
+    assert last_used(made) is not None
+    made.users[RELOCATION] = ("FineTuningJob/demo",)
+    in_use = made.apply(RELOCATION)
+    assert (in_use.expired, in_use.requeue_after, last_used(made)) == (False, None, None)
+
+    made.now += timedelta(days=1)
+    assert not made.apply(RELOCATION).expired
+    made.users.clear()
+    unused = made.now
+    first = made.apply(RELOCATION)
+    made.now += timedelta(seconds=59)
+    later = made.apply(RELOCATION)
+    made.now += timedelta(seconds=1)
+
+    assert (first.expired, first.requeue_after, last_used(made)) == (False, 60, unused)
+    assert (later.expired, later.requeue_after) == (False, 1)
+    assert made.apply(RELOCATION).expired
+
+
+def test_artifact_without_a_time_to_live_is_never_written_again() -> None:
+    made = artifact()
+    before = made.plans[RELOCATION].status
+    made.now += timedelta(days=365)
+
+    assert made.apply(RELOCATION) == Plan(status=before)
+
+
+def last_used(made: World) -> datetime | None:
+    found = made.objects[RELOCATION]
+    assert isinstance(found, Relocation)
+    return found.status.last_used_time
+
+
+def model_of(made: World) -> tuple[str, str]:
+    return next(key for key, each in made.objects.items() if isinstance(each, Relocation) and "hf:" in each.spec.source)
+
+
+def test_failure_that_was_made_for_a_job_makes_room_for_the_next_job() -> None:
+    made = World()
+    made.add(job())
+    made.settle()
+    model = model_of(made)
+    made.finish(model, "measure", failed())
+    assert made.holds(ConditionType.FAILED)
+    assert not made.apply(model).expired
+
+    made.add(job("later"))
+    made.settle()
+    made.users[model] = ("FineTuningJob/later",)
+    waits = made.job("later").status
+    assert "model failed earlier and is tried again" in waits.stages[0].message
+    assert find_condition(waits.conditions, ConditionType.FAILED) is None
+    made.now += timedelta(seconds=10)
+    assert made.apply(model).expired
+
+    del made.objects[model], made.steps[model], made.plans[model]
+    made.settle()
+    made.finish_relocations()
+    assert [step.name for step in made.plans["FineTuningJob", "later"].steps] == ["preflight"]
+
+
+def test_failure_that_nobody_waits_for_can_be_looked_at_for_a_while() -> None:
+    made = World()
+    made.add(job())
+    made.settle()
+    model = model_of(made)
+    made.finish(model, "measure", failed())
+    plan = made.apply(model)
+
+    assert not plan.expired
+    made.now += timedelta(seconds=plan.requeue_after or 0)
+    assert made.apply(model).expired
+
+
+def test_failure_of_a_users_own_relocation_stays_and_is_named() -> None:
+    made = World()
+    made.add(job())
+    made.settle()
+    model = model_of(made)
+    own = made.objects[model]
+    made.objects[model] = own.model_copy(update={"metadata": own.metadata.model_copy(update={"labels": {}})})
+    made.finish(model, "measure", failed())
+    made.add(job("later"))
+    made.settle()
+
+    ended = find_condition(made.job("later").status.conditions, ConditionType.FAILED)
+    assert ended is not None
+    assert ended.message == (
+        f"relocate: model: measure: no route. Wait. That was before this job; delete Relocation {model[1]} to have it"
+        " tried again"
+    )
+    made.now += timedelta(days=365)
+    assert not made.apply(model).expired
