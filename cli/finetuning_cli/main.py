@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from finetuning_client import Client
+
 app = typer.Typer(
     name="finetune",
-    help="Fine-tune, evaluate and ask language models from one manifest, on this machine.",
+    help="Fine-tune, evaluate and ask language models from one manifest: on this machine or on a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +30,13 @@ class ObjectFormat(StrEnum):
     JSON = "json"
 
 
+class ReportFormat(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 class StatusFormat(StrEnum):
     """How the state of objects is printed."""
 
@@ -35,29 +45,56 @@ class StatusFormat(StrEnum):
     JSON = "json"
 
 
+_PANEL = "Place (docs/cli.md tells how it is found)"
 State = Annotated[Path, typer.Option("--state", help="State folder.", metavar="DIR")]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", help="Look in this state folder.", metavar="DIR", rich_help_panel=_PANEL, show_default=".finetuning"
+    ),
+]
+InCluster = Annotated[bool, typer.Option("--cluster", help="Look in the cluster.", rich_help_panel=_PANEL)]
+Namespace = Annotated[
+    str | None, typer.Option("-n", "--namespace", help="Namespace of the cluster.", rich_help_panel=_PANEL)
+]
+Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.", rich_help_panel=_PANEL)]
+Kubeconfig = Annotated[
+    Path | None, typer.Option("--kubeconfig", help="Kubeconfig file.", metavar="FILE", rich_help_panel=_PANEL)
+]
 JobName = Annotated[str, typer.Argument(help="Name of the job.", metavar="NAME")]
+AnyName = Annotated[str, typer.Argument(help="Name of an object, or KIND/NAME on a cluster.", metavar="NAME")]
 _STATE = Path(".finetuning")
 
 
 @contextmanager
 def _told() -> Iterator[None]:
     """Show a failure that a person can act on as a message, without a traceback."""
+    from finetuning_client import ClusterError, WaitTimeoutError
     from finetuning_workload.errors import ProgramError
 
     try:
         yield
-    except ProgramError as error:
+    except (ProgramError, ClusterError) as error:
         typer.echo(f"error: {error.message}", err=True)
         if error.hint:
             typer.echo(f"  {error.hint}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(_TIMEOUT if isinstance(error, WaitTimeoutError) else 1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # Whoever read our output has gone: that is no failure of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+
+
+_TIMEOUT = 124
+"""Exit code of a wait that took too long, as of the command `timeout`."""
+
+
+def _cluster(namespace: str | None, *, context: str | None, kubeconfig: Path | None) -> "Client":
+    from finetuning_cli.place import PlaceOptions
+
+    return PlaceOptions(namespace=namespace, context=context, kubeconfig=kubeconfig).client()
 
 
 @app.command()
@@ -86,67 +123,207 @@ def validate(
 
 
 @app.command()
-def status(
-    name: Annotated[str | None, typer.Argument(help="Name of an object; without it, all.", metavar="[NAME]")] = None,
-    state: State = _STATE,
-    output: Annotated[StatusFormat, typer.Option("-o", "--output", help="Form.")] = StatusFormat.TABLE,
+def apply(
+    files: Annotated[
+        list[Path], typer.Option("-f", "--filename", help="Manifest, folder of manifests, or -.", metavar="FILE")
+    ],
+    force: Annotated[bool, typer.Option("--force-conflicts", help="Take over fields that others set.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Let the cluster check it, and change nothing.")] = False,
+    output: Annotated[ObjectFormat | None, typer.Option("-o", "--output", help="Print the objects.")] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show where objects stand, or one object as a cluster would show it."""
+    """Bring manifests to a cluster, where the operator does what they ask for."""
     with _told():
-        from finetuning_cli.commands.inspect import show_status
+        from finetuning_cli.cluster.apply import ApplyOptions, apply_paths
 
-        show_status(name, state=state, output=output.value)
+        options = ApplyOptions(force=force, dry_run=dry_run, output=output and output.value)
+        client = _cluster(namespace, context=context, kubeconfig=kubeconfig)
+        raise typer.Exit(apply_paths(files, client=client, options=options))
+
+
+@app.command()
+def status(
+    name: Annotated[
+        str | None, typer.Argument(help="NAME, or KIND/NAME on a cluster; without it, all.", metavar="[NAME]")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="On a cluster: go on until the object ends.")] = False,
+    output: Annotated[StatusFormat, typer.Option("-o", "--output", help="Form.")] = StatusFormat.TABLE,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show where objects stand, or one object in full."""
+    with _told():
+        from finetuning_cli.place import PlaceOptions, local_state
+
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        folder = local_state(place, name)
+        if folder is not None:
+            from finetuning_cli.commands.inspect import show_status
+
+            show_status(name, state=folder, output=output.value)
+            return
+        from finetuning_cli.cluster.inspect import show_status as show_cluster_status
+
+        show_cluster_status(name, client=place.client(), output=output.value, watch=watch)
+
+
+@app.command()
+def wait(
+    name: AnyName,
+    goal: Annotated[
+        str, typer.Option("--for", help="complete, failed or condition=NAME[=STATUS].", metavar="GOAL")
+    ] = "complete",
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", help="Longest wait, such as 90s, 10m or 2h; unset waits on.")
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Wait for a job on a cluster. Exit code 0: it is there. 1: it can never be, with the reason. 124: time is over."""
+    with _told():
+        from finetuning_cli.cluster.inspect import wait_for
+        from finetuning_cli.durations import seconds_of
+        from finetuning_client import Goal
+
+        aim, seconds = Goal.parse(goal), seconds_of(timeout)
+        client = _cluster(namespace, context=context, kubeconfig=kubeconfig)
+        raise typer.Exit(wait_for(name, client=client, goal=aim, timeout=seconds))
 
 
 @app.command()
 def logs(
-    name: JobName,
+    name: AnyName,
     stage: Annotated[str | None, typer.Argument(help="Stage; without it, the latest.", metavar="[STAGE]")] = None,
-    state: State = _STATE,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the stage ends.")] = False,
+    stage_option: Annotated[str | None, typer.Option("--stage", help="The same as the second argument.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="On a cluster: only the last lines.")] = None,
+    worker: Annotated[int, typer.Option("--worker", min=0, help="On a cluster: which worker of several.")] = 0,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Print the log of a stage."""
     with _told():
-        from finetuning_cli.commands.inspect import show_logs
+        from finetuning_cli.place import PlaceOptions, local_state
 
-        show_logs(name, stage, state=state, follow=follow)
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        folder, wanted = local_state(place, name), stage or stage_option
+        if folder is not None:
+            from finetuning_cli.commands.inspect import show_logs
+
+            show_logs(name, wanted, state=folder, follow=follow)
+            return
+        from finetuning_cli.cluster.inspect import show_logs as show_cluster_logs
+        from finetuning_client.logs import LogChoice
+
+        choice = LogChoice(wanted, worker=worker, follow=follow, tail=tail)
+        show_cluster_logs(name, client=place.client(), choice=choice)
 
 
 @app.command()
-def report(name: JobName, state: State = _STATE) -> None:
+def report(
+    name: JobName,
+    output: Annotated[ReportFormat, typer.Option("-o", "--output", help="Form.")] = ReportFormat.TABLE,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
     """Print the results of a job: table, intervals, verdict, and where the report lies."""
     with _told():
-        from finetuning_cli.commands.inspect import show_report
+        from finetuning_cli.place import PlaceOptions, local_state
 
-        show_report(name, state=state)
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        folder = local_state(place, name)
+        if folder is not None:
+            from finetuning_cli.commands.inspect import show_report
+
+            show_report(name, state=folder, output=output.value)
+            return
+        from finetuning_cli.cluster.inspect import show_report as show_cluster_report
+
+        show_cluster_report(name, client=place.client(), output=output.value)
 
 
 @app.command()
 def prompt(
     name: JobName,
     text: Annotated[str, typer.Argument(help="What to ask.", metavar="TEXT")],
-    state: State = _STATE,
     chat: Annotated[bool, typer.Option("--chat", help="Send TEXT as a user's message of a chat.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Send TEXT as it is, without the job's prompt template.")] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens per answer at most.")] = 128,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Ask base and tuned model the same, side by side."""
+    """Ask base and tuned model the same, side by side. On a cluster the job must be served."""
     with _told():
-        from finetuning_cli.commands.prompt import ask
+        from finetuning_cli.place import PlaceOptions, local_state
 
-        ask(name, text, state=state, chat=chat, raw=raw, max_new_tokens=max_new_tokens)
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        folder = local_state(place, name)
+        if folder is not None:
+            from finetuning_cli.commands.prompt import ask
+
+            ask(name, text, state=folder, chat=chat, raw=raw, max_new_tokens=max_new_tokens)
+            return
+        from finetuning_cli.cluster.prompt import ask as ask_cluster
+
+        ask_cluster(name, text, client=place.client(), chat=chat, raw=raw, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def cancel(name: AnyName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Stop a job on a cluster after a checkpoint, and keep it. A local run is stopped with Ctrl-C."""
+    with _told():
+        from finetuning_cli.cluster.change import cancel as cancel_job
+
+        cancel_job(name, client=_cluster(namespace, context=context, kubeconfig=kubeconfig))
+
+
+@app.command()
+def resume(name: AnyName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Let a cancelled job on a cluster go on at its last checkpoint."""
+    with _told():
+        from finetuning_cli.cluster.change import resume as resume_job
+
+        resume_job(name, client=_cluster(namespace, context=context, kubeconfig=kubeconfig))
 
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="Name of an object.", metavar="NAME")],
-    state: State = _STATE,
+    name: AnyName,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Remove a job with its adapter and report. Relocated models and data stay for other jobs."""
     with _told():
-        from finetuning_cli.commands.delete import delete_object
+        from finetuning_cli.place import PlaceOptions, local_state
 
-        delete_object(name, state=state)
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        folder = local_state(place, name, destructive=True)
+        if folder is not None:
+            from finetuning_cli.commands.delete import delete_object
+
+            delete_object(name, state=folder)
+            return
+        from finetuning_cli.cluster.change import delete as delete_in_cluster
+
+        delete_in_cluster(name, client=place.client())
 
 
 @app.command()

@@ -55,13 +55,18 @@ def read_documents(path: Path) -> list[Document]:
     except (OSError, UnicodeDecodeError) as error:
         hint = "Give a YAML file in UTF-8."
         raise UserError(Reason.INVALID_SPEC, f"cannot read {path}: {error}", hint) from error
+    return parse_documents(text, str(path))
+
+
+def parse_documents(text: str, origin: str) -> list[Document]:
+    """Return the documents of a text; messages name its origin. Raises UserError when it is no YAML or empty."""
     try:
         documents = load_manifests(text)
     except ManifestSyntaxError as error:
-        message = f"{path}:{error.line}:{error.column}: {error.message}"
+        message = f"{origin}:{error.line}:{error.column}: {error.message}"
         raise UserError(Reason.INVALID_SPEC, message, error.hint) from error
     if not documents:
-        raise UserError(Reason.INVALID_SPEC, f"{path} holds no document", "Write a FineTuningJob into it.")
+        raise UserError(Reason.INVALID_SPEC, f"{origin} holds no document", "Write a FineTuningJob into it.")
     return documents
 
 

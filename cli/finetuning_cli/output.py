@@ -11,6 +11,7 @@ from rich.table import Table
 from finetuning_api.base import ClaimRef, Condition, ConditionStatus, ConditionType, Resource
 from finetuning_api.evaluationjob import EvaluationJob
 from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.metrics import EvaluationRow, Verdict
 from finetuning_api.relocation import Relocation
 from finetuning_cli.display import duration, stages_of
@@ -56,8 +57,11 @@ def results_table(rows: list[EvaluationRow]) -> Table:
     return table
 
 
-def print_outcome(console: Console, resource: Resource, *, layout: Layout) -> None:
-    """Print how an object ended: results, verdict, where its files lie, or why it failed."""
+def print_outcome(console: Console, resource: Resource, *, layout: Layout | None) -> None:
+    """Print how an object ended: results, verdict, where its files lie, or why it failed.
+
+    Without a layout the object is one of a cluster, and its files lie on claims.
+    """
     title = f"\n[bold]{resource.kind} {resource.metadata.name}[/bold]: {escape(headline(resource))}"
     console.print(title, highlight=False, soft_wrap=True)
     if isinstance(resource, FineTuningJob | EvaluationJob):
@@ -68,8 +72,9 @@ def print_outcome(console: Console, resource: Resource, *, layout: Layout) -> No
             console.print(results_table(resource.status.evaluation))
             console.print()
         _print_verdict(console, resource)
-    for name, path in places(resource, layout):
-        console.print(f"  {name:<11}{escape(str(_from_here(path)))}", soft_wrap=True, highlight=False)
+    lies = claims(resource) if layout is None else [(k, str(_from_here(path))) for k, path in places(resource, layout)]
+    for name, where in lies:
+        console.print(f"  {name:<11}{escape(where)}", soft_wrap=True, highlight=False)
 
 
 def _from_here(path: Path) -> Path:
@@ -110,6 +115,41 @@ def places(resource: Resource, layout: Layout) -> list[tuple[str, Path]]:
     return [(name, path) for name, path in found if path.exists()]
 
 
+def report_content(job: FineTuningJob | EvaluationJob) -> dict[str, object]:
+    """Return the results of a job for scripts."""
+    status = job.status
+    return {
+        "kind": job.kind,
+        "name": job.metadata.name,
+        "state": headline(job),
+        "verdict": status.verdict.value if status.verdict else None,
+        "evaluation": [row.to_wire() for row in status.evaluation],
+        "warnings": list(status.warnings),
+    }
+
+
+def claims(resource: Resource) -> list[tuple[str, str]]:
+    """Return what lies where on the claims of a cluster, as far as the status tells."""
+    found: list[tuple[str, ClaimRef]] = []
+    if isinstance(resource, FineTuningJob) and resource.status.artifacts.adapter is not None:
+        adapter = resource.status.artifacts.adapter
+        found.append(("adapter", ClaimRef(claim_name=adapter.claim_name, path=adapter.path)))
+        if resource.status.evaluation:
+            found.append(("report", ClaimRef(claim_name=adapter.claim_name, path=f"{REPORT_FOLDER}/report.html")))
+    if isinstance(resource, EvaluationJob) and resource.status.report is not None:
+        report = resource.status.report
+        path = f"{report.path}/report.html".lstrip("/")
+        found.append(("report", ClaimRef(claim_name=report.claim_name, path=path)))
+    if isinstance(resource, Relocation) and resource.status.artifact is not None:
+        found.append(("artifact", resource.status.artifact.claim))
+    shown = [(name, f"claim {place.claim_name}{f', {place.path}' if place.path else ''}") for name, place in found]
+    if isinstance(resource, FineTuningJob) and resource.status.serving is not None and resource.status.serving.url:
+        shown.append(("served at", resource.status.serving.url))
+    if isinstance(resource, InferenceServer) and resource.status.url:
+        shown.append(("served at", resource.status.url))
+    return shown
+
+
 def status_table(objects: Mapping[tuple[str, str], Resource]) -> Table:
     """Return one line for each object."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -124,7 +164,7 @@ def status_table(objects: Mapping[tuple[str, str], Resource]) -> Table:
     return table
 
 
-def print_status(console: Console, resource: Resource, *, layout: Layout) -> None:
+def print_status(console: Console, resource: Resource, *, layout: Layout | None) -> None:
     """Print everything about one object: stages, conditions, results and places."""
     stages = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "state", "progress", "took", "attempts", "message"):
@@ -154,7 +194,7 @@ def brought(count: int) -> str:
 
 
 def _conditions(resource: Resource) -> list[Condition]:
-    if isinstance(resource, FineTuningJob | EvaluationJob | Relocation):
+    if isinstance(resource, FineTuningJob | EvaluationJob | Relocation | InferenceServer):
         return resource.status.conditions
     return []
 

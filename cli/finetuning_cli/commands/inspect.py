@@ -14,7 +14,7 @@ from finetuning_api.reasons import Reason
 from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.records import load_records
 from finetuning_cli.local.store import Key, Store, to_yaml
-from finetuning_cli.output import print_outcome, print_status, status_table
+from finetuning_cli.output import print_outcome, print_status, report_content, status_table
 from finetuning_operator.reconcile.names import evaluation_name
 from finetuning_operator.reconcile.needs import job_needs
 from finetuning_operator.reconcile.plan import StepPhase
@@ -60,13 +60,16 @@ def show_status(name: str | None, *, state: Path, output: str) -> None:
         print_status(Console(), chosen[0], layout=layout)
 
 
-def show_report(name: str, *, state: Path) -> None:
+def show_report(name: str, *, state: Path, output: str = "table") -> None:
     """Print the results of a job. Raises UserError when there are none yet."""
     layout = Layout.at(state)
     job, _ = find_job(name, layout)
     if not job.status.evaluation:
         hint = f"See how far it is: finetune status {name}"
         raise UserError(Reason.WAITING, f"{name} has no results yet ({job.status.phase.value})", hint)
+    if output == "json":
+        typer.echo(json.dumps(report_content(job), indent=2))
+        return
     print_outcome(Console(), job, layout=layout)
 
 
