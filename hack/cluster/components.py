@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-
 from hack.cluster.certificates import Authority, KeyPair, service_account_key
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -134,7 +133,8 @@ def _apiserver(site: Site, program: Path, *, ca: KeyPair, server: KeyPair, token
         f"--client-ca-file={ca.certificate}",
         f"--authentication-config={authentication}",
         "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
+        # The second is stricter than most clusters are, as OpenShift is.
+        "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
         "--endpoint-reconciler-type=none",  # A loopback address is no valid endpoint.
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
         f"--service-account-key-file={tokens.certificate}",

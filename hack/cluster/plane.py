@@ -139,12 +139,12 @@ class ControlPlane:
     def _pods_can_run(self) -> bool:
         try:
             self._get("/api/v1/namespaces/default/serviceaccounts/default")
-            nodes = json.loads(self._get("/api/v1/nodes"))["items"]
+            nodes: list[dict[str, Any]] = json.loads(self._get("/api/v1/nodes"))["items"]
         except OSError:
             return False
         conditions = [condition for node in nodes for condition in node["status"].get("conditions", [])]
-        ready = sum(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
-        return ready == len(nodes) > 0
+        ready = [each for each in conditions if each["type"] == "Ready" and each["status"] == "True"]
+        return len(ready) == len(nodes) > 0
 
     def _get(self, path: str) -> bytes:
         site = self._known_site()

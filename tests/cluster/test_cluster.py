@@ -1,0 +1,353 @@
+"""The harness itself: what other tests of this folder rely on."""
+
+import json
+import ssl
+import threading
+from http import HTTPStatus
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.support import pods
+from tests.support.api_proxy import ApiProxy, Fault, Trouble
+from tests.support.cluster import Cluster, Object, Refused, has_condition
+from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, Identity
+from tests.support.private_plane import PrivatePlane
+from tests.support.processes import wait_until
+
+WORDS = '{"reason": "Done", "message": "two\\nlines"}'
+
+
+def job(namespace: str, *, name: str = "work", annotations: dict[str, str] | None = None, **spec: object) -> Object:
+    template = {"metadata": {"annotations": annotations or {}, "labels": {"job": name}}, "spec": pods.restricted_spec()}
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template, **spec}}
+
+
+def claim(namespace: str, *, name: str = "data", storage_class: str | None = None) -> Object:
+    spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    if storage_class:
+        spec["storageClassName"] = storage_class
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def config_map(namespace: str, name: str) -> Object:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace}}
+
+
+def terminated(pod: Object) -> Object:
+    state: Object = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+    return {key: state.get(key) for key in ("exitCode", "reason", "message")}
+
+
+def is_deleted(target: Object) -> bool:
+    return "deletionTimestamp" in target["metadata"]
+
+
+def statuses(cluster: Cluster, namespace: str) -> list[Object]:
+    return cluster.objects("Pod", namespace)
+
+
+class TestApi:
+    def test_anonymous_requests_are_refused(self, cluster: Cluster) -> None:
+        stranger = ssl.create_default_context(cafile=cluster.ca)
+
+        answer = httpx.get(f"{cluster.server}/api/v1/namespaces", verify=stranger)
+
+        assert answer.status_code == HTTPStatus.UNAUTHORIZED
+
+    def test_an_account_may_do_nothing_that_no_rule_names(self, cluster: Cluster, namespace: str) -> None:
+        stranger = f"--as=system:serviceaccount:{namespace}:default"
+
+        answer = cluster.kubectl("auth", "can-i", "list", "pods", "-n", namespace, stranger, check=False)
+
+        assert answer.stdout.strip() == "no"
+
+    def test_the_operator_may_make_jobs_but_never_see_secrets(
+        self, cluster: Cluster, operator_identity: Identity, namespace: str, tmp_path: Path
+    ) -> None:
+        kubeconfig = operator_identity.write_kubeconfig(tmp_path / "kubeconfig")
+        operator = Cluster.connect(kubeconfig, program=cluster.program)
+
+        operator.create(job(namespace))
+
+        assert operator.kubectl("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}").stdout == (
+            f"system:serviceaccount:{OPERATOR_NAMESPACE}:{ACCOUNT}"
+        )
+        with pytest.raises(Refused, match="secrets is forbidden"):
+            operator.objects("Secret", namespace)
+
+    def test_our_kinds_are_served(self, cluster: Cluster, namespace: str) -> None:
+        assert cluster.objects("FineTuningJob", namespace) == []
+
+    def test_pod_security_refuses_a_root_pod(self, cluster: Cluster, namespace: str) -> None:
+        spec = {"containers": [{"name": "main", "image": "example/image:1"}]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root", "namespace": namespace}, "spec": spec}
+
+        with pytest.raises(Refused, match="violates PodSecurity"):
+            cluster.create(pod)
+
+
+class TestPods:
+    def test_pods_of_a_job_succeed_by_themselves_with_the_words_that_they_are_given(
+        self, cluster: Cluster, auto_namespace: str
+    ) -> None:
+        annotations = {"test.finetuning.dev/last-words": WORDS}
+        cluster.apply(job(auto_namespace, annotations=annotations, parallelism=2, completions=2))
+
+        cluster.wait_for_object("Job", "work", auto_namespace, where=lambda found: has_condition(found, "Complete"))
+
+        assert [terminated(pod) for pod in statuses(cluster, auto_namespace)] == [
+            {"exitCode": 0, "reason": "Completed", "message": WORDS}
+        ] * 2
+
+    def test_a_pod_runs_until_it_is_told_how_to_end(self, cluster: Cluster, namespace: str) -> None:
+        cluster.apply(job(namespace, backoffLimit=0))
+        pod = pods.wait_for_pod(cluster, namespace, labels="job=work", phase="Running")
+
+        pods.finish(cluster, pod, exit_code=1, message={"reason": "InvalidData"})
+
+        cluster.wait_for_object("Job", "work", namespace, where=lambda found: has_condition(found, "Failed"))
+        assert terminated(cluster.refresh(pod)) == {
+            "exitCode": 1,
+            "reason": "Error",
+            "message": '{"reason": "InvalidData"}',
+        }
+
+    def test_a_held_pod_waits_for_its_image_then_runs_then_is_killed_for_memory(
+        self, cluster: Cluster, hold_namespace: str
+    ) -> None:
+        cluster.apply(job(hold_namespace, backoffLimit=0))
+        pod = pods.wait_for_pod(cluster, hold_namespace, phase="Pending")
+
+        waiting = pods.image_pull_error(cluster, pod)
+        running = pods.run(cluster, pod)
+        ended = pods.run_out_of_memory(cluster, pod)
+
+        assert waiting["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff"
+        assert running["status"]["phase"] == "Running"
+        assert terminated(ended) == {"exitCode": 137, "reason": "OOMKilled", "message": None}
+
+    def test_an_evicted_pod_is_not_counted_where_the_job_ignores_disruption(
+        self, cluster: Cluster, namespace: str
+    ) -> None:
+        ignore = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        cluster.apply(job(namespace, backoffLimit=0, podFailurePolicy={"rules": [ignore]}))
+        first = pods.wait_for_pod(cluster, namespace, phase="Running")
+
+        pods.evict(cluster, first)
+        second = pods.wait_for_pod(cluster, namespace, phase="Running", other_than=(first["metadata"]["name"],))
+        pods.finish(cluster, second)
+
+        cluster.wait_for_object("Job", "work", namespace, where=lambda found: has_condition(found, "Complete"))
+
+    def test_a_pod_that_fits_nowhere_is_called_unschedulable_by_the_scheduler(
+        self, cluster: Cluster, namespace: str
+    ) -> None:
+        spec = pods.restricted_spec(limits={"nvidia.com/gpu": "4000"})
+        metadata = {"name": "greedy", "namespace": namespace}
+        cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+        pod = cluster.wait_for_object(
+            "Pod", "greedy", namespace, where=lambda found: has_condition(found, "PodScheduled", "False")
+        )
+
+        assert "Insufficient nvidia.com/gpu" in pod["status"]["conditions"][0]["message"]
+
+    def test_pods_of_a_job_deleted_in_the_foreground_end_with_143_before_the_job_goes(
+        self, cluster: Cluster, namespace: str
+    ) -> None:
+        [made] = cluster.apply(job(namespace))
+        pods.wait_for_pod(cluster, namespace, phase="Running")
+
+        cluster.delete(made, propagation="Foreground")
+
+        cluster.wait_gone("Job", "work", namespace)
+        assert statuses(cluster, namespace) == []
+
+    def test_a_held_pod_of_a_deleted_job_takes_the_time_that_its_test_takes(
+        self, cluster: Cluster, hold_namespace: str
+    ) -> None:
+        [made] = cluster.apply(job(hold_namespace))
+        pod = pods.run(cluster, pods.wait_for_pod(cluster, hold_namespace))
+
+        cluster.delete(made, propagation="Foreground")
+        name = pod["metadata"]["name"]
+        cluster.wait_for_object("Pod", name, hold_namespace, where=is_deleted)
+        pods.finish(cluster, pod, exit_code=143)
+
+        cluster.wait_gone("Job", "work", hold_namespace)
+
+
+class TestVolumes:
+    def test_a_claim_of_the_default_class_is_bound(self, cluster: Cluster, namespace: str) -> None:
+        cluster.apply(claim(namespace))
+
+        cluster.wait_for_object(
+            "PersistentVolumeClaim", "data", namespace, where=lambda found: found["status"]["phase"] == "Bound"
+        )
+
+    def test_a_claim_that_waits_for_its_consumer_is_bound_with_the_first_pod(
+        self, cluster: Cluster, namespace: str
+    ) -> None:
+        work = job(namespace)
+        work["spec"]["template"]["spec"]["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+        cluster.apply(claim(namespace, storage_class="wait-for-consumer"), work)
+
+        pods.wait_for_pod(cluster, namespace, phase="Running")
+
+        assert cluster.get("PersistentVolumeClaim", "data", namespace)["status"]["phase"] == "Bound"
+
+
+@pytest.fixture
+def proxied(cluster: Cluster, proxy: ApiProxy, operator_identity: Identity, tmp_path: Path) -> Cluster:
+    """The cluster as the operator sees it through the proxy; what it asked for at its start is forgotten."""
+    kubeconfig = operator_identity.write_kubeconfig(tmp_path / "proxied", via=proxy)
+    client = Cluster.connect(kubeconfig, program=cluster.program)
+    client.path("Job")
+    proxy.forget()
+    return client
+
+
+class TestProxy:
+    def test_requests_are_recorded_in_the_words_of_rbac(
+        self, proxied: Cluster, proxy: ApiProxy, namespace: str
+    ) -> None:
+        proxied.create(job(namespace))
+        proxied.objects("Pod", namespace)
+        proxied.get("Job", "work", namespace)
+        with pytest.raises(Refused):
+            proxied.request("PATCH", proxied.path("FineTuningJob", "none", namespace=namespace, subresource="status"))
+
+        asked = [(seen.asked.verb, seen.asked.target, seen.asked.name, seen.status) for seen in proxy.seen()]
+        assert asked == [
+            ("create", "jobs", "", 201),
+            ("list", "pods", "", 200),
+            ("get", "jobs", "work", 200),
+            ("patch", "finetuningjobs/status", "none", 415),
+        ]
+        assert [seen.asked.namespace for seen in proxy.writes(target="jobs")] == [namespace]
+        assert json.loads(proxy.writes(target="jobs")[0].body)["kind"] == "Job"
+
+    def test_the_second_write_is_refused_and_says_when_to_come_back(
+        self, proxied: Cluster, proxy: ApiProxy, namespace: str
+    ) -> None:
+        busy = HTTPStatus.TOO_MANY_REQUESTS
+        proxy.fail(Fault(Trouble.STATUS, target="jobs", skip=1, status=busy, retry_after=7))
+        path = proxied.path("Job", namespace=namespace)
+
+        answers = [
+            proxied.http.post(path, content=json.dumps(job(namespace, name=name)), headers=JSON) for name in "abc"
+        ]
+
+        assert [answer.status_code for answer in answers] == [201, 429, 201]
+        assert answers[1].headers["retry-after"] == "7"
+        assert [made["metadata"]["name"] for made in proxied.objects("Job", namespace)] == ["a", "c"]
+
+    @pytest.mark.parametrize(("trouble", "done"), [(Trouble.CUT_BEFORE, False), (Trouble.CUT_AFTER, True)])
+    def test_a_cut_connection_hides_whether_the_write_was_done(
+        self, proxied: Cluster, proxy: ApiProxy, *, namespace: str, trouble: Trouble, done: bool
+    ) -> None:
+        proxy.fail(Fault(trouble))
+
+        with pytest.raises(httpx.TransportError):
+            proxied.create(job(namespace))
+
+        assert (proxied.find("Job", "work", namespace) is not None) == done
+        assert [(seen.status, seen.reached) for seen in proxy.writes()] == [(0, done)]
+
+    def test_an_unreachable_server_answers_nobody_until_it_is_healed(
+        self, proxied: Cluster, proxy: ApiProxy, namespace: str
+    ) -> None:
+        proxy.be_unreachable()
+        with pytest.raises(httpx.TransportError):
+            proxied.objects("Job", namespace)
+
+        proxy.heal()
+
+        assert proxied.objects("Job", namespace) == []
+
+
+JSON = {"content-type": "application/json"}
+
+
+class Watcher:
+    """A watch in a thread of its own, and the lines that it gets."""
+
+    def __init__(self, cluster: Cluster, kind: str, namespace: str) -> None:
+        self.names: list[str] = []
+        self.ended: list[str] = []
+        self._path = cluster.path(kind, namespace=namespace) + "?watch=true"
+        self._cluster = cluster
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        try:
+            with self._cluster.http.stream("GET", self._path, timeout=None) as answer:
+                for line in answer.iter_lines():
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        self.ended.append(event["object"]["reason"])
+                    else:
+                        self.names.append(event["object"]["metadata"]["name"])
+        except httpx.TransportError:
+            self.ended.append("cut")
+        else:
+            self.ended.append("end")
+
+
+class TestWatches:
+    @pytest.fixture
+    def watcher(self, proxied: Cluster, proxy: ApiProxy, namespace: str) -> Watcher:
+        watcher = Watcher(proxied, "Job", namespace)
+        wait_until(lambda: proxy.open_watches("jobs") == 1, what="the watch is open")
+        return watcher
+
+    def test_events_come_through_at_once(self, cluster: Cluster, watcher: Watcher, namespace: str) -> None:
+        cluster.create(job(namespace))
+
+        wait_until(lambda: "work" in watcher.names, what="the event comes through")
+
+    def test_a_silenced_watch_tells_nothing_more_and_stays_open(
+        self, cluster: Cluster, proxied: Cluster, proxy: ApiProxy, *, watcher: Watcher, namespace: str
+    ) -> None:
+        assert proxy.silence_watches("jobs") == 1
+        second = Watcher(proxied, "Job", namespace)
+        wait_until(lambda: proxy.open_watches("jobs") == 2, what="the second watch is open")
+
+        cluster.create(job(namespace))
+        wait_until(lambda: "work" in second.names, what="the second watch hears of it")
+
+        assert (watcher.names, watcher.ended) == ([], [])
+
+    def test_a_dropped_watch_ends_without_a_word(self, proxy: ApiProxy, watcher: Watcher) -> None:
+        assert proxy.drop_watches("jobs") == 1
+
+        wait_until(lambda: watcher.ended == ["cut"], what="the watch is cut")
+
+    def test_an_expired_watch_is_told_so(self, proxy: ApiProxy, watcher: Watcher) -> None:
+        assert proxy.expire_watches("jobs") == 1
+
+        wait_until(lambda: watcher.ended == ["Expired", "end"], what="the watch ends with 410")
+
+
+class TestPrivatePlane:
+    def test_what_was_made_outlives_an_api_server_that_is_killed(self, private_plane: PrivatePlane) -> None:
+        private_plane.cluster.create(config_map("default", "before"))
+
+        private_plane.restart("kube-apiserver")
+
+        assert private_plane.cluster.get("ConfigMap", "before", "default")["kind"] == "ConfigMap"
+
+    def test_a_frozen_controller_manager_makes_no_pods_until_it_goes_on(self, private_plane: PrivatePlane) -> None:
+        cluster = private_plane.cluster
+        with private_plane.frozen("kube-controller-manager"):
+            cluster.create(job("default"))
+            # The scheduler still works: a pod of its own is placed while that of the Job is not even made.
+            metadata = {"name": "alone", "namespace": "default"}
+            cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pods.restricted_spec()})
+            pods.wait_for_pod(cluster, "default", phase="Running")
+            assert len(statuses(cluster, "default")) == 1
+
+        wait_until(lambda: len(statuses(cluster, "default")) == 2, what="the Job has its pod")

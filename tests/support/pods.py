@@ -1,0 +1,157 @@
+"""Playing what kubelet and container runtime do to a pod: every function writes one status through the API.
+
+In a namespace named ``hold-*`` a pod waits for these from the start; elsewhere it already runs.
+"""
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tests.support.cluster import WAIT_SECONDS, Cluster, Object
+
+_SIGKILLED = 137
+_SIGTERMED = 143
+
+
+def wait_for_pod(
+    cluster: Cluster, namespace: str, *, labels: str = "", phase: str = "", other_than: tuple[str, ...] = ()
+) -> Object:
+    """Return the one living pod with these labels, once it is there, has a node, and is in a phase.
+
+    Args:
+        other_than: Names of pods that ended or are not meant, for example those of earlier attempts.
+    """
+
+    def look() -> Object | None:
+        pods = [pod for pod in cluster.objects("Pod", namespace, labels=labels) if _is_alive(pod, other_than)]
+        assert len(pods) <= 1, f"more than one pod: {[pod['metadata']['name'] for pod in pods]}"
+        fits = pods and pods[0]["spec"].get("nodeName") and phase in {"", pods[0]["status"]["phase"]}
+        return pods[0] if fits else None
+
+    return cluster.wait_for(look, what=f"a pod {labels} in {namespace}, phase {phase or 'any'}", seconds=WAIT_SECONDS)
+
+
+def run(cluster: Cluster, pod: Object) -> Object:
+    """Let the pod's containers run and be ready."""
+    state = {"running": {"startedAt": _now()}}
+    return _write(cluster, pod, phase="Running", containers=_containers(pod, state, ready=True), ready=True)
+
+
+def finish(cluster: Cluster, pod: Object, *, exit_code: int = 0, message: str | Mapping[str, Any] = "") -> Object:
+    """End the pod's containers, with last words as text or as what becomes JSON."""
+    words = message if isinstance(message, str) else json.dumps(message)
+    reason = "Completed" if exit_code == 0 else "Error"
+    return _end(cluster, pod, exit_code=exit_code, reason=reason, message=words)
+
+
+def run_out_of_memory(cluster: Cluster, pod: Object) -> Object:
+    """Let the kernel kill the pod's containers for their memory."""
+    return _end(cluster, pod, exit_code=_SIGKILLED, reason="OOMKilled")
+
+
+def image_pull_error(cluster: Cluster, pod: Object, *, reason: str = "ImagePullBackOff") -> Object:
+    """Let the pod wait for an image that does not come."""
+    image = pod["spec"]["containers"][0]["image"]
+    message = f'Back-off pulling image "{image}": ErrImagePull: not found'
+    return wait_in(cluster, pod, reason=reason, message=message)
+
+
+def wait_in(cluster: Cluster, pod: Object, *, reason: str, message: str = "") -> Object:
+    """Let the pod's containers wait for a reason of kubelet's, such as CreateContainerConfigError."""
+    state = {"waiting": {"reason": reason, "message": message}}
+    return _write(cluster, pod, phase="Pending", containers=_containers(pod, state, ready=False), ready=False)
+
+
+def unschedulable(cluster: Cluster, pod: Object, *, message: str) -> Object:
+    """Let the scheduler say why no node takes the pod; for a pod that truly fits nowhere it says so by itself."""
+    condition = _condition("PodScheduled", ready=False, reason="Unschedulable", message=message)
+    return cluster.patch(pod, {"status": {"phase": "Pending", "conditions": [condition]}}, subresource="status")
+
+
+def evict(cluster: Cluster, pod: Object, *, reason: str = "EvictionByEvictionAPI") -> Object:
+    """End the pod as a drained or pre-empted node does: with the condition DisruptionTarget."""
+    disruption = _condition("DisruptionTarget", ready=True, reason=reason, message="the node is needed")
+    return _end(cluster, pod, exit_code=_SIGTERMED, reason="Error", conditions=[disruption])
+
+
+def evict_for_pressure(cluster: Cluster, pod: Object, *, message: str) -> Object:
+    """End the pod as kubelet does when its node lacks memory or disk: phase Failed, reason Evicted."""
+    disruption = _condition("DisruptionTarget", ready=True, reason="TerminationByKubelet", message=message)
+    ended = {"phase": "Failed", "reason": "Evicted", "message": message, "conditions": [disruption]}
+    return cluster.patch(pod, {"status": ended}, subresource="status")
+
+
+def restricted_spec(*, command: str = "work", limits: Mapping[str, str] | None = None) -> Object:
+    """Return the spec of a pod of one container that passes Pod Security ``restricted``."""
+    container: Object = {
+        "name": "main",
+        "image": "example/image:1",
+        "command": [command],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    if limits:
+        container["resources"] = {"limits": dict(limits)}
+    return {
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+
+
+def _end(
+    cluster: Cluster,
+    pod: Object,
+    *,
+    exit_code: int,
+    reason: str,
+    message: str = "",
+    conditions: list[Object] | None = None,
+) -> Object:
+    now = cluster.refresh(pod)
+    started = now["status"].get("startTime", _now())
+    ended = {"exitCode": exit_code, "reason": reason, "message": message, "startedAt": started, "finishedAt": _now()}
+    phase = "Succeeded" if exit_code == 0 else "Failed"
+    containers = _containers(pod, {"terminated": ended}, ready=False)
+    return _write(cluster, pod, phase=phase, containers=containers, ready=False, conditions=conditions or [])
+
+
+def _write(
+    cluster: Cluster,
+    pod: Object,
+    *,
+    phase: str,
+    containers: list[Object],
+    ready: bool,
+    conditions: list[Object] | None = None,
+) -> Object:
+    scheduled = _condition("PodScheduled", ready=True)
+    states = [_condition(kind, ready=ready) for kind in ("Ready", "ContainersReady")]
+    status: Object = {
+        "phase": phase,
+        "conditions": [scheduled, *states, *(conditions or [])],
+        "containerStatuses": containers,
+    }
+    if "startTime" not in pod.get("status", {}):
+        status["startTime"] = _now()
+    return cluster.patch(pod, {"status": status}, subresource="status")
+
+
+def _containers(pod: Object, state: Object, *, ready: bool) -> list[Object]:
+    common = {"imageID": "", "restartCount": 0, "ready": ready, "started": ready, "state": state}
+    return [{"name": each["name"], "image": each["image"], **common} for each in pod["spec"]["containers"]]
+
+
+def _condition(kind: str, *, ready: bool, reason: str = "", message: str = "") -> Object:
+    texts = {name: text for name, text in (("reason", reason), ("message", message)) if text}
+    return {"type": kind, "status": str(ready), "lastTransitionTime": _now(), **texts}
+
+
+def _is_alive(pod: Object, other_than: tuple[str, ...]) -> bool:
+    metadata = pod["metadata"]
+    ended = pod["status"]["phase"] in {"Succeeded", "Failed"}
+    return not ended and "deletionTimestamp" not in metadata and metadata["name"] not in other_than
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
