@@ -2,17 +2,19 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from finetuning_api.reasons import Reason
-from finetuning_operator.cluster.api import ClusterApi
 from finetuning_operator.cluster.errors import AlreadyExists, ApiError, NamespaceTerminating
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import EVENT, KindRef
 from finetuning_operator.cluster.recorder import Recorder, clipped, event_manifest
 from finetuning_operator.reconcile.plan import Event
+
+if TYPE_CHECKING:
+    from finetuning_operator.cluster.api import ClusterApi
 
 KEY = ObjectKey("FineTuningJob", "team", "triage")
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
