@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from finetuning_api.runconfig import TrainerStatus
 from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.progress.address import Owner, ProgressKey
 from finetuning_operator.cluster.progress.certificates import self_signed
@@ -83,7 +84,8 @@ class RunningEndpoint:
     owners: set[Owner] = field(default_factory=lambda: {OWNER})
     leading: bool = True
     answers: list[HTTPStatus] = field(default_factory=list)
-    changed: list[ProgressKey] = field(default_factory=list)
+    changed: list[tuple[ProgressKey, TrainerStatus | None]] = field(default_factory=list)
+    """What the operator was told was worth a write."""
     store: ProgressStore = field(init=False)
     server: ProgressServer = field(init=False)
     verifier: TokenVerifier = field(init=False)
@@ -96,7 +98,7 @@ class RunningEndpoint:
         self.ca = self.folder / "ca.crt"
         self.ca.write_text(signed.ca)
         certificate, key = signed.write(self.folder)
-        self.store = ProgressStore(self.changed.append)
+        self.store = ProgressStore(lambda key: self.changed.append((key, self.store.get(key))))
         self.verifier = TokenVerifier(self.reviews)
         endpoint = ProgressEndpoint(
             self.store,

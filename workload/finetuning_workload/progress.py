@@ -99,8 +99,12 @@ class _Sender(threading.Thread):
                 content=report.model_dump_json(by_alias=True, exclude_none=True),
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
             ).raise_for_status()
-        except (httpx.HTTPError, OSError) as error:
-            _LOG.debug("progress was not delivered: %s", error)
+        except httpx.HTTPStatusError as error:
+            _LOG.debug("progress was not taken: HTTP %d", error.response.status_code)
+        # ValueError: a token or an address that no header and no request can hold.
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            # Not the error's own words: they may quote the token.
+            _LOG.debug("progress was not delivered: %s", type(error).__name__)
 
 
 class _Display:

@@ -1,14 +1,18 @@
 """Our programs and Hugging Face's own callback tell their progress in one language."""
 
 import json
+import logging
 import ssl
+import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from io import StringIO
+from itertools import count
 from pathlib import Path
 
 import pytest
 from tests.support.loopback import Answer, Fault, LoopbackServer, Seen, Trouble
+from tests.support.processes import wait_until
 from tests.support.tls import Certificate
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import KubeflowCallback
@@ -36,7 +40,7 @@ class ProgressServer(LoopbackServer):
         if seen.headers.get("authorization") != f"Bearer {TOKEN}":
             return Answer(status=HTTPStatus.UNAUTHORIZED)
         self.reports.append(ProgressReport.model_validate(json.loads(seen.body)))
-        return Answer(status=HTTPStatus.OK)
+        return Answer(b"{}")
 
 
 @pytest.fixture
@@ -108,6 +112,42 @@ def test_a_listener_that_refuses_or_hangs_never_stops_the_work(
     assert server.reports == []
 
 
+@pytest.mark.parametrize("trouble", ["stalls", "cuts", "unknown authority", "nobody there", "bad address", "bad token"])
+def test_no_trouble_with_the_listener_reaches_the_work(
+    trouble: str,
+    server: ProgressServer,
+    environment: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    broken: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+    if trouble in {"stalls", "cuts"}:
+        kind = Trouble.STALL if trouble == "stalls" else Trouble.CUT
+        server.fail("/progress/job", Fault(kind, times=99))
+    elif trouble == "unknown authority":
+        (tmp_path / "other").mkdir()
+        environment[PROGRESS_CA_ENV] = str(Certificate.make(tmp_path / "other").path)
+    elif trouble == "bad token":
+        Path(environment[PROGRESS_TOKEN_ENV]).write_bytes(b"geheim-\xff\nsecond line")
+    else:
+        environment[PROGRESS_URL_ENV] = "https://127.0.0.1:1/" if trouble == "nobody there" else "https://[broken"
+    ticks = count(step=10.0)
+    reporter = Reporter(
+        "train",
+        target=ProgressTarget.from_environment(environment),
+        stream=StringIO(),
+        clock=lambda: next(ticks),
+    )
+    for step in range(100):
+        reporter.update(step / 100)
+    reporter.close()
+    assert broken == []
+    assert "geheim" not in caplog.text
+
+
 def test_without_a_token_nothing_is_sent(environment: dict[str, str]) -> None:
     del environment[PROGRESS_TOKEN_ENV]
     assert ProgressTarget.from_environment(environment) is None
@@ -117,12 +157,17 @@ def test_a_token_that_is_renewed_is_read_again(
     server: ProgressServer, environment: dict[str, str], token_path: Path
 ) -> None:
     token_path.write_text("expired")
-    first = Reporter("train", target=ProgressTarget.from_environment(environment), stream=StringIO())
-    first.update(1.0)
-    first.close()
-    assert server.reports == []
-    token_path.write_text(TOKEN)
-    second = Reporter("train", target=ProgressTarget.from_environment(environment), stream=StringIO())
-    second.update(1.0)
-    second.close()
-    assert server.reports
+    ticks = count(step=10.0)
+    reporter = Reporter(
+        "train", target=ProgressTarget.from_environment(environment), stream=StringIO(), clock=lambda: next(ticks)
+    )
+    reporter.update(0.1)
+    wait_until(lambda: len(server.seen) == 1, what="the first report")
+    # As the kubelet does it: the name is moved to a new file.
+    renewed = token_path.with_name("renewed")
+    renewed.write_text(TOKEN)
+    renewed.rename(token_path)
+    reporter.update(0.2)
+    wait_until(lambda: len(server.seen) == 2, what="the second report")
+    reporter.close()
+    assert server.reports[0].trainer_status.progress_percentage == 20

@@ -86,10 +86,10 @@ class ProgressStore:
         if self._of(key, uid) is None:
             self._keep(key, _Entry(uid, status, progress_status(status)))
 
-    def get(self, key: ProgressKey, *, uid: str) -> TrainerStatus | None:
-        """Return the newest report; that of an earlier object of the same name is none."""
-        entry = self._of(key, uid)
-        return None if entry is None else entry.status
+    def get(self, key: ProgressKey, *, uid: str | None = None) -> TrainerStatus | None:
+        """Return the newest report; with a uid, that of an earlier object of the same name is none."""
+        entry = self._entries.get(key)
+        return None if entry is None or uid not in {None, entry.uid} else entry.status
 
     def forget(self, owner: Owner) -> None:
         """Drop everything about an object that is gone."""

@@ -38,7 +38,7 @@ def test_a_report_is_kept_and_answered_from_memory(endpoint: RunningEndpoint) ->
     assert (answer.status_code, answer.content) == (202, b"")
     assert kept is not None
     assert kept.progress_percentage == 40
-    assert endpoint.changed == [TRAIN]
+    assert endpoint.changed == [(TRAIN, kept)]
     assert endpoint.answers == [202]
 
 
