@@ -343,6 +343,7 @@ def _volume(view: _View) -> Volume:
         spec=spec.storage.adapter,
         profile=spec.storage.profile,
         size_bytes=planned if all(found) else None,
+        retention=spec.storage.retention,
     )
 
 
