@@ -19,6 +19,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from finetuning_operator.cluster.errors import (
+    ApiError,
     Conflict,
     Gone,
     NotFound,
@@ -306,10 +307,9 @@ class ClusterApi:
             try:
                 return await self._exchange(request)
             except (Throttled, Unavailable) as error:
-                if error.status not in _PATIENT or error.retry_after is None or error.retry_after > patience:
+                pause = _asked_pause(error)
+                if pause is None or pause > patience:
                     raise
-                # A server that says "0" would be asked in a busy loop.
-                pause = max(error.retry_after, 0.1)
                 patience -= pause
                 await asyncio.sleep(pause)
 
@@ -355,7 +355,12 @@ class ClusterApi:
         return answer.status, answer.headers, await answer.read()
 
 
-_PATIENT = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+def _asked_pause(error: ApiError) -> float | None:
+    """Return the seconds after which a busy server wants the same request again, None where it does not want that."""
+    if error.retry_after is None or error.status not in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        return None
+    # A server that says "0" would be asked in a busy loop.
+    return max(error.retry_after, 0.1)
 
 
 async def connect() -> ApiClient:
