@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hack.cluster.plane import Running, StartError
+from hack.cluster.plane import Running, StartError, is_alive
 
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 180
@@ -42,7 +42,7 @@ def stop(folder: Path) -> bool:
     if found is None:
         return False
     os.kill(found.supervisor, signal.SIGTERM)
-    _wait(lambda: not _is_alive(found.supervisor), seconds=_STOP_SECONDS, what="the control plane ends")
+    _wait(lambda: not is_alive(found.supervisor), seconds=_STOP_SECONDS, what="the control plane ends")
     return True
 
 
@@ -66,18 +66,6 @@ def _start(folder: Path, *, while_used: bool) -> Running:
     if found is None:
         raise StartError((folder / "supervisor.log").read_text().strip())
     return found
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        # A process that ended stays listed until its parent asks how; for us it is gone.
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return not Path("/proc/self").exists()
 
 
 def _wait(condition: Callable[[], bool], *, seconds: float, what: str) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -49,10 +50,9 @@ class Running:
         """Return the control plane of a folder, or None when none is ready there."""
         try:
             found = cls(**json.loads((folder / "cluster.json").read_text()))
-            os.kill(found.supervisor, 0)
-        except (FileNotFoundError, ProcessLookupError):
+        except FileNotFoundError:
             return None
-        return found
+        return found if is_alive(found.supervisor) else None
 
 
 class ControlPlane:
@@ -190,6 +190,8 @@ class ControlPlane:
             child.wait()
         for path in volumes:
             shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # Somebody else's volumes may lie there.
+            _VOLUMES.rmdir()
         remove_data(self._folder)
 
     def _volumes(self) -> list[Path]:
@@ -200,6 +202,19 @@ class ControlPlane:
             return []
         paths = [Path(item["spec"].get("hostPath", {}).get("path", "/")) for item in items]
         return [path for path in paths if path.parent == _VOLUMES]
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        # A process that ended stays listed until its parent asks how; for us it is gone.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not Path("/proc/self").exists()
 
 
 def remove_data(folder: Path) -> None:

@@ -62,7 +62,7 @@ def hold_namespace(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def auto_namespace(cluster: Cluster) -> Iterator[str]:
-    """A namespace whose pods of Jobs run and succeed by themselves."""
+    """A namespace whose pods of Jobs run and succeed by themselves, at once; those of auto-5s-* take 5 s."""
     with temporary_namespace(cluster, "auto") as name:
         yield name
 

@@ -1,19 +1,32 @@
 """The harness itself: what other tests of this folder rely on."""
 
 import json
+import os
+import signal
 import ssl
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 
 import httpx
 import pytest
+from hack.cluster import client
+from hack.cluster.binaries import BuildError, require_binaries
+from hack.cluster.plane import Running, is_alive, remove_data
 from tests.support import pods
 from tests.support.api_proxy import ApiProxy, Fault, Trouble
-from tests.support.cluster import Cluster, Object, Refused, has_condition
+from tests.support.cluster import Cluster, Object, Refused, has_condition, temporary_namespace
+from tests.support.objects import RESULTS
 from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, Identity
 from tests.support.private_plane import PrivatePlane
-from tests.support.processes import wait_until
+from tests.support.processes import REPOSITORY, wait_until
+
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import LastWords
 
 WORDS = '{"reason": "Done", "message": "two\\nlines"}'
 
@@ -39,6 +52,11 @@ def config_map(namespace: str, name: str) -> Object:
 def terminated(pod: Object) -> Object:
     state: Object = pod["status"]["containerStatuses"][0]["state"]["terminated"]
     return {key: state.get(key) for key in ("exitCode", "reason", "message")}
+
+
+def ended_pod(cluster: Cluster, namespace: str) -> Object | None:
+    found = statuses(cluster, namespace)
+    return found[0] if found and found[0]["status"]["phase"] == "Succeeded" else None
 
 
 def is_deleted(target: Object) -> bool:
@@ -101,6 +119,27 @@ class TestPods:
         assert [terminated(pod) for pod in statuses(cluster, auto_namespace)] == [
             {"exitCode": 0, "reason": "Completed", "message": WORDS}
         ] * 2
+
+    @pytest.mark.parametrize("kind", sorted(RESULTS))
+    def test_a_step_that_succeeds_by_itself_says_what_its_program_would_say(
+        self, cluster: Cluster, auto_namespace: str, kind: str
+    ) -> None:
+        cluster.apply(job(auto_namespace, annotations={pods.RUN_CONFIG: json.dumps({"kind": kind})}))
+
+        pod = cluster.wait_for(lambda: ended_pod(cluster, auto_namespace), what="the pod ends")
+
+        words = LastWords.model_validate_json(terminated(pod)["message"])
+        assert words == LastWords(reason=Reason.SUCCEEDED, result=RESULTS[kind])
+        assert words == LastWords.model_validate(pods.words_of(kind))
+
+    def test_a_namespace_may_say_how_long_its_pods_take(self, cluster: Cluster) -> None:
+        with temporary_namespace(cluster, "auto-1s") as name:
+            cluster.apply(job(name))
+
+            pod = cluster.wait_for(lambda: ended_pod(cluster, name), what="the pod ends")
+
+        state = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+        assert state["startedAt"] < state["finishedAt"]
 
     def test_a_pod_runs_until_it_is_told_how_to_end(self, cluster: Cluster, namespace: str) -> None:
         cluster.apply(job(namespace, backoffLimit=0))
@@ -351,3 +390,54 @@ class TestPrivatePlane:
             assert len(statuses(cluster, "default")) == 1
 
         wait_until(lambda: len(statuses(cluster, "default")) == 2, what="the Job has its pod")
+
+
+class TestLife:
+    def test_two_processes_share_a_control_plane_that_ends_with_the_last_however_that_ends(
+        self, tmp_path: Path
+    ) -> None:
+        with client.use(tmp_path) as running, other_user(tmp_path) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline().strip() == str(running.supervisor)
+            other.kill()
+            other.wait()
+
+            assert Running.find(tmp_path) == running
+
+        wait_until(lambda: not any(map(is_alive, [running.supervisor, *running.components.values()])), what="all ended")
+        assert not (tmp_path / "etcd").is_symlink()
+
+    def test_components_do_not_outlive_a_supervisor_that_is_killed(self, tmp_path: Path) -> None:
+        with client.use(tmp_path) as running:
+            os.kill(running.supervisor, signal.SIGKILL)
+
+            wait_until(lambda: not any(map(is_alive, running.components.values())), what="all ended")
+            assert Running.find(tmp_path) is None
+        remove_data(tmp_path)
+
+    def test_missing_programs_are_named_with_the_command_that_builds_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+        for name in ("etcd", "kube-apiserver", "kubectl"):
+            (tmp_path / name).touch()
+
+        with pytest.raises(BuildError, match=r"not built yet: kube-controller-manager, kube-scheduler, kwok.* `make"):
+            require_binaries()
+
+
+@contextmanager
+def other_user(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that uses the control plane of a folder and says who holds it."""
+    program = f"""
+from pathlib import Path
+from hack.cluster import client
+with client.use(Path({str(folder)!r})) as running:
+    print(running.supervisor, flush=True)
+    input()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()

@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.support.cluster import WAIT_SECONDS, Cluster, Object
+from tests.support.objects import RESULTS
 
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import LastWords
+
+RUN_CONFIG = "finetuning.dev/run-config"
 _SIGKILLED = 137
 _SIGTERMED = 143
 
@@ -43,6 +48,18 @@ def finish(cluster: Cluster, pod: Object, *, exit_code: int = 0, message: str | 
     words = message if isinstance(message, str) else json.dumps(message)
     reason = "Completed" if exit_code == 0 else "Error"
     return _end(cluster, pod, exit_code=exit_code, reason=reason, message=words)
+
+
+def succeed(cluster: Cluster, pod: Object) -> Object:
+    """End the pod of a step as its program does when all goes well: with the result of its RunConfig's kind."""
+    return finish(cluster, pod, message=words_of(json.loads(pod["metadata"]["annotations"][RUN_CONFIG])["kind"]))
+
+
+def words_of(kind: str) -> Object:
+    """Return the last words of a program that succeeds, by the kind of its RunConfig."""
+    words = LastWords(reason=Reason.SUCCEEDED, result=RESULTS[kind])
+    content: Object = words.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return content
 
 
 def run_out_of_memory(cluster: Cluster, pod: Object) -> Object:
