@@ -169,7 +169,8 @@ _EXPLANATIONS: Mapping[int, Callable[[Mapping[str, Any], str, Request], ClusterE
     _INVALID: _refused,
 }
 
-_PREFIX = re.compile(r'^(?:Invalid value|Forbidden|Unsupported value): (?:(?:"(?:[^"\\]|\\.)*"|\S+): )?')
+_VALUE = r'"(?:[^"\\]|\\.)*"|-?[0-9.eE+-]+|true|false|null'
+_PREFIX = re.compile(rf"^(?:Invalid value|Forbidden|Unsupported value): (?:(?:{_VALUE}): )?")
 _DECODING = re.compile(r'(unknown|duplicate) field "([^"]*)"')
 
 

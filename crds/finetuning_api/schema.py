@@ -48,10 +48,10 @@ class Names:
 _AGE = Column(name="Age", path=".metadata.creationTimestamp", type="date")
 _PHASE = Column(name="Phase", path=".status.phase", description="Summary; conditions decide.")
 _PERCENT = Column(
-    name="Progress", path=".status.progress.percent", type="integer", description="Percent of the running stage."
+    name="Progress(%)", path=".status.progress.percent", type="integer", description="Percent of the running stage."
 )
 _ETA = Column(
-    name="ETA", path=".status.progress.etaSeconds", type="integer", description="Seconds to the end of the stage."
+    name="ETA(s)", path=".status.progress.etaSeconds", type="integer", description="Seconds to the end of the stage."
 )
 _STAGE = Column(
     name="Stage", path='.status.stages[?(@.state=="Running")].name', description="Stage that runs at the moment."
@@ -74,7 +74,6 @@ _DELTA = Column(
 _WHY = Column(
     name="Reason",
     path='.status.conditions[?(@.type=="Failed")].reason',
-    priority=1,
     description="Why the object failed.",
 )
 
@@ -91,17 +90,17 @@ NAMES: Mapping[str, Names] = {
             _BASE,
             _TUNED,
             _VERDICT,
+            _WHY,
             _AGE,
             _DELTA,
             Column(name="Model", path=".spec.model.source", priority=1, description="Base model."),
             Column(name="Loss", path=".status.progress.loss", type="number", priority=1, description="Training loss."),
-            _WHY,
         ),
     ),
     "EvaluationJob": Names(
         plural="evaluationjobs",
         short="evj",
-        columns=(_PHASE, _STAGE, _PERCENT, _ETA, _METRIC, _BASE, _TUNED, _VERDICT, _AGE, _DELTA, _WHY),
+        columns=(_PHASE, _STAGE, _PERCENT, _ETA, _METRIC, _BASE, _TUNED, _VERDICT, _WHY, _AGE, _DELTA),
     ),
     "Relocation": Names(
         plural="relocations",
@@ -112,6 +111,7 @@ NAMES: Mapping[str, Names] = {
             _PERCENT,
             _ETA,
             Column(name="Bytes", path=".status.artifact.bytes", type="integer", description="Size of the artifact."),
+            _WHY,
             _AGE,
             Column(
                 name="Revision",
@@ -120,7 +120,6 @@ NAMES: Mapping[str, Names] = {
                 description="Revision that was brought.",
             ),
             Column(name="Used", path=".status.lastUsedTime", type="date", priority=1, description="Last use."),
-            _WHY,
         ),
     ),
     "InferenceServer": Names(
