@@ -10,29 +10,23 @@ from finetuning_api.runconfig import TrainerStatus
 from finetuning_operator.cluster.progress.address import Owner, ProgressKey
 from finetuning_operator.reconcile.stages import progress_status
 
-WRITE_SECONDS = 15.0
-"""Pure progress is written at least so far apart, unless it has moved by a percent."""
+_WRITE_SECONDS = 15.0
 _STEPS_OF_ONE_OWNER = 32
 
 
-def due_in(last_written: ProgressStatus | None, new: ProgressStatus, *, now: datetime) -> float:
-    """Return in how many seconds new progress is worth a write: 0 for now, infinity where it tells nothing new.
+def worth_writing(last_written: ProgressStatus | None, new: ProgressStatus, *, now: datetime) -> bool:
+    """Whether new progress tells enough to be written: one percent, a number that was not known, or 15 s of news.
 
     ``last_written.updated_at`` counts as the moment of the last write.
     """
     if last_written is None or last_written.updated_at is None:
-        return 0.0
-    if new.updated_at is None or new.updated_at == last_written.updated_at:
-        return float("inf")
+        return True
+    if new.updated_at == last_written.updated_at:
+        return False
     elapsed = (now - last_written.updated_at).total_seconds()
     moved = abs(new.percent - last_written.percent) >= 1 or _tells_more(last_written, new)
     # A negative time means that the clock was set back, which must not silence anybody.
-    return 0.0 if moved or elapsed < 0 else max(0.0, WRITE_SECONDS - elapsed)
-
-
-def worth_writing(last_written: ProgressStatus | None, new: ProgressStatus, *, now: datetime) -> bool:
-    """Whether new progress is worth a write now."""
-    return due_in(last_written, new, now=now) <= 0
+    return moved or not 0 <= elapsed < _WRITE_SECONDS
 
 
 def _tells_more(last: ProgressStatus, new: ProgressStatus) -> bool:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.progress.address import Owner
-from finetuning_operator.cluster.progress.limits import TokenBucket
+from finetuning_operator.cluster.progress.limits import RateLimit
 
 _LOG = logging.getLogger(__name__)
 _REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
@@ -109,7 +109,7 @@ class TokenVerifier:
     api: ReviewApi
     capacity: int = 10_000
     clock: Callable[[], float] = time.time
-    bucket: TokenBucket = field(default_factory=lambda: TokenBucket(_REVIEWS_PER_SECOND, _REVIEWS_AT_ONCE))
+    limit: RateLimit = field(default_factory=lambda: RateLimit(_REVIEWS_PER_SECOND, _REVIEWS_AT_ONCE))
     _accepted: OrderedDict[bytes, _Accepted] = field(init=False, default_factory=OrderedDict)
     _refused: OrderedDict[bytes, tuple[float, type[Exception]]] = field(init=False, default_factory=OrderedDict)
     _in_flight: dict[bytes, asyncio.Task[Reporter]] = field(init=False, default_factory=dict)
@@ -144,11 +144,7 @@ class TokenVerifier:
         """Return the review of a token that is under way, or a new one. Raises ReviewUnavailableError."""
         task = self._in_flight.get(digest)
         if task is None:
-            if (
-                self.clock() < self._paused_until
-                or len(self._in_flight) >= _MAX_IN_FLIGHT
-                or not self.bucket.try_take()
-            ):
+            if self.clock() < self._paused_until or len(self._in_flight) >= _MAX_IN_FLIGHT or not self.limit.allows():
                 raise ReviewUnavailableError
             task = asyncio.create_task(self._ask(digest, token=token, claims=claims))
             self._in_flight[digest] = task

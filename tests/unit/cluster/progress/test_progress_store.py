@@ -7,8 +7,8 @@ from tests.support.progress import OWNER, TRAIN
 from finetuning_api.base import ProgressStatus
 from finetuning_api.runconfig import TrainerMetric, TrainerStatus
 from finetuning_operator.cluster.progress.address import Owner, ProgressKey
-from finetuning_operator.cluster.progress.limits import TokenBucket
-from finetuning_operator.cluster.progress.store import ProgressStore, due_in, worth_writing
+from finetuning_operator.cluster.progress.limits import RateLimit
+from finetuning_operator.cluster.progress.store import ProgressStore, worth_writing
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -40,41 +40,26 @@ def _written(percent: int = 10, *, at: float = 0, step: int | None = None, loss:
 
 
 @pytest.mark.parametrize(
-    ("last", "new", "now", "seconds"),
+    ("last", "new", "now", "worth"),
     [
-        (None, _written(0), 0, 0),
-        (ProgressStatus(), _written(0), 0, 0),
-        (_written(10), _written(11, at=1), 1, 0),
-        (_written(10), _written(3, at=1), 1, 0),
-        (_written(10), _written(10, at=1), 1, 14),
-        (_written(10), _written(10, at=1), 15, 0),
-        (_written(10), _written(10, at=1, step=4), 1, 0),
-        (_written(10, step=4), _written(10, at=1, step=5), 1, 14),
-        (_written(10), _written(10, at=1, loss=2.5), 1, 0),
-        (_written(10, loss=2.5), _written(10, at=1, loss=2.4), 1, 14),
-        (_written(10), _written(10), 100, float("inf")),
-        (_written(10, at=3600), _written(10), 0, 0),
-    ],
-    ids=[
-        "never written",
-        "written without a time",
-        "one percent more",
-        "fewer percent, after a restart",
-        "too soon",
-        "late enough",
-        "first step",
-        "next step, too soon",
-        "first loss",
-        "next loss, too soon",
-        "nothing new",
-        "clock set back",
+        pytest.param(None, _written(0), 0, True, id="never written"),
+        pytest.param(ProgressStatus(), _written(0), 0, True, id="written without a time"),
+        pytest.param(_written(10), _written(11, at=1), 1, True, id="one percent more"),
+        pytest.param(_written(10), _written(3, at=1), 1, True, id="fewer percent, after a restart"),
+        pytest.param(_written(10), _written(10, at=14.9), 14.9, False, id="too soon"),
+        pytest.param(_written(10), _written(10, at=1), 15, True, id="late enough"),
+        pytest.param(_written(10), _written(10, at=1, step=4), 1, True, id="first step"),
+        pytest.param(_written(10, step=4), _written(10, at=1, step=5), 1, False, id="next step, too soon"),
+        pytest.param(_written(10), _written(10, at=1, loss=2.5), 1, True, id="first loss"),
+        pytest.param(_written(10, loss=2.5), _written(10, at=1, loss=2.4), 1, False, id="next loss, too soon"),
+        pytest.param(_written(10), _written(10), 100, False, id="nothing new"),
+        pytest.param(_written(10, at=3600), _written(10), 0, True, id="clock set back"),
     ],
 )
 def test_pure_progress_is_written_when_it_tells_enough(
-    last: ProgressStatus | None, new: ProgressStatus, now: float, seconds: float
+    last: ProgressStatus | None, new: ProgressStatus, now: float, *, worth: bool
 ) -> None:
-    assert due_in(last, new, now=_at(now)) == seconds
-    assert worth_writing(last, new, now=_at(now)) is (seconds == 0)
+    assert worth_writing(last, new, now=_at(now)) is worth
 
 
 def test_the_newest_report_is_kept() -> None:
@@ -168,22 +153,21 @@ def test_one_object_with_many_step_names_pushes_out_nobody_else() -> None:
     assert len(store) == 33
 
 
-def test_a_bucket_allows_its_burst_at_once_and_its_rate_at_length() -> None:
+def test_a_limit_allows_its_burst_at_once_and_its_rate_at_length() -> None:
     now = [0.0]
-    bucket = TokenBucket(rate=10, burst=5, clock=lambda: now[0])
+    limit = RateLimit(rate=10, burst=5, clock=lambda: now[0])
 
-    assert [bucket.try_take() for _ in range(6)] == [True] * 5 + [False]
-    assert bucket.seconds_until_next() == pytest.approx(0.1)
+    assert [limit.allows() for _ in range(6)] == [True] * 5 + [False]
     now[0] = 0.1
-    assert (bucket.seconds_until_next(), bucket.try_take(), bucket.try_take()) == (0, True, False)
-    now[0] = 100.1
-    assert sum(bucket.try_take() for _ in range(10)) == 5
+    assert [limit.allows() for _ in range(2)] == [True, False]
+    now[0] = 100.0
+    assert sum(limit.allows() for _ in range(10)) == 5
 
 
-def test_a_clock_that_goes_back_gives_a_bucket_nothing() -> None:
+def test_a_clock_that_goes_back_allows_nothing_more() -> None:
     now = [10.0]
-    bucket = TokenBucket(rate=1, burst=1, clock=lambda: now[0])
-    bucket.try_take()
+    limit = RateLimit(rate=1, burst=1, clock=lambda: now[0])
+    limit.allows()
     now[0] = 0.0
 
-    assert bucket.try_take() is False
+    assert limit.allows() is False

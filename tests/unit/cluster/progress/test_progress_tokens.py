@@ -9,7 +9,7 @@ from tests.support.progress import FAR_FUTURE, OWNER, FakeReviews, authenticated
 
 from finetuning_operator.cluster.errors import Forbidden, Throttled, Unavailable
 from finetuning_operator.cluster.progress.address import AUDIENCE_PREFIX, Owner
-from finetuning_operator.cluster.progress.limits import TokenBucket
+from finetuning_operator.cluster.progress.limits import RateLimit
 from finetuning_operator.cluster.progress.tokens import (
     Claims,
     Reporter,
@@ -30,8 +30,8 @@ class Desk:
     def __init__(self, *, capacity: int = 100, burst: float = 100) -> None:
         self.now = 1000.0
         self.reviews = FakeReviews({TOKEN: authenticated()})
-        bucket = TokenBucket(rate=1, burst=burst, clock=lambda: self.now)
-        self.verifier = TokenVerifier(self.reviews, capacity=capacity, clock=lambda: self.now, bucket=bucket)
+        limit = RateLimit(rate=1, burst=burst, clock=lambda: self.now)
+        self.verifier = TokenVerifier(self.reviews, capacity=capacity, clock=lambda: self.now, limit=limit)
 
     async def verify(self, token: str = TOKEN, claims: Claims = CLAIMS) -> Reporter:
         return await self.verifier.verify(token, claims)
