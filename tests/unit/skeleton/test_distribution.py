@@ -18,6 +18,7 @@ DISTRIBUTION = "finetuning-operator"
 PACKAGES = {
     "finetuning_api",
     "finetuning_cli",
+    "finetuning_client",
     "finetuning_evaluator",
     "finetuning_operator",
     "finetuning_relocator",
@@ -59,7 +60,7 @@ def python(*, code: str, cwd: Path, path: Path | None = None) -> str:
     return done.stdout.strip()
 
 
-def test_wheel_holds_exactly_the_eight_packages_each_with_its_type_marker(wheel: Path) -> None:
+def test_wheel_holds_exactly_the_nine_packages_each_with_its_type_marker(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top_level = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert top_level == PACKAGES
