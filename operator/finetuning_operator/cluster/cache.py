@@ -7,7 +7,7 @@ read is decoded anew, so a reader may do with it what it likes.
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class _Entry:
     owner_uid: str
     deleting: bool
     finished: bool
+    phase: str
     claims: frozenset[str]
     """Claims that a pod which has not ended mounts."""
     node: str
@@ -56,13 +57,14 @@ class _Entry:
 class Cache:
     """The last known state of every object that matters, with the indexes that reconciling needs.
 
-    ``put``, ``remove`` and ``replace`` return the keys of our objects that a change concerns: the object itself, its
-    owner, and whoever refers to it.
+    ``put``, ``remove``, ``forget`` and ``retain`` return the keys of our objects that a change concerns: the object
+    itself, its owner, and whoever refers to it.
     """
 
     def __init__(self) -> None:
         self._entries: dict[ObjectKey, _Entry] = {}
         self._children: defaultdict[str, set[ObjectKey]] = defaultdict(set)
+        self._pods: defaultdict[ObjectKey, set[ObjectKey]] = defaultdict(set)
         self._holders: defaultdict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
         self._targets: dict[ObjectKey, frozenset[ObjectKey]] = {}
         self._referrers: defaultdict[ObjectKey, set[ObjectKey]] = defaultdict(set)
@@ -72,7 +74,7 @@ class Cache:
     def put(self, kind: str, manifest: Manifest) -> frozenset[ObjectKey]:
         """Take an object in, unless something newer is known of it."""
         metadata = manifest["metadata"]
-        key = ObjectKey(kind, metadata.get("namespace", ""), metadata["name"])
+        key = key_of(kind, manifest)
         version = int(metadata["resourceVersion"])
         old = self._entries.get(key)
         known = old.version if old else self._deleted.get(key, -1)
@@ -86,7 +88,7 @@ class Cache:
     def remove(self, kind: str, manifest: Manifest) -> frozenset[ObjectKey]:
         """Take note of a deletion; that of an earlier object of the same name changes nothing."""
         metadata = manifest["metadata"]
-        key = ObjectKey(kind, metadata.get("namespace", ""), metadata["name"])
+        key = key_of(kind, manifest)
         version = int(metadata["resourceVersion"])
         old = self._entries.get(key)
         if old is not None and old.uid != metadata["uid"] and old.version > version:
@@ -98,25 +100,15 @@ class Cache:
         """Take note that the API server does not know an object."""
         return self._drop(key)
 
-    def replace(
-        self, kind: str, items: Iterable[Manifest], *, version: int, namespace: str | None = None
+    def retain(
+        self, kind: str, listed: Collection[ObjectKey], *, version: int, namespace: str | None = None
     ) -> frozenset[ObjectKey]:
-        """Take a full list of a kind in, made at ``version``; what it lacks is gone unless newer."""
+        """Drop what a full list of a kind lacks that was made at ``version``, unless it is newer than the list."""
         concerned: set[ObjectKey] = set()
-        listed: set[ObjectKey] = set()
-        for item in items:
-            listed.add(ObjectKey(kind, item["metadata"].get("namespace", ""), item["metadata"]["name"]))
-            concerned |= self.put(kind, item)
-        gone = [
-            key
-            for key, entry in self._entries.items()
-            if key.kind == kind
-            and (namespace is None or key.namespace == namespace)
-            and key not in listed
-            and entry.version <= version
-        ]
-        for key in gone:
-            concerned |= self._drop(key)
+        for key in self.keys(kind):
+            told = (namespace is None or key.namespace == namespace) and key not in listed
+            if told and self._entries[key].version <= version:
+                concerned |= self._drop(key)
         return frozenset(concerned)
 
     def get(self, key: ObjectKey) -> dict[str, Any] | None:
@@ -146,9 +138,22 @@ class Cache:
         entry = self._entries.get(key)
         return entry is not None and entry.finished
 
+    def phase(self, key: ObjectKey) -> str:
+        """Return what the status of one of our objects is summed up as; '' for one without a status."""
+        entry = self._entries.get(key)
+        return entry.phase if entry else ""
+
     def children(self, owner_uid: str, kind: str) -> tuple[ObjectKey, ...]:
         """Return what an object owns by its uid, in a stable order."""
         return tuple(sorted(key for key in self._children.get(owner_uid, ()) if key.kind == kind))
+
+    def works_in(self, namespace: str) -> bool:
+        """Return whether anything that has pods is known in a namespace."""
+        return any(key.namespace == namespace and key.kind in {"Job", "Deployment"} for key in self._entries)
+
+    def pods(self, owner: ObjectKey) -> tuple[ObjectKey, ...]:
+        """Return the pods that work for an object of ours, whoever made them, in a stable order."""
+        return tuple(sorted(self._pods.get(owner, ())))
 
     def holders(self, namespace: str, claim: str) -> dict[str, str]:
         """Return the pods that mount a claim and have not ended, with their nodes; '' for none yet."""
@@ -194,6 +199,7 @@ class Cache:
     def _exchange(self, key: ObjectKey, old: _Entry | None, new: _Entry | None) -> None:
         if old is not None:
             _discard(self._children, old.owner_uid, key)
+            _discard(self._pods, old.owner, key)
             for claim in old.claims:
                 _discard(self._holders, (key.namespace, claim), key)
             del self._entries[key]
@@ -201,6 +207,8 @@ class Cache:
             self._entries[key] = new
             if new.owner_uid:
                 self._children[new.owner_uid].add(key)
+            if key.kind == "Pod" and new.owner is not None:
+                self._pods[new.owner].add(key)
             for claim in new.claims:
                 self._holders[key.namespace, claim].add(key)
 
@@ -215,6 +223,11 @@ class Cache:
         self._deleted[key] = version
         while len(self._deleted) > _REMEMBERED_DELETIONS:
             del self._deleted[next(iter(self._deleted))]
+
+
+def key_of(kind: str, manifest: Manifest) -> ObjectKey:
+    """Return what an object is called."""
+    return ObjectKey(kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
 
 
 def _discard(index: defaultdict[Any, set[ObjectKey]], name: object, key: ObjectKey) -> None:
@@ -238,6 +251,7 @@ def _entry(kind: str, manifest: Manifest) -> _Entry:
         owner_uid=controller["uid"] if controller else "",
         deleting="deletionTimestamp" in metadata,
         finished=kind in OWN_KINDS and _has_ended(manifest),
+        phase=(manifest.get("status") or {}).get("phase", "") if kind in OWN_KINDS else "",
         claims=frozenset(_claims(manifest)) if live_pod else frozenset(),
         node=(manifest.get("spec") or {}).get("nodeName", "") if live_pod else "",
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetuning_operator.cluster.cache import Cache
+from finetuning_operator.cluster.cache import Cache, key_of
 from finetuning_operator.cluster.keys import ObjectKey
 
 JOB = ObjectKey("FineTuningJob", "team", "demo")
@@ -30,6 +30,12 @@ def owned(
     return manifest(name, version=version, metadata={"ownerReferences": [reference], "labels": dict(labels or {})})
 
 
+def listed(cache: Cache, *items: dict[str, Any], version: int, namespace: str | None = None) -> frozenset[ObjectKey]:
+    concerned = [cache.put("FineTuningJob", item) for item in items]
+    keys = {key_of("FineTuningJob", item) for item in items}
+    return cache.retain("FineTuningJob", keys, version=version, namespace=namespace).union(*concerned)
+
+
 def test_an_older_version_changes_nothing_and_wakes_nobody() -> None:
     cache = Cache()
     assert cache.put("FineTuningJob", manifest("demo", version=7, spec={"a": 1})) == {JOB}
@@ -42,7 +48,7 @@ def test_a_list_made_before_a_deletion_does_not_bring_the_object_back() -> None:
     cache = Cache()
     cache.put("FineTuningJob", manifest("demo", version=7))
     assert cache.remove("FineTuningJob", manifest("demo", version=9)) == {JOB}
-    assert cache.replace("FineTuningJob", [manifest("demo", version=7)], version=8) == frozenset()
+    assert listed(cache, manifest("demo", version=7), version=8) == frozenset()
     assert JOB not in cache
     assert cache.put("FineTuningJob", manifest("demo", uid="u2", version=10)) == {JOB}
 
@@ -52,7 +58,7 @@ def test_a_full_list_tells_what_changed_and_what_is_gone_but_not_what_is_newer_t
     for name, version in (("same", 1), ("gone", 2), ("changed", 3), ("newer", 9)):
         cache.put("FineTuningJob", manifest(name, version=version))
     items = [manifest("same", version=1), manifest("changed", version=5), manifest("new", version=4)]
-    concerned = cache.replace("FineTuningJob", items, version=6)
+    concerned = listed(cache, *items, version=6)
     assert {key.name for key in concerned} == {"gone", "changed", "new"}
     assert {key.name for key in cache.keys("FineTuningJob")} == {"same", "changed", "newer", "new"}
 
@@ -60,8 +66,8 @@ def test_a_full_list_tells_what_changed_and_what_is_gone_but_not_what_is_newer_t
 def test_a_list_of_one_namespace_says_nothing_about_others() -> None:
     cache = Cache()
     cache.put("FineTuningJob", manifest("demo"))
-    assert cache.replace("FineTuningJob", [], version=9, namespace="other") == frozenset()
-    assert cache.replace("FineTuningJob", [], version=9, namespace="team") == {JOB}
+    assert listed(cache, version=9, namespace="other") == frozenset()
+    assert listed(cache, version=9, namespace="team") == {JOB}
 
 
 def test_a_name_that_was_deleted_and_made_again_is_another_object_with_children_of_its_own() -> None:

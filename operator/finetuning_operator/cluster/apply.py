@@ -1,0 +1,356 @@
+"""Making a plan so: what it wants is created, what it no longer wants is stopped, and what is right is left alone."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetuning_api.base import GROUP, Resource
+from finetuning_api.evaluationjob import EvaluationJob
+from finetuning_api.finetuningjob import AccessMode
+from finetuning_api.inferenceserver import InferenceServer
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import LastWords
+from finetuning_operator.cluster.api import ClusterApi, Propagation
+from finetuning_operator.cluster.cache import Cache
+from finetuning_operator.cluster.errors import AlreadyExists, Forbidden, Invalid, NamespaceTerminating, NotFound
+from finetuning_operator.cluster.failures import explain_api_error
+from finetuning_operator.cluster.keys import ObjectKey
+from finetuning_operator.cluster.kinds import CHILD_KINDS, CLAIM, DEPLOYMENT, JOB, NETWORK_POLICY, OWN_KINDS, KindRef
+from finetuning_operator.cluster.options import Options
+from finetuning_operator.cluster.render import (
+    ClaimRefusedError,
+    ClaimUse,
+    Conflict,
+    Placement,
+    claims_of,
+    differs,
+    keep,
+    place,
+    render_child,
+    render_network_policies,
+    render_server,
+    render_step,
+    render_volume,
+)
+from finetuning_operator.cluster.view import StepJob
+from finetuning_operator.reconcile import labels
+from finetuning_operator.reconcile.names import child_name
+from finetuning_operator.reconcile.plan import Observed, Plan, Server, Step, StepPhase, Volume
+
+Manifest = dict[str, Any]
+
+_SOON_SECONDS = 1.0
+"""When to look again for what is on its way out and leaves no event here."""
+_PLACES_SECONDS = 5.0
+"""When to look again whether the claims of a step can be mounted together."""
+_KINDS = OWN_KINDS | CHILD_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Something that the plan wants cannot be made yet."""
+
+    words: LastWords | None = None
+    """What to tell the user; None for what passes by itself in a moment."""
+    retry_seconds: float | None = None
+    """When to try again; None leaves it to the backoff."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a plan."""
+
+    blocked: Mapping[str, Blocked]
+    """By step."""
+    others: tuple[Blocked, ...] = ()
+    """What keeps anything but a step from being made."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that the plan wants is there, or on its way."""
+        return not self.blocked and not self.others
+
+    @property
+    def retry_seconds(self) -> float | None:
+        """When to try again; None leaves it to the backoff, or needs no retry."""
+        waits = [blocked.retry_seconds for blocked in (*self.blocked.values(), *self.others)]
+        known = [wait for wait in waits if wait is not None]
+        return min(known) if known and len(known) == len(waits) else None
+
+
+class Applier:
+    """Realises plans. Everything is found by a deterministic name, so a crash between any two calls does no harm.
+
+    Of the API server's refusals only those end here that a user can be told of; all others are raised, and the whole
+    pass is repeated.
+    """
+
+    def __init__(
+        self, api: ClusterApi, cache: Cache, options: Options, *, wake: Callable[[Iterable[ObjectKey]], None]
+    ) -> None:
+        """``wake`` is told which objects are concerned by what was made: the event of it will tell nothing new."""
+        self._api = api
+        self._cache = cache
+        self._options = options
+        self._wake = wake
+
+    async def realise(self, owner: Resource, plan: Plan, *, observed: Observed, jobs: tuple[StepJob, ...]) -> Applied:
+        """Make a plan so, but for its status. Raises ApiError."""
+        others = [await self._child(owner, child) for child in plan.children]
+        volumes = [await self._volume(owner, volume) for volume in plan.volumes]
+        missing = next((blocked for blocked in volumes if blocked is not None), None)
+        blocked: dict[str, Blocked] = {}
+        for step in plan.steps:
+            found = missing or await self._step(owner, step, observed=observed, jobs=jobs)
+            if found is not None:
+                blocked[step.name] = found
+        others += [missing or await self._server(owner, server) for server in plan.servers]
+        await self._stop(plan, observed=observed, jobs=jobs)
+        await self._remove_servers(owner, plan)
+        return Applied(blocked, tuple(each for each in others if each is not None))
+
+    async def _child(self, owner: Resource, child: Resource) -> Blocked | None:
+        key = ObjectKey(child.kind, owner.metadata.namespace, child.metadata.name)
+        owned = bool(child.metadata.owner_references)
+        found = self._cache.get(key)
+        if found is None:
+            return await self._create(owner if owned else None, render_child(child, owner=owner))
+        if owned and (blocked := await self._foreign(owner, key, found)) is not None:
+            return blocked
+        if self._cache.is_deleting(key):
+            return Blocked()
+        await self._adjust(key, child, found)
+        return None
+
+    async def _adjust(self, key: ObjectKey, child: Resource, found: Manifest) -> None:
+        """Have an existing child follow the few fields of its plan that may change."""
+        if isinstance(child, EvaluationJob):
+            wanted: Manifest = {"suspend": child.spec.suspend}
+        elif isinstance(child, InferenceServer):
+            wanted = {"replicas": child.spec.replicas}
+        else:
+            return
+        if differs(wanted, found["spec"]):
+            head = {"name": key.name, "namespace": key.namespace, "uid": found["metadata"]["uid"]}
+            body = {"apiVersion": child.api_version, "kind": child.kind, "metadata": head, "spec": wanted}
+            await self._apply(key, body)
+
+    async def _volume(self, owner: Resource, volume: Volume) -> Blocked | None:
+        key = ObjectKey(CLAIM.kind, owner.metadata.namespace, volume.name)
+        found = self._cache.get(key)
+        if found is not None:
+            return await self._foreign(owner, key, found)
+        try:
+            return await self._create(owner, render_volume(volume, owner=owner, options=self._options))
+        except ClaimRefusedError as error:
+            return Blocked(error.words)
+
+    async def _step(
+        self, owner: Resource, step: Step, *, observed: Observed, jobs: tuple[StepJob, ...]
+    ) -> Blocked | None:
+        existing = next((job for job in jobs if job.step == step.name), None)
+        if existing is None:
+            return await self._start(owner, step)
+        if step.name not in observed.steps and not existing.deleting:
+            # It ended and took its result with it: made again, its program finds its work done and tells once more.
+            await self._delete(JOB, existing.key, uid=existing.uid, propagation=Propagation.BACKGROUND)
+            return None
+        service = ObjectKey("Service", existing.key.namespace, existing.key.name)
+        if step.workers > 1 and not existing.deleting and service not in self._cache:
+            rendered = render_step(step, owner=owner, options=self._options, placement=Placement())
+            return await self._create_all(owner, [each for each in rendered if each["kind"] == "Service"])
+        return None
+
+    async def _start(self, owner: Resource, step: Step) -> Blocked | None:
+        namespace = owner.metadata.namespace
+        key = ObjectKey(JOB.kind, namespace, child_name(owner.metadata.name, step.name))
+        found = self._cache.get(key)
+        if found is not None and (blocked := await self._foreign(owner, key, found)) is not None:
+            return blocked
+        placement = await self._place(namespace, step)
+        if isinstance(placement, Blocked):
+            return placement
+        await self.protect(namespace)
+        rendered = render_step(step, owner=owner, options=self._options, placement=placement)
+        # The Job last: its pods want to find what they need.
+        return await self._create_all(owner, sorted(rendered, key=lambda manifest: manifest["kind"] == JOB.kind))
+
+    async def _place(self, namespace: str, wanted: Step | Server) -> Placement | Blocked:
+        uses = [await self._claim_use(namespace, name, read_only) for name, read_only in claims_of(wanted)]
+        found = place(uses, holders={use.name: self._cache.holders(namespace, use.name) for use in uses})
+        if isinstance(found, Conflict):
+            words = LastWords(
+                reason=Reason.VOLUME_CONFLICT,
+                message=found.message,
+                hint="It starts by itself once the pods on one of the nodes have ended.",
+            )
+            return Blocked(words, retry_seconds=_PLACES_SECONDS)
+        return found
+
+    async def _claim_use(self, namespace: str, name: str, read_only: bool) -> ClaimUse:  # noqa: FBT001
+        """Return how a claim can be mounted; that of a user is asked for, because only our own are known."""
+        claim = self._cache.get(ObjectKey(CLAIM.kind, namespace, name))
+        try:
+            claim = claim or await self._api.get(CLAIM, namespace, name)
+        except NotFound:
+            return ClaimUse(name, read_only=read_only)
+        modes = claim["spec"].get("accessModes") or (AccessMode.READ_WRITE_ONCE,)
+        return ClaimUse(name, access_modes=tuple(modes), read_only=read_only)
+
+    async def protect(self, namespace: str) -> None:
+        """Have the network policies of a namespace be there, before the first pod is."""
+        for policy in render_network_policies(namespace, self._options):
+            key = ObjectKey(NETWORK_POLICY.kind, namespace, policy["metadata"]["name"])
+            found = self._cache.get(key)
+            if found is None or differs(policy, found):
+                await self._apply(key, policy)
+
+    async def _server(self, owner: Resource, server: Server) -> Blocked | None:
+        namespace = owner.metadata.namespace
+        running = self._cache.get(ObjectKey(DEPLOYMENT.kind, namespace, server.name))
+        placement: Placement | Blocked | None = None
+        if running is not None:
+            placement = keep(running, [name for name, _ in claims_of(server)])
+        placement = placement or await self._place(namespace, server)
+        if isinstance(placement, Blocked):
+            return placement
+        await self.protect(namespace)
+        for manifest in render_server(server, owner=owner, options=self._options, placement=placement):
+            blocked = await self._ensure(owner, manifest)
+            if blocked is not None:
+                return blocked
+        return None
+
+    async def _ensure(self, owner: Resource, manifest: Manifest) -> Blocked | None:
+        """Have an object exist as it is described, by server-side apply where it is not."""
+        key = _key_of(manifest)
+        found = self._cache.get(key)
+        if found is None:
+            return await self._create(owner, manifest)
+        if (blocked := await self._foreign(owner, key, found)) is not None:
+            return blocked
+        if differs(manifest, found):
+            try:
+                await self._apply(key, manifest)
+            except (Forbidden, Invalid) as error:
+                return _refused(error)
+        return None
+
+    async def _stop(self, plan: Plan, *, observed: Observed, jobs: tuple[StepJob, ...]) -> None:
+        """Stop what runs and is not wanted: its pods are asked to save, and the Job is gone when they are."""
+        wanted = {step.name for step in plan.steps}
+        for job in jobs:
+            state = observed.steps.get(job.step)
+            runs = state is not None and state.phase in {StepPhase.PENDING, StepPhase.RUNNING}
+            if runs and job.step not in wanted and not job.deleting:
+                await self._delete(JOB, job.key, uid=job.uid, propagation=Propagation.FOREGROUND)
+
+    async def _remove_servers(self, owner: Resource, plan: Plan) -> None:
+        wanted = {server.name for server in plan.servers}
+        for key in self._cache.children(owner.metadata.uid, DEPLOYMENT.kind):
+            identity = self._cache.identity(key)
+            if key.name not in wanted and identity is not None and not self._cache.is_deleting(key):
+                await self._delete(DEPLOYMENT, key, uid=identity[0], propagation=Propagation.BACKGROUND)
+
+    async def _create_all(self, owner: Resource, manifests: Iterable[Manifest]) -> Blocked | None:
+        for manifest in manifests:
+            blocked = None if _key_of(manifest) in self._cache else await self._create(owner, manifest)
+            if blocked is not None:
+                return blocked
+        return None
+
+    async def _create(self, owner: Resource | None, manifest: Manifest) -> Blocked | None:
+        """Create an object; one of the same name that exists is looked at. ``owner`` None is for what all share."""
+        key = _key_of(manifest)
+        try:
+            self._learn(key, await self._api.create(_KINDS[key.kind], key.namespace, manifest))
+        except AlreadyExists:
+            return await self._look_again(owner, key)
+        except NamespaceTerminating:
+            raise
+        except (Forbidden, Invalid) as error:
+            return _refused(error)
+        return None
+
+    async def _look_again(self, owner: Resource | None, key: ObjectKey) -> Blocked | None:
+        try:
+            found = await self._api.get(_KINDS[key.kind], key.namespace, key.name)
+        except NotFound:
+            self._wake(self._cache.forget(key))
+            return Blocked(retry_seconds=_SOON_SECONDS)
+        if found["metadata"].get("labels", {}).get(labels.MANAGED_BY) == labels.OPERATOR or key.kind in OWN_KINDS:
+            self._learn(key, found)
+        return None if owner is None else await self._foreign(owner, key, found)
+
+    async def _foreign(self, owner: Resource, key: ObjectKey, found: Manifest) -> Blocked | None:
+        """Return what to wait for, or to tell, where an object of the right name is not this owner's."""
+        head = found["metadata"]
+        if _owner_uid(head) == owner.metadata.uid:
+            return None
+        if "deletionTimestamp" in head:
+            return Blocked(retry_seconds=_SOON_SECONDS)
+        reference = _controller(head)
+        if reference is not None and await self._is_gone(key.namespace, reference):
+            # The garbage collector is about to take it.
+            return Blocked(retry_seconds=_SOON_SECONDS)
+        return Blocked(_name_conflict(key, head, reference))
+
+    async def _is_gone(self, namespace: str, reference: Mapping[str, Any]) -> bool:
+        kind = OWN_KINDS.get(reference["kind"])
+        if kind is None or not reference["apiVersion"].startswith(f"{GROUP}/"):
+            return False
+        known = self._cache.identity(ObjectKey(kind.kind, namespace, reference["name"]))
+        if known is not None and known[0] == reference["uid"]:
+            return False
+        try:
+            found = await self._api.get(kind, namespace, reference["name"])
+        except NotFound:
+            return True
+        return bool(found["metadata"]["uid"] != reference["uid"])
+
+    async def _apply(self, key: ObjectKey, manifest: Manifest) -> None:
+        self._learn(key, await self._api.apply(_KINDS[key.kind], key.namespace, key.name, manifest))
+
+    async def _delete(self, kind: KindRef, key: ObjectKey, *, uid: str, propagation: Propagation) -> None:
+        if not await self._api.delete(kind, key.namespace, key.name, uid=uid, propagation=propagation):
+            self._wake(self._cache.forget(key))
+
+    def _learn(self, key: ObjectKey, manifest: Manifest) -> None:
+        self._wake(self._cache.put(key.kind, manifest))
+
+
+def _key_of(manifest: Mapping[str, Any]) -> ObjectKey:
+    head = manifest["metadata"]
+    return ObjectKey(manifest["kind"], head["namespace"], head["name"])
+
+
+def _controller(head: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    references = head.get("ownerReferences") or ()
+    return next((reference for reference in references if reference.get("controller")), None)
+
+
+def _owner_uid(head: Mapping[str, Any]) -> str:
+    """Return whose an object is: a claim that outlives its owner tells it in a label."""
+    reference = _controller(head)
+    told = reference["uid"] if reference else (head.get("labels") or {}).get(labels.OWNER_UID, "")
+    return str(told)
+
+
+def _refused(error: Forbidden | Invalid) -> Blocked:
+    return Blocked(explain_api_error(error))
+
+
+def _name_conflict(key: ObjectKey, head: Mapping[str, Any], reference: Mapping[str, Any] | None) -> LastWords:
+    told = head.get("labels") or {}
+    if reference is not None:
+        whose = f"belongs to {reference['kind']} {reference['name']}"
+    elif labels.OWNER_UID in told:
+        whose = f"was kept from an earlier {told.get(labels.KIND, 'object')} {told.get(labels.NAME, '')}".rstrip()
+    else:
+        whose = "was not made by the operator"
+    return LastWords(
+        reason=Reason.NAME_CONFLICT,
+        message=f"{key.kind} {key.name} exists and {whose}",
+        hint=f"Delete it (kubectl delete {_KINDS[key.kind].plural} {key.name} -n {key.namespace}) or choose another"
+        " name for this object.",
+    )

@@ -1,0 +1,123 @@
+"""Telling what a plan says of its object: the status, held back where nobody waits for it, and the events after it."""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from finetuning_api.base import ApiModel, ConditionStatus, ConditionType, Resource, Stage, StageState
+from finetuning_api.reasons import Reason
+from finetuning_operator.cluster.api import ClusterApi
+from finetuning_operator.cluster.cache import Cache
+from finetuning_operator.cluster.keys import ObjectKey
+from finetuning_operator.cluster.kinds import OWN_KINDS
+from finetuning_operator.cluster.metrics import Metrics
+from finetuning_operator.cluster.recorder import Recorder
+from finetuning_operator.cluster.statuses import ProgressBudget, StatusClock, Urgency, urgency
+from finetuning_operator.reconcile.conditions import shorten
+from finetuning_operator.reconcile.plan import Event, Plan
+
+_ENDED_STAGES = frozenset({StageState.SUCCEEDED, StageState.FAILED})
+
+
+class Reporter:
+    """Writes statuses and events. A status is written at the version that it was computed from, or not at all."""
+
+    def __init__(
+        self,
+        api: ClusterApi,
+        cache: Cache,
+        recorder: Recorder,
+        *,
+        metrics: Metrics,
+        delay: float,
+        budget: ProgressBudget,
+        wake: Callable[[Iterable[ObjectKey]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._recorder = recorder
+        self._metrics = metrics
+        self._delay = delay
+        self._budget = budget
+        self._wake = wake
+        self._clock = clock
+
+    async def report(self, key: ObjectKey, resource: Resource, plan: Plan, *, held: StatusClock) -> float | None:
+        """Write the status of a plan when it is time to, then its events.
+
+        Returns the seconds until a change that is held back is due, None where nothing is. Raises ApiError.
+        """
+        stored = _status(resource)
+        if plan.status is stored:
+            return held.wait({}, {}, now=self._clock(), delay=self._delay)
+        old, new = stored.to_wire(), plan.status.to_wire()
+        wait = held.wait(old, new, now=self._clock(), delay=self._delay)
+        if wait == 0 and urgency(old, new) is Urgency.PROGRESS:
+            wait = self._budget.wait(self._clock())
+        if wait is None or wait > 0:
+            return wait
+        await self._write(key, resource, new)
+        held.wrote(self._clock())
+        for event in plan.events:
+            await self._recorder.record(key, resource.metadata.uid, event)
+        self._count(resource, plan)
+        return None
+
+    async def refuse(self, key: ObjectKey, message: str) -> None:
+        """Say in the status of an object that it cannot be read. To say it again writes nothing. Raises ApiError."""
+        manifest = self._cache.get(key)
+        if manifest is None:
+            return
+        head, status = manifest["metadata"], manifest.get("status") or {}
+        told: dict[str, Any] = {
+            "type": ConditionType.ACCEPTED.value,
+            "status": ConditionStatus.FALSE.value,
+            "reason": Reason.INVALID_SPEC.value,
+            "message": shorten(message),
+            "observedGeneration": head.get("generation", 0),
+        }
+        conditions = status.get("conditions") or []
+        old: dict[str, Any] = next((each for each in conditions if each.get("type") == told["type"]), {})
+        if old.items() >= told.items():
+            return
+        told["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        others = [each for each in conditions if each.get("type") != told["type"]]
+        await self._patch(key, {**status, "conditions": [told, *others]}, version=head["resourceVersion"])
+        event = Event(Reason.INVALID_SPEC, message, warning=True)
+        await self._recorder.record(key, head["uid"], event)
+
+    async def _write(self, key: ObjectKey, resource: Resource, status: dict[str, object]) -> None:
+        raw = (self._cache.get(key) or {}).get("status") or {}
+        # What a newer version of the operator keeps there is not ours to drop.
+        known = {field.alias for field in type(_status(resource)).model_fields.values()}
+        foreign = {name: value for name, value in raw.items() if name not in known}
+        await self._patch(key, foreign | status, version=resource.metadata.resource_version)
+
+    async def _patch(self, key: ObjectKey, status: dict[str, object], *, version: str) -> None:
+        kind = OWN_KINDS[key.kind]
+        written = await self._api.patch_status(kind, key.namespace, key.name, status=status, resource_version=version)
+        # The event of this write will tell nothing new, so whoever waits for it is woken here.
+        self._wake(self._cache.put(key.kind, written))
+
+    def _count(self, resource: Resource, plan: Plan) -> None:
+        old, new = _stages(_status(resource)), _stages(plan.status)
+        for name, stage in new.items():
+            ended = stage.state in _ENDED_STAGES and stage.start_time and stage.completion_time
+            before = old.get(name)
+            if ended and stage.start_time and stage.completion_time and (before is None or before.state != stage.state):
+                seconds = (stage.completion_time - stage.start_time).total_seconds()
+                self._metrics.stage_ended(resource.kind, stage=name, seconds=seconds)
+        for event in plan.events:
+            if event.warning:
+                self._metrics.failed(resource.kind, reason=event.reason.value)
+
+
+def _status(resource: Resource) -> ApiModel:
+    found: ApiModel = resource.status  # type: ignore[attr-defined]  # Every kind of this API has one.
+    return found
+
+
+def _stages(status: ApiModel) -> dict[str, Stage]:
+    return {stage.name: stage for stage in getattr(status, "stages", ())}

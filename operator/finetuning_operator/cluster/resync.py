@@ -1,0 +1,96 @@
+"""Full lists of everything: at the start, and every few minutes against events that were missed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from finetuning_operator.cluster.api import ClusterApi
+from finetuning_operator.cluster.cache import Cache, key_of
+from finetuning_operator.cluster.errors import ApiError, NotServed
+from finetuning_operator.cluster.keys import ObjectKey
+from finetuning_operator.cluster.kinds import CHILD_KINDS, OWN_KINDS, KindRef
+from finetuning_operator.reconcile import labels
+
+_LOGGER = logging.getLogger(__name__)
+SELECTOR = f"{labels.MANAGED_BY}={labels.OPERATOR}"
+_RETRY_SECONDS = 2.0
+
+WATCHED: tuple[KindRef, ...] = (*OWN_KINDS.values(), *CHILD_KINDS.values())
+"""Every kind that is kept in the cache: custom resources all of them, others as far as they are ours."""
+
+
+def selector_of(kind: KindRef) -> str | None:
+    """Return which objects of a kind are ours; None for all."""
+    return None if kind.kind in OWN_KINDS else SELECTOR
+
+
+class Resync:
+    """Keeps the cache true to full lists."""
+
+    def __init__(
+        self,
+        api: ClusterApi,
+        cache: Cache,
+        *,
+        namespaces: tuple[str, ...],
+        wake: Callable[[Iterable[ObjectKey]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
+        self._wake = wake
+        self._clock = clock
+        self._done_at: float | None = None
+
+    @property
+    def synced(self) -> bool:
+        """Whether everything was listed at least once."""
+        return self._done_at is not None
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Seconds since the last full list, None before the first."""
+        return None if self._done_at is None else self._clock() - self._done_at
+
+    async def first(self) -> None:
+        """List everything, again and again until it works: an operator may start before its cluster is complete."""
+        while True:
+            try:
+                await self.once()
+            except NotServed:
+                _LOGGER.warning("the custom resources of finetuning.dev are not installed; waiting for them")
+            except ApiError as error:
+                _LOGGER.warning("listing failed, it is tried again: %s", error)
+            else:
+                return
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def run(self, every: float, *, after: Callable[[], None]) -> None:
+        """List everything every so many seconds; ``after`` is called each time."""
+        while True:
+            await asyncio.sleep(every)
+            try:
+                await self.once()
+            except ApiError as error:
+                _LOGGER.warning("listing failed, it is tried again in %.0f s: %s", every, error)
+            else:
+                after()
+
+    async def once(self) -> None:
+        """List everything once and wake whom a difference concerns. Raises ApiError."""
+        for kind in WATCHED:
+            for namespace in self._namespaces:
+                await self._list(kind, namespace)
+        self._done_at = self._clock()
+
+    async def _list(self, kind: KindRef, namespace: str | None) -> None:
+        def take(manifest: Mapping[str, Any]) -> ObjectKey:
+            self._wake(self._cache.put(kind.kind, manifest))
+            return key_of(kind.kind, manifest)
+
+        found = await self._api.list(kind, namespace, label_selector=selector_of(kind), each=take)
+        version = int(found.resource_version)
+        self._wake(self._cache.retain(kind.kind, frozenset(found.items), version=version, namespace=namespace))

@@ -1,0 +1,88 @@
+"""kopf as what it is good at: watch streams with their reconnections, authentication, and nothing else.
+
+Only ``on.event`` is used: kopf then writes nothing to any object. What a stream misses, the full lists find.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kopf
+
+from finetuning_operator.cluster.kinds import OWN_KINDS, KindRef
+from finetuning_operator.cluster.resync import WATCHED, selector_of
+
+OnEvent = Callable[[str, str | None, dict[str, Any]], None]
+"""Told kind, type of the event (None for what was there before) and object."""
+
+_CHUNK = 500
+_IDLE_SECONDS = 0.2
+"""A task per object lives this long after its event and keeps the object in memory."""
+
+
+class Backoffs:
+    """Pauses between attempts of one request, without an end: only leadership and probes end this process."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.5, 1.0, 2.0, 4.0, 8.0), itertools.repeat(15.0))
+
+
+def make_registry(on_event: OnEvent) -> kopf.OperatorRegistry:
+    """Return handlers that pass every event of every watched kind on."""
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for kind in WATCHED:
+        _register(registry, kind, on_event)
+    return registry
+
+
+def _register(registry: kopf.OperatorRegistry, kind: KindRef, on_event: OnEvent) -> None:
+    async def handle(event: Any, **_: Any) -> None:  # noqa: ANN401  (as kopf calls it)
+        on_event(kind.kind, event["type"], event["object"])
+
+    kopf.on.event(kind.group, kind.version, kind.plural, id=kind.plural, registry=registry)(handle)
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  (as kopf calls it)
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+def make_settings() -> kopf.OperatorSettings:
+    """Return kopf's settings: no scanning, no events, no giving up, streams that are noticed when they fall silent."""
+    settings = kopf.OperatorSettings()
+    # Namespaces and definitions are not looked for while running: no rights are needed to see all of them.
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.networking.error_backoffs = Backoffs()
+    settings.networking.request_timeout = 60.0
+    settings.networking.connect_timeout = 10.0
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.watching.connect_timeout = 10.0
+    settings.watching.inactivity_timeout = 70.0
+    settings.watching.chunk_size = _CHUNK
+    settings.queueing.idle_timeout = _IDLE_SECONDS
+    settings.process.ultimate_exiting_timeout = None
+    for kind in WATCHED:
+        selector = selector_of(kind)
+        if kind.kind not in OWN_KINDS and selector is not None:
+            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
+    return settings
+
+
+async def watch(on_event: OnEvent, *, namespaces: tuple[str, ...], signals: Callable[[], None]) -> None:
+    """Follow the cluster until cancelled. ``signals`` takes the signals back, which kopf claims for itself."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    existing = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=make_registry(on_event),
+        settings=make_settings(),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+    )
+    signals()
+    await kopf.run_tasks(tasks, ignored=existing)
