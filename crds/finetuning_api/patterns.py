@@ -32,8 +32,8 @@ HTTP_ADDRESS = Pattern(
 )
 HTTP_PATH = Pattern(r"^/[^ ]*$", "a path that starts with /")
 FOLDER = Pattern(
-    r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$",
-    "an absolute folder whose parts are letters, digits and . _ - with no '.' in front, for example /mnt/data",
+    r"^(/\.?[A-Za-z0-9_][A-Za-z0-9._-]*)+$",
+    "an absolute folder whose parts are letters, digits and . _ - without .. in it, for example /mnt/data",
 )
 MODULES = Pattern(
     r"^[^\s,]+(,[^\s,]+)*$", "all-linear, or names of modules separated by commas without spaces: q_proj,v_proj"

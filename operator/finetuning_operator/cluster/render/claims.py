@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from finetuning_api.base import Resource
 from finetuning_api.finetuningjob import RetentionPolicy
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import LastWords
 from finetuning_operator.cluster.options import Options, StorageProfile
 from finetuning_operator.cluster.render.labels import Manifest, metadata
 from finetuning_operator.cluster.render.quantities import mebibytes, parse_quantity
@@ -24,11 +26,11 @@ _JOB_FIELDS = _Fields(size="spec.storage.adapter.size", profile="spec.storage.pr
 
 
 class ClaimRefusedError(ValueError):
-    """A claim that the installation does not allow; the message names field, value, bound and what to do."""
+    """A claim that the installation does not allow; ``words`` name field, value, bound and what to do."""
 
     def __init__(self, *, field: str, value: str, bound: str, remedy: str) -> None:
-        self.field, self.value, self.bound = field, value, bound
-        super().__init__(f"{field} {value}: {bound}; {remedy}")
+        self.words = LastWords(reason=Reason.INVALID_SPEC, message=f"{field} is {value}, but {bound}", hint=remedy)
+        super().__init__(f"{self.words.message}: {remedy}")
 
 
 def render_volume(volume: Volume, *, owner: Resource, options: Options) -> Manifest:
@@ -64,7 +66,7 @@ def _profile(volume: Volume, *, fields: _Fields, options: Options) -> StoragePro
             field=fields.profile,
             value=volume.profile,
             bound="this installation has no such storage profile",
-            remedy=f"choose one of {', '.join(sorted(options.storage_profiles))}",
+            remedy=f"Choose one of {', '.join(sorted(options.storage_profiles))}.",
         )
     return profile
 
@@ -82,7 +84,7 @@ def _size(volume: Volume, *, profile: StorageProfile, fields: _Fields) -> str:
             field=field,
             value=size,
             bound=f"storage profile {volume.profile} allows at most {profile.max_size}",
-            remedy="ask for less, choose another profile, or have its maxSize raised",
+            remedy="Ask for less, choose another profile, or have its maxSize raised.",
         )
     if profile.min_size is not None and parse_quantity(size) < parse_quantity(profile.min_size):
         return profile.min_size

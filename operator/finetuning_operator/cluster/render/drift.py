@@ -36,7 +36,7 @@ def _value_differs(wanted: object, found: object) -> bool:
         return not isinstance(found, Mapping) or differs(wanted, found)
     if isinstance(wanted, Sequence) and not isinstance(wanted, str):
         return not isinstance(found, Sequence) or _list_differs(wanted, found)
-    return type(wanted) is not type(found) or wanted != found
+    return isinstance(wanted, bool) != isinstance(found, bool) or wanted != found
 
 
 def _list_differs(wanted: Sequence[object], found: Sequence[object]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetuning_api.finetuningjob import AccessMode
+from finetuning_api.runconfig import EvaluateConfig, RunConfig, TrainingInputs
 from finetuning_operator.cluster.render.labels import Manifest, claim_label
 from finetuning_operator.reconcile.plan import ClaimMount, Server, Step
 
@@ -67,7 +68,10 @@ class Conflict:
 
 
 def claims_of(wanted: Step | Server) -> tuple[tuple[str, bool], ...]:
-    """Return (name, read-only) of every claim that a pod mounts, each once, read-only ones first."""
+    """Return (name, read-only) of every claim that a pod mounts, each once: the base model's first, written ones last.
+
+    So pods that have most in common choose the same meeting point: many jobs share a base model.
+    """
     uses: dict[str, bool] = {}
     for mount in wanted.mounts:
         if isinstance(mount, ClaimMount):
@@ -75,15 +79,28 @@ def claims_of(wanted: Step | Server) -> tuple[tuple[str, bool], ...]:
     for volume in wanted.pod.volumes:
         if volume.claim_name is not None:
             uses[volume.claim_name] = uses.get(volume.claim_name, True) and volume.read_only
-    return tuple(sorted(uses.items(), key=lambda use: not use[1]))
+    model = _model_claim(wanted)
+    return tuple(sorted(uses.items(), key=lambda use: (not use[1], use[0] != model)))
+
+
+def _model_claim(wanted: Step | Server) -> str | None:
+    """Return the claim that holds the base model, None where a pod has none."""
+    path = wanted.model_path if isinstance(wanted, Server) else _model_path(wanted.config)
+    claims = (mount for mount in wanted.mounts if isinstance(mount, ClaimMount))
+    return next((mount.claim for mount in claims if f"{path}/".startswith(f"{mount.path}/")), None)
+
+
+def _model_path(config: RunConfig) -> str:
+    if isinstance(config, TrainingInputs):
+        return config.model.path
+    return config.candidates[0].model.path if isinstance(config, EvaluateConfig) else ""
 
 
 def place(claims: Sequence[ClaimUse], *, holders: Mapping[str, Mapping[str, str]]) -> Placement | Conflict:
     """Return where a pod belongs.
 
     ``holders`` are, by claim, the pods that mount it and have not ended, with their nodes; '' for a pod that has none
-    yet. Where nobody holds anything the first claim that is only read is the meeting point: the base model of a
-    training, which others are most likely to need as well.
+    yet. Where nobody holds anything the first claim that is only read is the meeting point, see claims_of.
     """
     tied = [use for use in claims if use.tied]
     taken = [(use.name, pod) for use in tied if use.single for pod in sorted(holders.get(use.name, {}))]

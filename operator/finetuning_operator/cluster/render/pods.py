@@ -165,7 +165,7 @@ def _container(program: Program, options: Options, attached: Sequence[Attached])
     return {
         "name": CONTAINER,
         "image": program.image,
-        "imagePullPolicy": options.image_pull_policy,
+        "imagePullPolicy": str(options.image_pull_policy),
         "env": _environment(program),
         "resources": _resources(program),
         "volumeMounts": [mount for each in attached for mount in each.mounts],
