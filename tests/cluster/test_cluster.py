@@ -14,14 +14,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from hack.cluster import client
 from hack.cluster.binaries import BuildError, require_binaries
 from hack.cluster.plane import Running, is_alive, remove_data
 from tests.support import pods
-from tests.support.api_proxy import ApiProxy, Fault, Trouble
+from tests.support.api_proxy import ApiProxy, Fault, Trouble, read_address
 from tests.support.cluster import Cluster, Object, Refused, has_condition, temporary_namespace
 from tests.support.objects import RESULTS
-from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, Identity
+from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, RULES, Identity
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import REPOSITORY, wait_until
 
@@ -239,6 +240,32 @@ class TestVolumes:
         assert cluster.get("PersistentVolumeClaim", "data", namespace)["status"]["phase"] == "Bound"
 
 
+class TestAddresses:
+    @pytest.mark.parametrize(
+        ("method", "path", "asked"),
+        [
+            ("GET", "/api/v1/namespaces/a/pods/p/log", ("get", "", "pods/log", "a", "p")),
+            ("GET", "/api/v1/pods", ("list", "", "pods", "", "")),
+            ("GET", "/api/v1/namespaces/a", ("get", "", "namespaces", "", "a")),
+            ("PUT", "/api/v1/namespaces/a/finalize", ("update", "", "namespaces/finalize", "", "a")),
+            ("DELETE", "/apis/batch/v1/namespaces/a/jobs", ("deletecollection", "batch", "jobs", "a", "")),
+            ("DELETE", "/apis/batch/v1/namespaces/a/jobs/j", ("delete", "batch", "jobs", "a", "j")),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/replicasets/r/scale",
+                ("patch", "apps", "replicasets/scale", "a", "r"),
+            ),
+            ("POST", "/api/v1/namespaces/a/serviceaccounts/s/token", ("create", "", "serviceaccounts/token", "a", "s")),
+            ("GET", "/apis/batch/v1", ("get", "batch", "", "", "")),
+            ("GET", "/version", ("get", "", "", "", "")),
+        ],
+    )
+    def test_an_address_is_read_as_rbac_reads_it(self, method: str, path: str, asked: tuple[str, ...]) -> None:
+        read = read_address(method, path)
+
+        assert (read.verb, read.group, read.target, read.namespace, read.name) == asked
+
+
 @pytest.fixture
 def proxied(cluster: Cluster, proxy: ApiProxy, operator_identity: Identity, tmp_path: Path) -> Cluster:
     """The cluster as the operator sees it through the proxy; what it asked for at its start is forgotten."""
@@ -372,12 +399,15 @@ class TestWatches:
 
 
 class TestPrivatePlane:
-    def test_what_was_made_outlives_an_api_server_that_is_killed(self, private_plane: PrivatePlane) -> None:
-        private_plane.cluster.create(config_map("default", "before"))
+    @pytest.mark.parametrize("component", ["kube-apiserver", "etcd"])
+    def test_what_was_made_outlives_a_component_that_is_killed(
+        self, private_plane: PrivatePlane, component: str
+    ) -> None:
+        private_plane.cluster.create(config_map("default", component))
 
-        private_plane.restart("kube-apiserver")
+        private_plane.restart(component)
 
-        assert private_plane.cluster.get("ConfigMap", "before", "default")["kind"] == "ConfigMap"
+        assert private_plane.cluster.get("ConfigMap", component, "default")["kind"] == "ConfigMap"
 
     def test_a_frozen_controller_manager_makes_no_pods_until_it_goes_on(self, private_plane: PrivatePlane) -> None:
         cluster = private_plane.cluster
@@ -441,3 +471,14 @@ with client.use(Path({str(folder)!r})) as running:
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
+
+
+class TestRules:
+    def test_the_operator_may_do_nothing_by_wildcard_nothing_with_secrets_and_write_no_pods(self) -> None:
+        rules = yaml.safe_load(RULES.read_text())
+
+        words = {word for rule in rules for words in rule.values() for word in words}
+        pod_verbs = {verb for rule in rules if "pods" in rule["resources"] for verb in rule["verbs"]}
+        assert not {word for word in words if "*" in word or "secret" in word}
+        assert words.isdisjoint({"escalate", "bind", "impersonate", "deletecollection"})
+        assert pod_verbs == {"get", "list", "watch"}

@@ -25,16 +25,35 @@ def wait_for_pod(
     """Return the one living pod with these labels, once it is there, has a node, and is in a phase.
 
     Args:
-        other_than: Names of pods that ended or are not meant, for example those of earlier attempts.
+        cluster: Where to look.
+        namespace: Where to look.
+        labels: A selector.
+        phase: Empty takes any.
+        other_than: Names of pods that are not meant, for example those of earlier attempts.
     """
+    [pod] = wait_for_pods(cluster, namespace, count=1, labels=labels, phase=phase, other_than=other_than)
+    return pod
 
-    def look() -> Object | None:
+
+def wait_for_pods(
+    cluster: Cluster,
+    namespace: str,
+    *,
+    count: int,
+    labels: str = "",
+    phase: str = "",
+    other_than: tuple[str, ...] = (),
+) -> list[Object]:
+    """Return the living pods with these labels, once there are so many, each with a node and in a phase."""
+
+    def look() -> list[Object]:
         pods = [pod for pod in cluster.objects("Pod", namespace, labels=labels) if _is_alive(pod, other_than)]
-        assert len(pods) <= 1, f"more than one pod: {[pod['metadata']['name'] for pod in pods]}"
-        fits = pods and pods[0]["spec"].get("nodeName") and phase in {"", pods[0]["status"]["phase"]}
-        return pods[0] if fits else None
+        assert len(pods) <= count, f"more than {count} pods: {[pod['metadata']['name'] for pod in pods]}"
+        fit = [pod for pod in pods if "nodeName" in pod["spec"] and phase in {"", pod["status"]["phase"]}]
+        return fit if len(fit) == count else []
 
-    return cluster.wait_for(look, what=f"a pod {labels} in {namespace}, phase {phase or 'any'}", seconds=WAIT_SECONDS)
+    what = f"{count} pods {labels} in {namespace}, phase {phase or 'any'}"
+    return cluster.wait_for(lambda: look() or None, what=what, seconds=WAIT_SECONDS)
 
 
 def run(cluster: Cluster, pod: Object) -> Object:
