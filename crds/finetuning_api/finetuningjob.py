@@ -539,6 +539,11 @@ class ServingStatus(ApiModel):
     """Where the result is served."""
 
     url: Url = Field(default="", description="Address inside the cluster.")
+    replicas: int | None = Field(
+        default=None,
+        ge=0,
+        description="Server pods that spec.serving.replicas last asked for; the server may have been scaled since.",
+    )
 
 
 class FineTuningJobStatus(StagedStatus):

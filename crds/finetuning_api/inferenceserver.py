@@ -80,8 +80,8 @@ class InferenceServerSpec(ApiModel):
     )
 
     mutability: ClassVar[Mutability | None] = Mutability(
-        fixed=("model",),
-        advice="create a new InferenceServer for another base model: the adapters of this one fit no other",
+        fixed=("model", "port"),
+        advice="create a new InferenceServer: adapters fit one base model, and clients know one address",
     )
 
     model: SourceRef = Field(description="Base model.")

@@ -68,7 +68,9 @@ class RelocationStatus(StagedStatus):
     measured_bytes: int | None = Field(default=None, ge=0, description="Bytes that the source announces.")
     transferred_bytes: int | None = Field(default=None, ge=0, description="Bytes that came over the network.")
     artifact: RelocationArtifact | None = Field(default=None, description="The finished artifact.")
-    last_used_time: datetime | None = Field(default=None, description="Since when nothing uses it; set only where ttlSecondsAfterUnused is.")
+    last_used_time: datetime | None = Field(
+        default=None, description="Since when nothing uses it; set only where ttlSecondsAfterUnused is."
+    )
 
 
 class Relocation(Resource):

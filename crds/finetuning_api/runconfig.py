@@ -191,6 +191,26 @@ class PromptConfig(RunConfigBase):
     stop: tuple[str, ...] = ()
 
 
+class AdapterInput(ContractModel):
+    """An adapter to serve under a name of its own."""
+
+    name: str
+    path: str
+    digest: str | None = None
+
+
+class ServeConfig(RunConfigBase):
+    """Answer requests with a base model and its adapters, each under its own name."""
+
+    kind: Literal["serve"] = "serve"
+    model: ModelInput
+    served_name: str
+    """Name by which requests ask for the base model without an adapter."""
+    adapters: tuple[AdapterInput, ...] = ()
+    host: str = "0.0.0.0"  # noqa: S104  (in a pod; who may reach it is decided by the network policy)
+    port: int = Field(default=8000, ge=1, le=65535)
+
+
 RunConfig = Annotated[
     MeasureConfig
     | RelocateConfig
@@ -199,7 +219,8 @@ RunConfig = Annotated[
     | PreflightConfig
     | TrainConfig
     | EvaluateConfig
-    | PromptConfig,
+    | PromptConfig
+    | ServeConfig,
     Field(discriminator="kind"),
 ]
 RUN_CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)

@@ -25,7 +25,7 @@ from finetuning_api.runconfig import (
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile import reconcile
 from finetuning_operator.reconcile.conditions import is_true
-from finetuning_operator.reconcile.plan import Observed, Plan, Settings, StepPhase, StepState
+from finetuning_operator.reconcile.plan import Observed, Plan, ServerState, Settings, StepPhase, StepState
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DIGEST = f"sha256:{'a' * 64}"
@@ -87,6 +87,7 @@ class World:
     objects: dict[tuple[str, str], Resource] = field(default_factory=dict)
     steps: dict[tuple[str, str], dict[str, StepState]] = field(default_factory=dict)
     plans: dict[tuple[str, str], Plan] = field(default_factory=dict)
+    servers: dict[tuple[str, str], dict[str, ServerState]] = field(default_factory=dict)
     users: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, resource: Resource) -> tuple[str, str]:
@@ -110,7 +111,12 @@ class World:
     def apply(self, key: tuple[str, str]) -> Plan:
         """Reconcile one object and keep what its plan says."""
         resource = self.objects[key]
-        observed = Observed(steps=self.steps.get(key, {}), resources=dict(self.objects), users=self.users.get(key, ()))
+        observed = Observed(
+            steps=self.steps.get(key, {}),
+            resources=dict(self.objects),
+            servers=self.servers.get(key, {}),
+            users=self.users.get(key, ()),
+        )
         plan = reconcile(resource, observed=observed, now=self.now, settings=self.settings)
         self.plans[key] = plan
         self.objects[key] = resource.model_copy(update={"status": plan.status})
@@ -121,6 +127,9 @@ class World:
                 self.objects[child_key] = child
             elif isinstance(existing, EvaluationJob) and isinstance(child, EvaluationJob):
                 self.objects[child_key] = existing.model_copy(update={"spec": child.spec})
+            elif isinstance(existing, InferenceServer) and isinstance(child, InferenceServer):
+                spec = existing.spec.model_copy(update={"replicas": child.spec.replicas})
+                self.objects[child_key] = existing.model_copy(update={"spec": spec})
         return plan
 
     def wanted(self) -> dict[str, tuple[str, str]]:
@@ -161,6 +170,12 @@ class World:
         """Return an InferenceServer, None where there is none."""
         found = self.objects.get(("InferenceServer", name))
         return found if isinstance(found, InferenceServer) else None
+
+    def answer(self, name: str = "demo", *, replicas: int = 1) -> None:
+        """Let this many replicas of a server answer, and settle."""
+        state = ServerState(replicas=replicas, ready=replicas, current=True)
+        self.servers["InferenceServer", name] = {name: state}
+        self.settle()
 
     def holds(self, condition: ConditionType, name: str = "demo") -> bool:
         """Return whether a condition of a job is true."""

@@ -12,12 +12,13 @@ from finetuning_operator.reconcile.job import reconcile_job
 from finetuning_operator.reconcile.plan import Observed, Plan, Settings
 from finetuning_operator.reconcile.references import references
 from finetuning_operator.reconcile.relocation import reconcile_relocation
+from finetuning_operator.reconcile.server import reconcile_server
 
 
 def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
     """Return the desired state of one object. Pure: the same arguments give the same plan.
 
-    An InferenceServer is left as it is: no realiser runs servers yet. Raises TypeError for an object of another kind.
+    Raises TypeError for an object of another kind.
     """
     match resource:
         case FineTuningJob():
@@ -27,7 +28,7 @@ def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings
         case Relocation():
             return reconcile_relocation(resource, observed=observed, now=now, settings=settings)
         case InferenceServer():
-            return Plan(status=resource.status)
+            return reconcile_server(resource, observed=observed, now=now, settings=settings)
     message = f"{resource.kind} is not a kind of this API"
     raise TypeError(message)
 

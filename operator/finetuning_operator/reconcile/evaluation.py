@@ -19,12 +19,10 @@ from finetuning_api.runconfig import (
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.conditions import (
     events_between,
-    find_condition,
-    headline,
     is_terminal,
-    is_true,
     short_list,
 )
+from finetuning_operator.reconcile.dependencies import dependency, made_adapter
 from finetuning_operator.reconcile.gate import gate_condition, gate_message
 from finetuning_operator.reconcile.lifecycle import (
     Common,
@@ -37,7 +35,7 @@ from finetuning_operator.reconcile.lifecycle import (
     soonest,
     time_left,
 )
-from finetuning_operator.reconcile.names import adapter_job, child_name
+from finetuning_operator.reconcile.names import child_name
 from finetuning_operator.reconcile.needs import (
     Need,
     Role,
@@ -168,18 +166,13 @@ def _rules(view: _View) -> tuple[StageRule[_View], ...]:
 
 def _wait(view: _View) -> Outcome:
     names = [candidate.job_ref for candidate in view.job.spec.candidates if candidate.job_ref is not None]
-    waiting = []
-    for name in names:
-        job = _job(view.observed, name)
-        conditions = job.status.conditions if job else ()
-        failed = find_condition(conditions, ConditionType.FAILED)
-        if failed is not None and is_true(conditions, ConditionType.FAILED):
-            message = f"FineTuningJob {name} failed: {headline(failed.message)}"
-            return Outcome(StageState.FAILED, Reason.DEPENDENCY_FAILED, message)
-        if not is_true(conditions, ConditionType.COMPLETE):
-            waiting.append(f"{name} ({job.status.phase.value if job else 'not there yet'})")
+    jobs = [dependency(name, view.observed) for name in dict.fromkeys(names)]
+    failure = next((job.failure for job in jobs if job.failure), "")
+    if failure:
+        return Outcome(StageState.FAILED, Reason.DEPENDENCY_FAILED, failure)
+    waiting = ", ".join(job.told for job in jobs if not job.complete)
     if waiting:
-        return Outcome(StageState.PENDING, Reason.WAITING, f"waits for FineTuningJob {', '.join(waiting)}")
+        return Outcome(StageState.PENDING, Reason.WAITING, f"waits for FineTuningJob {waiting}")
     return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100)
 
 
@@ -286,14 +279,15 @@ def _resolve(candidate: CandidateSpec, *, storage: StorageSpec, observed: Observ
     if candidate.model is not None:
         role = Role.REFERENCE if candidate.name == "reference" else Role.MODEL
         tokenizer = need(candidate.tokenizer, Role.TOKENIZER, storage) if candidate.tokenizer else None
+        made = made_adapter(candidate.adapter, observed) if candidate.adapter else None
         return _Candidate(
             candidate.name,
             need(candidate.model, role, storage),
             tokenizer,
             adapter=candidate.adapter,
-            adapter_digest=_digest_of(observed, candidate.adapter),
+            adapter_digest=made.digest if made else None,
         )
-    job = _job(observed, candidate.job_ref or "")
+    job = dependency(candidate.job_ref or "", observed).job
     adapter = job.status.artifacts.adapter if job else None
     if job is None or adapter is None:
         return None
@@ -313,18 +307,6 @@ def _resolve(candidate: CandidateSpec, *, storage: StorageSpec, observed: Observ
 def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
     """Return the source of a fully tuned model on a claim; its digest tells it from an older one in the same place."""
     return SourceRef(source=f"pvc://{place.claim_name}/{place.path}", checksum=digest)
-
-
-def _digest_of(observed: Observed, place: ClaimRef | None) -> str | None:
-    """Return the digest that the job recorded which made an adapter."""
-    job = _job(observed, adapter_job(place.claim_name) or "") if place else None
-    made = job.status.artifacts.adapter if job else None
-    return made.digest if made and place and (made.claim_name, made.path) == (place.claim_name, place.path) else None
-
-
-def _job(observed: Observed, name: str) -> FineTuningJob | None:
-    found = observed.resources.get(("FineTuningJob", name))
-    return found if isinstance(found, FineTuningJob) else None
 
 
 def _refusal(view: _View) -> Refusal | None:

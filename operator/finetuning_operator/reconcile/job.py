@@ -7,6 +7,7 @@ from typing import Any
 
 from finetuning_api.base import (
     ClaimRef,
+    ConditionStatus,
     ConditionType,
     Resource,
     ResourceRequirements,
@@ -58,7 +59,7 @@ from finetuning_operator.reconcile.lifecycle import (
     soonest,
     time_left,
 )
-from finetuning_operator.reconcile.names import adapter_claim, evaluation_name, owned_metadata
+from finetuning_operator.reconcile.names import adapter_claim, evaluation_name, is_owned, owned_metadata
 from finetuning_operator.reconcile.needs import (
     Need,
     Role,
@@ -124,12 +125,12 @@ class _View:
     @property
     def evaluation(self) -> EvaluationJob | None:
         found = self.observed.resources.get(("EvaluationJob", evaluation_name(self.name)))
-        return found if isinstance(found, EvaluationJob) else None
+        return found if isinstance(found, EvaluationJob) and is_owned(found, self.job) else None
 
     @property
     def server(self) -> InferenceServer | None:
         found = self.observed.resources.get(("InferenceServer", self.name))
-        return found if isinstance(found, InferenceServer) else None
+        return found if isinstance(found, InferenceServer) and is_owned(found, self.job) else None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -151,9 +152,7 @@ def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, sett
     old = job.status
     view = _View(job, observed, settings, now)
     if is_terminal(old.conditions):
-        served = job.spec.serving is not None and is_true(old.conditions, ConditionType.SERVING)
-        children = (_inference_server(view),) if served else ()
-        return ended(old, ttl=job.spec.ttl_seconds_after_finished, now=now, children=children)
+        return _kept(view)
     writer = Writer(job.metadata.generation, now)
     admission = admit(job.spec, old, refusal=refusal_of(job.spec, settings), writer=writer)
     if isinstance(admission, Common):
@@ -167,6 +166,16 @@ def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, sett
         clock=clock_of(job.spec, since=admission.since, settings=settings, now=now),
     )
     return _running(view, course, _common(view, course, writer=writer, since=admission.since))
+
+
+def _kept(view: _View) -> Plan:
+    """Return the plan of a job that has ended: nothing runs for it but the server that it keeps."""
+    job, status = view.job, view.job.status
+    served = job.spec.serving is not None and is_true(status.conditions, ConditionType.SERVING)
+    if served and (serving := _serving_status(view)) != status.serving:
+        status = status.model_copy(update={"serving": serving})
+    children = (_inference_server(view),) if served else ()
+    return ended(status, ttl=job.spec.ttl_seconds_after_finished, now=view.now, children=children)
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
@@ -284,13 +293,24 @@ def _serve(view: _View) -> Outcome:
     verdict = view.verdict
     if serving.after_gate and verdict is not None and verdict is not Verdict.PASS:
         return Outcome(StageState.SKIPPED, REASONS[verdict], "the gate did not pass and serving.afterGate is true")
-    child, wanted = view.server, _inference_server(view)
-    failed = find_condition(child.status.conditions, ConditionType.FAILED) if child else None
-    if failed is not None and is_true([failed], ConditionType.FAILED):
-        return Outcome(StageState.FAILED, failed.reason, failed.message, children=(wanted,))
-    if serving.replicas == 0 or (child and is_true(child.status.conditions, ConditionType.READY)):
+    return _serving(view.server, _inference_server(view))
+
+
+def _serving(child: InferenceServer | None, wanted: InferenceServer) -> Outcome:
+    """Return the stage as its InferenceServer tells it. Only a refusal ends it: everything else can be mended."""
+    conditions = child.status.conditions if child else ()
+    accepted, ready = (find_condition(conditions, each) for each in (ConditionType.ACCEPTED, ConditionType.READY))
+    if accepted is not None and accepted.status is ConditionStatus.FALSE:
+        return Outcome(StageState.FAILED, accepted.reason, accepted.message, attempts=1, children=(wanted,))
+    if wanted.spec.replicas == 0 or is_true(conditions, ConditionType.READY):
         return Outcome(StageState.SUCCEEDED, Reason.SERVING, percent=100, attempts=1, children=(wanted,))
-    return Outcome(StageState.RUNNING, Reason.PENDING, "waits for the server", attempts=1, children=(wanted,))
+    return Outcome(
+        StageState.RUNNING,
+        ready.reason if ready else Reason.PENDING,
+        ready.message if ready else "waits for the server",
+        attempts=1,
+        children=(wanted,),
+    )
 
 
 def _training_inputs(view: _View) -> TrainingInputs | None:
@@ -397,12 +417,31 @@ def _inference_server(view: _View) -> InferenceServer:
             model=_full_model(view) if full else spec.model,
             tokenizer=spec.tokenizer,
             adapters=[] if full else [AdapterRef(name=view.name, claim=place)],
-            replicas=spec.serving.replicas if spec.serving else 0,
+            replicas=_replicas(view),
             resources=spec.resources,
             pod=spec.pod,
+            storage=spec.storage,
             priority_class_name=spec.priority_class_name,
         ),
     )
+
+
+def _replicas(view: _View) -> int:
+    """Return the replicas of the server: what the job asks for, until somebody else, like an autoscaler, scaled it."""
+    asked, server = view.job.spec.serving, view.server
+    wanted = asked.replicas if asked else 0
+    told = view.job.status.serving
+    return server.spec.replicas if server and told and told.replicas == wanted else wanted
+
+
+def _serving_status(view: _View) -> ServingStatus | None:
+    """Return where the result is served. The number that was asked for counts as told once the server has it."""
+    server, old = view.server, view.job.status.serving
+    if server is None or view.job.spec.serving is None:
+        return old
+    wanted = view.job.spec.serving.replicas
+    told = wanted if server.spec.replicas == wanted else old.replicas if old else None
+    return ServingStatus(url=server.status.url or (old.url if old else ""), replicas=told)
 
 
 def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> Common:
@@ -467,7 +506,7 @@ def _stopped(view: _View, common: Common) -> Plan:
 
 def _findings(view: _View) -> dict[str, object]:
     """Return the fields of the status that only a FineTuningJob has."""
-    evaluation, server, preflight = view.evaluation, view.server, view.result(PREFLIGHT)
+    evaluation, preflight = view.evaluation, view.result(PREFLIGHT)
     noted = (
         *view.job.status.warnings,
         *local_warnings(view.job.spec, view.settings),
@@ -478,8 +517,8 @@ def _findings(view: _View) -> dict[str, object]:
     found: dict[str, object] = {"artifacts": _artifacts(view), "warnings": short_list(noted)}
     if evaluation is not None and evaluation.status.evaluation:
         found |= {"evaluation": list(evaluation.status.evaluation), "verdict": evaluation.status.verdict}
-    if server is not None and server.status.url:
-        found["serving"] = ServingStatus(url=server.status.url)
+    if (serving := _serving_status(view)) is not None:
+        found["serving"] = serving
     return found
 
 

@@ -33,9 +33,19 @@ def evaluation_name(job: str) -> str:
     return child_name(job, "evaluation")
 
 
+def server_url(server: str, *, namespace: str, port: int) -> str:
+    """Return the address of a server inside the cluster; it stays the same whatever becomes of the pods."""
+    return f"http://{server}.{namespace}.svc:{port}"
+
+
 def owned_metadata(owner: Resource, name: str) -> ObjectMeta:
     """Return the metadata of a child that is deleted with its owner."""
     reference = OwnerReference(
         api_version=API_VERSION, kind=owner.kind, name=owner.metadata.name, uid=owner.metadata.uid
     )
     return ObjectMeta(name=name, namespace=owner.metadata.namespace, owner_references=[reference])
+
+
+def is_owned(child: Resource, owner: Resource) -> bool:
+    """Return whether an object belongs to exactly this owner, not to an earlier one of the same name or to nobody."""
+    return any(reference.uid == owner.metadata.uid for reference in child.metadata.owner_references)

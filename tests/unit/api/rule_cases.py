@@ -319,7 +319,7 @@ FIXED_FIELDS: Mapping[str, tuple[Change, ...]] = {
     "FineTuningJob": _JOB_CHANGES,
     "EvaluationJob": _EVALUATION_CHANGES,
     "Relocation": _RELOCATION_CHANGES,
-    "InferenceServer": (Change("model", _MODEL, {"source": "hf://owner/other"}),),
+    "InferenceServer": (Change("model", _MODEL, {"source": "hf://owner/other"}), Change("port", 8000, 9000)),
 }
 CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
     "FineTuningJob": (
@@ -337,7 +337,6 @@ CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
         Change("image", "a:1", "a:2"),
         Change("command", [], ["serve"]),
         Change("env", [], [{"name": "A"}]),
-        Change("port", 8000, 9000),
         Change("replicas", 1, 0),
         Change("health", {}, {"path": "/ready"}),
         Change("authSecretRef", None, {"name": "a"}),
