@@ -112,7 +112,7 @@ _POD_RULES = (
         "its node ended the pod because it used more disk than it may: {message}",
         "Set ephemeral-storage in resources to what the stage needs, or write less.",
         _any("Evicted", "TerminationByKubelet"),
-        _like(r"ephemeral|emptydir"),
+        _like(r"exceeded its local ephemeral|ephemeral local storage usage|usage of emptydir"),
     ),
     Rule(
         _of(Source.POD, Source.DISRUPTION),
@@ -120,7 +120,7 @@ _POD_RULES = (
         "its node ended the pod because it ran short of {what}: {message}",
         "Set requests in resources to what the stage uses. " + _RESUMES,
         _any("Evicted", "TerminationByKubelet"),
-        _like(r"low on resource: (?P<what>[\w.-]+)"),
+        _like(r"low on resource: (?P<what>[\w.-]*\w)"),
     ),
     Rule(
         _of(Source.POD, Source.DISRUPTION),
@@ -380,7 +380,7 @@ _SCHEDULER_RULES = tuple(
             "Wait until the other pod is done, or use the access mode ReadWriteOnce or ReadWriteMany.",
         ),
         (
-            r"Insufficient (?P<resource>[\w.-]+/[\w.-]+)",
+            r"Insufficient (?P<resource>[\w.-]+/[\w.-]*\w)",
             Reason.UNSCHEDULABLE,
             "no node has enough {resource} left: {message}",
             "Wait until other pods give theirs back, add nodes that have {resource}, or ask for fewer in resources.",
@@ -398,7 +398,7 @@ _SCHEDULER_RULES = tuple(
             "Wait until it has, or use a StorageClass with ReadWriteMany.",
         ),
         (
-            r"Insufficient (?P<resource>[\w.-]+)",
+            r"Insufficient (?P<resource>[\w.-]*\w)",
             Reason.UNSCHEDULABLE,
             "no node has enough {resource} left: {message}",
             _PLACE_HINT,
@@ -550,6 +550,12 @@ _REFUSAL_RULES = tuple(
 )
 
 _API_RULES = (
+    Rule(
+        _of(Source.API),
+        Reason.NAMESPACE_TERMINATING,
+        "the namespace is being deleted",
+        reasons=_any("NamespaceTerminating"),
+    ),
     Rule(_of(Source.API), Reason.FORBIDDEN, "the API server refuses it: {message}", reasons=_any("Forbidden")),
     Rule(_of(Source.API), Reason.REJECTED, "the API server does not accept it: {message}", reasons=_any("Invalid")),
     Rule(

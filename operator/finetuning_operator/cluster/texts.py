@@ -14,16 +14,11 @@ LOG_READ_BYTES = 65_536
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 """Colours, cursor movements and titles of terminals (ECMA-48)."""
-_UNPRINTABLE = re.compile(
-    # Control characters, halves of surrogate pairs, what is invisible, and what turns the direction of reading.
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\uffff]"
-)
-_SPACE = re.compile(r"\s+")
 
 
 def clean(text: str, length: int = LONGEST_TEXT) -> str:
     """Return a text from outside as one line that a terminal and a status can take."""
-    return shorten(_SPACE.sub(" ", _printable(text[: 4 * length])).strip(), length)
+    return shorten(" ".join(_printable(text[: 4 * length]).split()), length)
 
 
 def last_line(text: str) -> str:
@@ -48,4 +43,9 @@ def log_tail(log: str) -> tuple[str, ...]:
 
 
 def _printable(text: str) -> str:
-    return _UNPRINTABLE.sub("", _ESCAPE.sub("", text))
+    """Return a text without what is invisible, moves a cursor or turns the reading direction; space is blanks.
+
+    What str.isprintable refuses: control and format characters, lone surrogates, and what Unicode does not know.
+    """
+    kept = (" " if char.isspace() else char for char in _ESCAPE.sub("", text) if char.isprintable() or char.isspace())
+    return "".join(kept)
