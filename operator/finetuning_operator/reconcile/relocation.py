@@ -46,9 +46,9 @@ MEASURE, RELOCATE, CONVERT, VERIFY = "measure", "relocate", "convert", "verify"
 LOCAL_PIN = "sha256-"
 """How the revision of a local folder begins: the digest of everything in it, put there by the command."""
 _RETRY_SECONDS = 10
-"""A failure is kept this long while somebody waits for the bytes."""
+"""A failure is kept this long while a job waits for the bytes."""
 _FAILURE_SECONDS = 600
-"""A failure is kept this long, to be looked at, where nobody waits."""
+"""A failure is kept this long, to be looked at, where no job waits."""
 _OFFLINE_SCHEMES = frozenset({Scheme.FILE, Scheme.CONFIGMAP, Scheme.PVC})
 _PHASES = {
     MEASURE: RelocationPhase.MEASURING,
@@ -166,13 +166,15 @@ def _kept(relocation: Relocation, observed: Observed, now: datetime) -> Plan:
 def _kept_failure(relocation: Relocation, observed: Observed, now: datetime) -> Plan:
     """Return the plan of a failure. What was made for jobs makes room for another try; a user's own object stays.
 
-    Whoever waited for it fails with it at once, so that a user which is left came later, and waits for the next try.
+    Jobs that waited for it fail with it at once, so that a job which is left came later, and waits for the next try.
+    Servers never end: they wait for it as long as a failure is kept anyway.
     """
     if not made_for_jobs(relocation):
         return _kept(relocation, observed, now)
     failed = find_condition(relocation.status.conditions, ConditionType.FAILED)
     since = failed.last_transition_time if failed else now
-    left = seconds_left(_RETRY_SECONDS if observed.users else _FAILURE_SECONDS, since, now)
+    waiting = any(not user.startswith("InferenceServer/") for user in observed.users)
+    left = seconds_left(_RETRY_SECONDS if waiting else _FAILURE_SECONDS, since, now)
     return Plan(status=relocation.status, expired=left == 0, requeue_after=left or None)
 
 

@@ -102,6 +102,89 @@ def test_failed_job_fails_the_evaluation_of_its_result() -> None:
     assert "FineTuningJob demo failed" in condition.message
 
 
+def test_candidates_of_every_origin_are_compared_together() -> None:
+    made = world(
+        comparison(
+            BASE,
+            {"name": "reference", "model": {"source": "pvc://models/llama"}},
+            {"name": "mine", "model": BASE["model"], "adapter": {"claimName": "mine", "path": "a"}},
+            {"name": "tuned", "jobRef": "demo"},
+            {"name": "remade", "model": BASE["model"], "adapter": {"claimName": "demo-adapter", "path": "adapter"}},
+        )
+    )
+    made.add(job(evaluation={"enabled": False}))
+    made.settle()
+    made.finish_relocations()
+    made.finish(JOB, "preflight")
+    made.finish(JOB, "train")
+    made.finish_relocations()
+    (step,) = made.plans[KEY].steps
+    config = step.config
+    assert config.kind == "evaluate"
+    adapter, digest = "/volumes/demo-adapter/adapter", f"sha256:{'c' * 64}"
+    base = config.candidates[0].model.path
+
+    assert [(each.name, each.model.path, each.adapter_path, each.adapter_digest) for each in config.candidates] == [
+        ("base", base, None, None),
+        ("reference", "/volumes/models/llama", None, None),
+        ("mine", base, "/volumes/mine/a", None),
+        ("tuned", base, adapter, digest),
+        ("remade", base, adapter, digest),
+    ]
+    writable = {mount.claim for mount in step.mounts if isinstance(mount, ClaimMount) and not mount.read_only}
+    claims = [mount.claim for mount in step.mounts if isinstance(mount, ClaimMount)]
+    assert writable == {"compare-report"}
+    assert len(claims) == len(set(claims))
+    assert {"models", "mine", "demo-adapter"} < set(claims)
+
+
+def test_report_can_lie_beside_what_is_evaluated() -> None:
+    made = world(
+        comparison(
+            {"name": "base", "model": {"source": "pvc://models/llama"}},
+            output={"claimName": "models", "path": "reports"},
+        )
+    )
+    made.finish_relocations()
+    (step,) = made.plans[KEY].steps
+
+    assert made.plans[KEY].volumes == ()
+    assert [mount for mount in step.mounts if isinstance(mount, ClaimMount) and mount.claim == "models"] == [
+        ClaimMount("models", "/volumes/models", read_only=False)
+    ]
+
+
+def test_fully_tuned_model_of_a_job_is_verified_where_it_lies() -> None:
+    made = world(comparison(BASE, {"name": "tuned", "jobRef": "demo"}))
+    made.add(job(evaluation={"enabled": False}, method={"type": "full"}))
+    made.settle()
+    made.finish_relocations()
+    made.finish(JOB, "preflight")
+    made.finish(JOB, "train")
+    verified = [step.config.kind for key, plan in made.plans.items() if key[0] == "Relocation" for step in plan.steps]
+    made.finish_relocations()
+    config = made.plans[KEY].steps[0].config
+
+    assert verified == ["verify"]
+    assert config.kind == "evaluate"
+    assert config.candidates[1].model.path == "/volumes/demo-adapter/adapter"
+
+
+def test_job_that_goes_away_is_waited_for_again() -> None:
+    made = world(comparison(BASE, {"name": "tuned", "jobRef": "demo"}))
+    made.add(job(evaluation={"enabled": False}))
+    made.settle()
+    made.finish_relocations()
+    made.finish(JOB, "preflight")
+    made.finish(JOB, "train")
+    assert made.plans[KEY].steps
+    del made.objects[JOB]
+    made.settle()
+
+    assert made.plans[KEY].steps == ()
+    assert evaluation(made).status.stages[0].message == "waits for FineTuningJob demo (not there yet)"
+
+
 @pytest.mark.parametrize("place", ["dataset", "candidates[0].model"])
 def test_path_of_one_machine_is_refused_on_a_cluster(place: str) -> None:
     if place == "dataset":

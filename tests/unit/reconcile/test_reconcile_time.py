@@ -376,15 +376,18 @@ def test_failure_that_was_made_for_a_job_makes_room_for_the_next_job() -> None:
     assert [step.name for step in made.plans["FineTuningJob", "later"].steps] == ["preflight"]
 
 
-def test_failure_that_nobody_waits_for_can_be_looked_at_for_a_while() -> None:
+@pytest.mark.parametrize("users", [(), ("InferenceServer/chat",)])
+def test_failure_that_no_job_waits_for_can_be_looked_at_for_a_while(users: tuple[str, ...]) -> None:
     made = World()
     made.add(job())
     made.settle()
     model = model_of(made)
+    made.users[model] = users
     made.finish(model, "measure", failed())
     plan = made.apply(model)
 
     assert not plan.expired
+    assert (plan.requeue_after or 0) > 60
     made.now += timedelta(seconds=plan.requeue_after or 0)
     assert made.apply(model).expired
 
