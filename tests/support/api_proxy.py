@@ -301,32 +301,32 @@ class ApiProxy:
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
         response.headers.extend(headers)
         await response.prepare(request)
-        if asked.verb == "watch" and answer.status == HTTPStatus.OK:
-            await self._relay_watch(_Watch(asked, silent=self._silent, request=request), answer, response)
-        else:
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
-        await response.write_eof()
+        try:
+            if asked.verb == "watch" and answer.status == HTTPStatus.OK:
+                await self._relay_watch(_Watch(asked, silent=self._silent, request=request), answer, response)
+            else:
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+            await response.write_eof()
+        except (aiohttp.ClientError, ConnectionError):
+            _abort(request)  # One side went away in the middle of the answer.
         return response
 
     async def _relay_watch(self, watch: _Watch, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
-        """Pass on whole events, one a line, until either side ends or the watch is made to expire."""
+        """Pass events on until either side ends or the watch is made to expire."""
         self._watches.add(watch)
-        expired = asyncio.ensure_future(watch.expired.wait())
+        ends = [asyncio.ensure_future(end) for end in (_pass_events(watch, answer, response), watch.expired.wait())]
         try:
-            while not watch.expired.is_set():
-                line = asyncio.ensure_future(answer.content.readline())
-                await asyncio.wait({line, expired}, return_when=asyncio.FIRST_COMPLETED)
-                if not line.done():
-                    line.cancel()
-                elif not line.result():
-                    return
-                elif not watch.silent:
-                    await response.write(line.result())
-            await response.write(json.dumps(_GONE).encode() + b"\n")
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            expired.cancel()
             self._watches.discard(watch)
+            for end in ends:
+                end.cancel()
+            passed, _ = await asyncio.gather(*ends, return_exceptions=True)
+        if watch.expired.is_set():
+            await response.write(json.dumps(_GONE).encode() + b"\n")
+        elif isinstance(passed, Exception):
+            raise passed
 
     def _due_fault(self, asked: Asked) -> Fault | None:
         """Return the fault that hits a request. Every fault that fits counts it, hit or not."""
@@ -358,6 +358,13 @@ class ApiProxy:
         )
         with self._lock:
             self._seen.append(seen)
+
+
+async def _pass_events(watch: _Watch, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
+    """Pass on whole events, one a line."""
+    while line := await answer.content.readline():
+        if not watch.silent:
+            await response.write(line)
 
 
 def read_address(method: str, path: str, *, watch: str = "") -> Asked:
