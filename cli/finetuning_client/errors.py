@@ -106,6 +106,9 @@ def explain(status: int, body: bytes, request: Request) -> ClusterError:
     if status == _UNAUTHORIZED or (status == _FORBIDDEN and _ANONYMOUS in message):
         hint = "They may have expired: log in to the cluster again, then repeat the command."
         return CredentialsRefusedError(f"the cluster at {request.server} does not accept your credentials", hint)
+    if status == _SERVER_FAULT and _UNDECLARED.search(message):
+        # What server-side apply finds wrong with the form of an object comes as a fault of the server.
+        return _refused({}, message, request)
     if status == _THROTTLED or status >= _SERVER_FAULT:
         hint = "It is overloaded, starting, or a part of it is down: try again in a moment."
         return UnavailableError(f"the cluster cannot {request.verb} {request.what} now ({status}): {message}", hint)
@@ -171,6 +174,7 @@ _EXPLANATIONS: Mapping[int, Callable[[Mapping[str, Any], str, Request], ClusterE
 
 _VALUE = r'"(?:[^"\\]|\\.)*"|-?[0-9.eE+-]+|true|false|null'
 _PREFIX = re.compile(rf"^(?:Invalid value|Forbidden|Unsupported value): (?:(?:{_VALUE}): )?")
+_UNDECLARED = re.compile(r"(\S+): field not declared in schema")
 _DECODING = re.compile(r'(unknown|duplicate) field "([^"]*)"')
 
 
@@ -188,4 +192,5 @@ def _own_words(cause: Mapping[str, Any]) -> str:
 
 def _decoding_causes(message: str) -> tuple[Cause, ...]:
     words = {"unknown": "is not a field of this API", "duplicate": "is given twice"}
-    return tuple(Cause(field, words[kind]) for kind, field in _DECODING.findall(message))
+    undeclared = (Cause(field.lstrip("."), words["unknown"]) for field in _UNDECLARED.findall(message))
+    return (*(Cause(field, words[kind]) for kind, field in _DECODING.findall(message)), *undeclared)

@@ -4,19 +4,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from finetuning_api.base import GROUP, Resource
+from finetuning_api.base import Resource
 from finetuning_api.evaluationjob import EvaluationJob
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.relocation import Relocation
 from finetuning_client.api import PODS, Api, Object, kind_of
 from finetuning_client.errors import ClusterError, NotFoundError, RefusedError
 from finetuning_client.waiting import has_ended
+from finetuning_operator.reconcile import labels
 from finetuning_operator.reconcile.names import evaluation_name
 from finetuning_operator.reconcile.needs import job_needs
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _PAUSE_SECONDS = 1.0
 _SERVE = "serve"
+_PROGRAM = "program"
 _WAITING = frozenset({"Pending", "Unknown"})
 
 
@@ -74,9 +76,8 @@ def _pods_by_stage(api: Api, resource: Resource) -> Mapping[str, Sequence[Object
     """Return the pods of an object and of those that it made, by the names that `finetune logs` uses for stages."""
     found: dict[str, list[Object]] = {}
     for prefix, kind, name in _owners(resource):
-        labels = f"{GROUP}/kind={kind},{GROUP}/name={name}"
-        for pod in api.list(PODS, labels=labels)["items"]:
-            step = pod["metadata"].get("labels", {}).get(f"{GROUP}/step", _SERVE)
+        for pod in api.list(PODS, labels=labels.selector(kind, name))["items"]:
+            step = pod["metadata"]["labels"].get(labels.STEP, _SERVE)
             found.setdefault(f"{prefix}{step}", []).append(pod)
     return found
 
@@ -93,12 +94,11 @@ def _owners(resource: Resource) -> Iterator[tuple[str, str, str]]:
 
 
 def _worker(pod: Object) -> int:
-    labels = pod["metadata"].get("labels", {})
-    return int(labels.get(_INDEX, 0))
+    return int(pod["metadata"]["labels"].get(_INDEX, 0))
 
 
 def _lines_of(api: Api, pod: Object, choice: LogChoice) -> Iterator[str]:
-    query = {"container": pod["spec"]["containers"][0]["name"]}
+    query = {"container": _container(pod)}
     query |= {"follow": "true"} if choice.follow else {}
     query |= {"tailLines": str(choice.tail)} if choice.tail is not None else {}
     name = pod["metadata"]["name"]
@@ -107,6 +107,12 @@ def _lines_of(api: Api, pod: Object, choice: LogChoice) -> Iterator[str]:
     except RefusedError as error:
         hint = "See how far it is: finetune status, or with -f wait for it."
         raise ClusterError(f"the pod {name} has no log yet: {error.causes or error.message}", hint) from error
+
+
+def _container(pod: Object) -> str:
+    """Return our container; a cluster may have put others beside it."""
+    names = [str(each["name"]) for each in pod["spec"]["containers"]]
+    return _PROGRAM if _PROGRAM in names else names[0]
 
 
 def _nothing(resource: Resource, choice: LogChoice, pod: Object | None) -> ClusterError:

@@ -13,6 +13,7 @@ from finetuning_client import Client, ClusterError, NotFoundError
 from finetuning_client.api import PODS, Object
 from finetuning_client.forwarding import PodConnection, forwarded
 from finetuning_client.objects import typed
+from finetuning_operator.reconcile.labels import selector
 
 
 def ask(name: str, text: str, *, client: Client, chat: bool, raw: bool, max_new_tokens: int) -> None:
@@ -67,8 +68,7 @@ def _server_of(job: FineTuningJob, client: Client) -> InferenceServer:
 
 def _ready_pod(server: InferenceServer, client: Client) -> Object:
     name = server.metadata.name
-    labels = f"finetuning.dev/kind=InferenceServer,finetuning.dev/name={name}"
-    pods: list[Object] = client.api.list(PODS, labels=labels)["items"]
+    pods: list[Object] = client.api.list(PODS, labels=selector(server.kind, name))["items"]
     ready = [pod for pod in pods if _is_ready(pod)]
     if not ready:
         hint = f"See why: finetune status InferenceServer/{name}"
