@@ -1,0 +1,391 @@
+"""How quick and how frugal the operator is, on a real API server: ``python bench/operator/bench_operator.py PART ...``.
+
+| Part | What it does |
+|---|---|
+| latency | one job at a time on an idle cluster: creation to first child, completion of a child to the next stage |
+| burst | many jobs at once, their relocations done: until all first children exist |
+| writes | the API writes of one job, from its creation to a running trainer and to its end, counted by a proxy |
+| stored | many stored jobs of which some are active: start to synced, memory, writes in a steady minute |
+| growth | CPU seconds and requests a job, as the number of jobs at once grows |
+
+Everything runs on this machine: etcd, API server, controllers, fake nodes, the operator and this program share
+its cores.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from hack.cluster import client
+from hack.cluster.binaries import require_binaries
+from tests.support import pods
+from tests.support.api_proxy import ApiProxy
+from tests.support.cluster import Cluster, Object, has_condition, install_definitions, new_namespace
+from tests.support.operator_process import Identity, OperatorProcess, running_operator
+from tests.support.processes import REPOSITORY
+
+_CREATORS = 16
+_GROUP = "finetuning.dev/v1alpha1"
+_WRITE_VERBS = ("create", "apply", "patch", "update", "delete")
+_SUCCESS = ("SuccessCriteriaMet", "Complete")
+"""A Job says that it succeeded with the first and, once its pods are counted, with the second."""
+_STEADY_SECONDS = 60.0
+_QUIET_SECONDS = 3.0
+_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A control plane of our own, and what is measured on it."""
+
+    cluster: Cluster
+    identity: Identity
+    folder: Path
+
+    @contextmanager
+    def operator(self, namespace: str, *, via: ApiProxy | None = None) -> Iterator[OperatorProcess]:
+        """Run the operator for one namespace."""
+        environment = {"FINETUNING_NAMESPACES": namespace}
+        with running_operator(self.identity, folder=self.folder, env=environment, via=via) as operator:
+            operator.wait_ready(seconds=_SECONDS)
+            yield operator
+
+    def namespace(self, prefix: str) -> str:
+        """Return a new namespace; pods of ``auto-*`` succeed by themselves, those of ``run-*`` run on."""
+        return new_namespace(self.cluster, prefix)
+
+
+@dataclass(slots=True)
+class Follower:
+    """Notes when Jobs of a namespace were first seen and when they completed."""
+
+    cluster: Cluster
+    namespace: str
+    seen: dict[str, float] = field(default_factory=dict)
+    completed: dict[str, float] = field(default_factory=dict)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def run(self) -> None:
+        """Follow until the connection ends."""
+        path = self.cluster.path("Job", namespace=self.namespace)
+        try:
+            with self.cluster.http.stream("GET", f"{path}?watch=true", timeout=httpx.Timeout(30, read=None)) as answer:
+                for line in answer.iter_lines():
+                    self._note(json.loads(line)["object"], time.perf_counter())
+        except httpx.HTTPError:
+            return
+
+    def wait(self, condition: Callable[[], bool], *, what: str, seconds: float = _SECONDS) -> None:
+        """Return when a condition of what was seen is met."""
+        with self.changed:
+            if not self.changed.wait_for(condition, timeout=seconds):
+                message = f"not within {seconds:g} s: {what}"
+                raise TimeoutError(message)
+
+    def wait_for_job(self, name: str) -> None:
+        """Return when a Job was seen."""
+        self.wait(lambda: name in self.seen, what=f"Job {name}")
+
+    def _note(self, job: Object, now: float) -> None:
+        name = job.get("metadata", {}).get("name", "")
+        with self.changed:
+            self.seen.setdefault(name, now)
+            if any(has_condition(job, each) for each in _SUCCESS):
+                self.completed.setdefault(name, now)
+            self.changed.notify_all()
+
+
+def _follow(bench: Bench, namespace: str) -> Follower:
+    follower = Follower(bench.cluster, namespace)
+    threading.Thread(target=follower.run, daemon=True).start()
+    return follower
+
+
+def _manifest(name: str, namespace: str) -> Object:
+    """Return a job that shares model and data with all others."""
+    dataset = {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}", "completion": "{triage}"}
+    spec = {
+        "model": {"source": "hf://acme/tiny", "revision": "v1"},
+        "dataset": dataset,
+        "evaluation": {"metrics": ["exact-match"], "gate": [{"metric": "exact-match", "min": 0.1}]},
+    }
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": _GROUP, "kind": "FineTuningJob", "metadata": metadata, "spec": spec}
+
+
+def _relocate_once(bench: Bench, namespace: str) -> None:
+    """Let one job bring what all others share, and stop there."""
+    job = bench.cluster.create(_manifest("first", namespace))
+
+    def look() -> bool:
+        for step in ("measure", "relocate"):
+            for pod in bench.cluster.objects("Pod", namespace, labels=f"finetuning.dev/step={step}"):
+                if pod["status"].get("phase") == "Running":
+                    pods.succeed(bench.cluster, pod)
+        return has_condition(bench.cluster.refresh(job), "Relocated")
+
+    bench.cluster.wait_for(look, what="the shared relocations are done", seconds=_SECONDS)
+
+
+def _create(bench: Bench, manifests: Sequence[Object]) -> float:
+    """Create objects by several clients at once; return the seconds that it took."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(_CREATORS) as executor:
+        list(executor.map(bench.cluster.create, manifests))
+    return time.perf_counter() - started
+
+
+def latency(bench: Bench, *, jobs: int) -> None:
+    """Measure creation to first child, and completion of a child to the next stage, one job at a time."""
+    namespace = bench.namespace("run")
+    first, following = [], []
+    with bench.operator(namespace):
+        _relocate_once(bench, namespace)
+        follower = _follow(bench, namespace)
+        for index in range(jobs):
+            name = f"job-{index}"
+            started = time.perf_counter()
+            bench.cluster.create(_manifest(name, namespace))
+            follower.wait_for_job(f"{name}-preflight")
+            first.append(follower.seen[f"{name}-preflight"] - started)
+            labels = f"finetuning.dev/name={name},finetuning.dev/step=preflight"
+            pods.succeed(bench.cluster, pods.wait_for_pod(bench.cluster, namespace, labels=labels, phase="Running"))
+            follower.wait_for_job(f"{name}-train")
+            following.append(follower.seen[f"{name}-train"] - follower.completed[f"{name}-preflight"])
+    _say(f"latency, {jobs} jobs one after the other on an idle cluster")
+    _say(f"  creation to first child          {_percentiles(first)}")
+    _say(f"  child complete to next stage     {_percentiles(following)}")
+
+
+def burst(bench: Bench, *, jobs: int) -> None:
+    """Measure until the first children of many jobs exist that are created at once."""
+    namespace = bench.namespace("run")
+    with bench.operator(namespace) as operator:
+        _relocate_once(bench, namespace)
+        follower = _follow(bench, namespace)
+        before, cpu = _writes(operator), _cpu_seconds(operator)
+        names = [f"job-{index}" for index in range(jobs)]
+        started = time.perf_counter()
+        created = _create(bench, [_manifest(name, namespace) for name in names])
+        wanted = {f"{name}-preflight" for name in names}
+        follower.wait(lambda: wanted <= follower.seen.keys(), what="all first children")
+        last = max(follower.seen[name] for name in wanted) - started
+        _say(f"burst of {jobs} jobs")
+        _say(f"  all jobs created after           {created:.1f} s")
+        _say(f"  all first children exist after   {last:.1f} s ({jobs / last:.0f} jobs/s)")
+        _settle(operator)
+        _say(f"  writes a job until then          {(_writes(operator) - before) / jobs:.2f}")
+        _say(f"  operator CPU a job               {(_cpu_seconds(operator) - cpu) / jobs * 1000:.0f} ms")
+
+
+def writes(bench: Bench) -> None:
+    """Count the writes of one job."""
+    namespace = bench.namespace("run")
+    folder = bench.folder / "proxy"
+    folder.mkdir()
+    with (
+        ApiProxy(bench.cluster.server, server_ca=bench.cluster.ca, folder=folder) as proxy,
+        bench.operator(namespace, via=proxy) as operator,
+    ):
+        _relocate_once(bench, namespace)
+        _settle(operator)
+        proxy.forget()
+        job = bench.cluster.create(_manifest("counted", namespace))
+        _play(bench, job, ("preflight",), until="train")
+        told = [("creation to a running trainer", _by_target(proxy))]
+        _play(bench, job, ("train",), until="evaluate")
+        _play(bench, job, ("evaluate",), until="")
+        _settle(operator)
+        told.append(("creation to the end, evaluation included", _by_target(proxy)))
+    _say("writes of one job whose relocations are done")
+    for what, targets in told:
+        listed = ", ".join(f"{target} {count}" for target, count in sorted(targets.items()))
+        _say(f"  {what}: {sum(targets.values())} ({listed})")
+
+
+def _play(bench: Bench, job: Object, steps: Sequence[str], *, until: str) -> None:
+    """Let steps of a job succeed; return when the status tells that the stage ``until`` runs, or that all is done."""
+    namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+    for step in steps:
+        owner = f"{name}-evaluation" if step == "evaluate" else name
+        labels = f"finetuning.dev/name={owner},finetuning.dev/step={step}"
+        pods.succeed(bench.cluster, pods.wait_for_pod(bench.cluster, namespace, labels=labels, phase="Running"))
+
+    def is_there(found: Object) -> bool:
+        stages = {each["name"]: each["state"] for each in found.get("status", {}).get("stages", [])}
+        return stages.get(until) == "Running" if until else has_condition(found, "Complete")
+
+    bench.cluster.wait_for_object("FineTuningJob", name, namespace, where=is_there)
+
+
+def stored(bench: Bench, *, jobs: int, active: int) -> None:
+    """Start with many stored jobs; measure the start, memory, and a steady minute."""
+    namespace = bench.namespace("run")
+    with bench.operator(namespace) as operator:
+        _relocate_once(bench, namespace)
+        _create(bench, [_manifest(f"active-{index}", namespace) for index in range(active)])
+        _wait_for_steps(bench, namespace, "preflight", active + 1)
+        _settle(operator)
+    ended = bench.cluster.get("FineTuningJob", "first", namespace)
+    _store_ended(bench, namespace, jobs - active, like=ended)
+    folder = bench.folder / "stored-proxy"
+    folder.mkdir()
+    with ApiProxy(bench.cluster.server, server_ca=bench.cluster.ca, folder=folder) as proxy:
+        started = time.perf_counter()
+        with bench.operator(namespace, via=proxy) as operator:
+            _settle(operator)
+            seconds = time.perf_counter() - started
+            _say(f"{jobs} stored jobs, {active} of them active")
+            _say(f"  start to synced                  {seconds:.1f} s, CPU {_cpu_seconds(operator):.1f} s")
+            _say(f"  writes until synced              {len(proxy.writes())}")
+            proxy.forget()
+            cpu = _cpu_seconds(operator)
+            threading.Event().wait(_STEADY_SECONDS)
+            busy = (_cpu_seconds(operator) - cpu) / _STEADY_SECONDS
+            told = [f"{each.asked.verb} {each.asked.target}" for each in proxy.writes()]
+            lease = sum("leases" in each for each in told)
+            _say(f"  writes in a steady minute        {len(told) - lease}, and {lease} to renew the Lease")
+            _say(f"  memory (resident)                {_resident_mib(operator):.0f} MiB; CPU {busy:.1%} of a core")
+
+
+def _store_ended(bench: Bench, namespace: str, count: int, *, like: Object) -> None:
+    """Store jobs that have ended, with a status of the usual size."""
+    moment = "2026-01-01T00:00:00Z"
+    complete = {"type": "Complete", "status": "True", "reason": "Succeeded", "lastTransitionTime": moment}
+    conditions = [each for each in like["status"]["conditions"] if each["type"] != "Complete"]
+    status = like["status"] | {"phase": "Complete", "completionTime": moment, "conditions": [*conditions, complete]}
+
+    def store(index: int) -> None:
+        job = bench.cluster.create(_manifest(f"ended-{index}", namespace))
+        bench.cluster.patch(job, {"status": status}, subresource="status")
+
+    with ThreadPoolExecutor(_CREATORS) as executor:
+        list(executor.map(store, range(count)))
+
+
+def growth(bench: Bench, *, sizes: Sequence[int]) -> None:
+    """Measure what a job costs when more of them come at once."""
+    _say("cost of a job as their number grows (creation to first child and told)")
+    for jobs in sizes:
+        namespace = bench.namespace("run")
+        with bench.operator(namespace) as operator:
+            _relocate_once(bench, namespace)
+            _settle(operator)
+            requests, cpu = _requests(operator), _cpu_seconds(operator)
+            started = time.perf_counter()
+            _create(bench, [_manifest(f"job-{index}", namespace) for index in range(jobs)])
+            _wait_for_steps(bench, namespace, "preflight", jobs + 1)
+            _settle(operator)
+            seconds = time.perf_counter() - started
+            spent = (_cpu_seconds(operator) - cpu) / jobs * 1000
+            asked = (_requests(operator) - requests) / jobs
+            _say(f"  {jobs:5} jobs: {spent:5.0f} ms CPU, {asked:.2f} requests a job; {jobs / seconds:.1f} jobs/s")
+
+
+def _wait_for_steps(bench: Bench, namespace: str, step: str, count: int) -> None:
+    labels = f"finetuning.dev/step={step}"
+    bench.cluster.wait_for(
+        lambda: len(bench.cluster.objects("Job", namespace, labels=labels)) >= count,
+        what=f"{count} Jobs of {step}",
+        seconds=_SECONDS,
+    )
+
+
+def _settle(operator: OperatorProcess) -> None:
+    """Return when the operator has had nothing to do, and has written nothing, for a while."""
+    quiet_since, before = time.monotonic(), _writes(operator)
+    while time.monotonic() - quiet_since < _QUIET_SECONDS:
+        threading.Event().wait(0.25)
+        now = _writes(operator)
+        if now != before or operator.metric("finetuning_queue_depth"):
+            quiet_since, before = time.monotonic(), now
+
+
+def _writes(operator: OperatorProcess) -> float:
+    total = sum(operator.metric("finetuning_api_requests_total", verb=verb) for verb in _WRITE_VERBS)
+    return total - operator.metric("finetuning_api_requests_total", resource="leases")
+
+
+def _requests(operator: OperatorProcess) -> float:
+    lease = operator.metric("finetuning_api_requests_total", resource="leases")
+    return operator.metric("finetuning_api_requests_total") - lease
+
+
+def _by_target(proxy: ApiProxy) -> Mapping[str, int]:
+    counted: dict[str, int] = {}
+    for each in proxy.writes():
+        if each.asked.resource != "leases":
+            counted[each.asked.target] = counted.get(each.asked.target, 0) + 1
+    return counted
+
+
+def _cpu_seconds(operator: OperatorProcess) -> float:
+    return operator.metric("process_cpu_seconds_total")
+
+
+def _resident_mib(operator: OperatorProcess) -> float:
+    return operator.metric("process_resident_memory_bytes") / 2**20
+
+
+def _percentiles(seconds: Sequence[float]) -> str:
+    ordered = sorted(seconds)
+
+    def part(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000
+
+    return f"p50 {part(0.5):.0f} ms, p90 {part(0.9):.0f} ms, p99 {part(0.99):.0f} ms"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def _bench() -> Iterator[Bench]:
+    require_binaries()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        running = stack.enter_context(client.use(folder / "control-plane"))
+        cluster = Cluster.connect(Path(running.kubeconfig), program=Path(running.kubectl))
+        install_definitions(cluster, REPOSITORY / "crds")
+        yield Bench(cluster, Identity.install(cluster), folder)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("latency", "burst", "writes", "stored", "growth")
+    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--latency-jobs", type=int, default=50)
+    parser.add_argument("--burst-jobs", type=int, default=500)
+    parser.add_argument("--stored-jobs", type=int, default=5000)
+    parser.add_argument("--active-jobs", type=int, default=500)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 5000])
+    told = parser.parse_args(arguments)
+    runs: dict[str, Callable[[Bench], Any]] = {
+        "latency": lambda bench: latency(bench, jobs=told.latency_jobs),
+        "burst": lambda bench: burst(bench, jobs=told.burst_jobs),
+        "writes": writes,
+        "stored": lambda bench: stored(bench, jobs=told.stored_jobs, active=told.active_jobs),
+        "growth": lambda bench: growth(bench, sizes=told.sizes),
+    }
+    _say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    with _bench() as bench:
+        for part in told.parts:
+            runs[part](bench)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
