@@ -4,6 +4,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -276,16 +277,13 @@ class TestStatus:
             assert process.wait(30) == 0
 
 
-def _started(command: Sequence[str | Path], cluster: Cluster, folder: Path) -> subprocess.Popen[str]:
-    extra = environment({"KUBECONFIG": str(cluster.kubeconfig)})
-    return subprocess.Popen(
-        [str(part) for part in command],
-        cwd=folder,
-        env=extra,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@contextmanager
+def _started(command: Sequence[str | Path], cluster: Cluster, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    with start(*command, cwd=folder, extra={"KUBECONFIG": str(cluster.kubeconfig)}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class TestWait:
