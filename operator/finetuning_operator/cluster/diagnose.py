@@ -24,7 +24,7 @@ WORKLOAD = KindRef("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
 """What Kueue makes of a Job with a queue's name."""
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
-_FIRST_SECONDS = 3.0
+_FIRST_SECONDS = 5.0
 """How long something waits before anybody asks why."""
 _SLOWEST_SECONDS = 300.0
 _MOST_CLAIMS = 4
@@ -142,12 +142,14 @@ def _log_of(view: JobView) -> str:
 
 
 def _unclear(view: JobView) -> tuple[Topic | None, str]:
-    """Return what does not start for a reason that neither Job nor pod tells."""
+    """Return what does not start for a reason that neither Job nor pod tells.
+
+    What no controller has looked at yet only waits for its turn: there are no Events of it, and listing Events is dear.
+    """
     if view.job.suspended:
         return (Topic.QUEUE, view.job.uid) if view.job.queue else (None, "")
     if not view.waiting:
-        # A failed pod is replaced after a while; a step without any pod may have been refused one.
-        return Topic.JOB, view.job.uid
+        return (Topic.JOB, view.job.uid) if view.job.started_at else (None, "")
     vague = next((pod for pod in view.waiting if _is_vague(pod) and not view.is_lost(pod)), None)
     return (Topic.POD, vague.uid) if vague else (None, "")
 
@@ -155,7 +157,7 @@ def _unclear(view: JobView) -> tuple[Topic | None, str]:
 def _is_vague(pod: PodFacts) -> bool:
     """Return whether a pod does not tell why it waits; of a claim without a volume only the claim knows why."""
     words = explain_pod(pod)
-    return words is None or words.reason is Reason.VOLUME_UNAVAILABLE
+    return bool(pod.node) if words is None else words.reason is Reason.VOLUME_UNAVAILABLE
 
 
 def _waited(view: JobView) -> float:
@@ -172,7 +174,7 @@ def _turn(waited: float) -> int | None:
 
 
 def _turn_begins(turn: int) -> float:
-    """Return the seconds of waiting at which a turn begins: 3, 6, 12, ... 192, and then every five minutes."""
+    """Return the seconds of waiting at which a turn begins: 5, 10, 20, ... 320, and then every five minutes."""
     doubled = _FIRST_SECONDS * 2.0 ** min(turn, 6)
     return doubled + _SLOWEST_SECONDS * max(0, turn - 6)
 

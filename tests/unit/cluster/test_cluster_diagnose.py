@@ -114,27 +114,33 @@ class TestWanted:
         assert wanted(batch_job(FAILED)) is None
 
     def test_a_job_without_pods_is_asked_about_after_a_while(self) -> None:
-        assert wanted(batch_job(), seconds=2.9) is None
-        assert wanted(batch_job(), seconds=3) == Inquiry(topic=Topic.JOB, uid=JOB_UID)
+        assert wanted(batch_job(), seconds=4.9) is None
+        assert wanted(batch_job(), seconds=5) == Inquiry(topic=Topic.JOB, uid=JOB_UID)
+
+    def test_what_no_controller_has_looked_at_is_not(self) -> None:
+        unplaced = pod()
+        unplaced["spec"]["nodeName"] = ""
+        assert wanted(batch_job(started=None)) is None
+        assert wanted(batch_job(), unplaced) is None
 
     def test_a_pod_that_does_not_say_why_it_waits_is_asked_about(self) -> None:
-        assert wanted(batch_job(), waiting_pod("ContainerCreating"), seconds=3) == Inquiry(
+        assert wanted(batch_job(), waiting_pod("ContainerCreating"), seconds=5) == Inquiry(
             topic=Topic.POD, uid="demo-train-1-uid"
         )
 
     def test_a_claim_without_a_volume_is_asked_about(self) -> None:
-        assert wanted(batch_job(), pod(conditions=[UNBOUND]), seconds=3) == Inquiry(
+        assert wanted(batch_job(), pod(conditions=[UNBOUND]), seconds=5) == Inquiry(
             topic=Topic.POD, uid="demo-train-1-uid"
         )
 
     def test_a_queue_is_asked(self) -> None:
-        assert wanted(QUEUED_JOB, seconds=3) == Inquiry(topic=Topic.QUEUE, uid=JOB_UID)
+        assert wanted(QUEUED_JOB, seconds=5) == Inquiry(topic=Topic.QUEUE, uid=JOB_UID)
 
     def test_a_job_that_somebody_suspended_is_not(self) -> None:
         assert wanted(batch_job(suspend=True)) is None
 
     def test_an_inquiry_comes_up_ever_more_rarely(self) -> None:
-        times = [3, 6, 12, 24, 48, 96, 192, 492, 792, 1092]
+        times = [5, 10, 20, 40, 80, 160, 320, 620, 920, 1220]
         turns = [wanted(batch_job(), seconds=time) for time in times]
         assert turns == [Inquiry(topic=Topic.JOB, uid=JOB_UID, turn=turn) for turn in range(len(times))]
         assert [wanted(batch_job(), seconds=time - 0.1) for time in times[1:]] == turns[:-1]
@@ -143,7 +149,7 @@ class TestWanted:
         def wait(job: Object, *pods: Object, seconds: float) -> float | None:
             return next_inquiry(job, pods, now=after(seconds))
 
-        assert [wait(batch_job(), seconds=time) for time in (0, 2, 3, 10, 192, 500)] == [3, 1, 3, 2, 300, 292]
+        assert [wait(batch_job(), seconds=time) for time in (0, 2, 5, 12, 320, 700)] == [5, 3, 5, 8, 300, 220]
         assert wait(batch_job(), running_pod(), seconds=10) is None
         assert wait(batch_job(FAILED), seconds=10) is None
         assert wait(batch_job(), waiting_pod("ErrImagePull"), seconds=10) is None
