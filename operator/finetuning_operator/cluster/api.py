@@ -363,22 +363,25 @@ def _asked_pause(error: ApiError) -> float | None:
     return max(error.retry_after, 0.1)
 
 
-async def connect() -> ApiClient:
+async def connect(kubeconfig: str | None = None) -> ApiClient:
     """Return a client with the pod's own service account, else with what KUBECONFIG or ~/.kube/config names.
 
-    Raises ApiError where neither can be used.
+    ``kubeconfig`` names a file that goes before both. Raises Unauthorized where none can be used.
     """
     configuration = Configuration()
+    if kubeconfig is not None:
+        await _load_kubeconfig(configuration, kubeconfig)
+        return ApiClient(configuration)
     try:
         kubernetes_config.load_incluster_config(client_configuration=configuration)
     except kubernetes_config.ConfigException:
-        await _load_kubeconfig(configuration)
+        await _load_kubeconfig(configuration, None)
     return ApiClient(configuration)
 
 
-async def _load_kubeconfig(configuration: Configuration) -> None:
+async def _load_kubeconfig(configuration: Configuration, path: str | None) -> None:
     try:
-        await kubernetes_config.load_kube_config(client_configuration=configuration)
+        await kubernetes_config.load_kube_config(config_file=path, client_configuration=configuration)
     except (kubernetes_config.ConfigException, OSError) as error:
         message = f"no way to a cluster: not in a pod, and no usable kubeconfig ({error}); set KUBECONFIG"
         raise Unauthorized(message) from error
