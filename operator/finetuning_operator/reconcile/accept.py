@@ -1,11 +1,26 @@
-"""Which jobs are accepted, and what a machine without a cluster leaves out: nothing is ignored in silence."""
+"""Which jobs are accepted, and which of their fields do nothing here: nothing is ignored in silence."""
 
+from pydantic.alias_generators import to_camel
+
+from finetuning_api.evaluationjob import EvaluationJobSpec
 from finetuning_api.finetuningjob import FineTuningJobSpec, MethodType, ParallelStrategy
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.lifecycle import Refusal
 from finetuning_operator.reconcile.needs import local_paths
 from finetuning_operator.reconcile.plan import Settings
+
+_FOR_CLUSTERS = (
+    "pending_deadline_seconds",
+    "ttl_seconds_after_finished",
+    "priority_class_name",
+    "queue_name",
+    "resources",
+    "pod",
+    "storage",
+)
+_NOT_YET = ("notifications", "tracking")
+"""Fields that no release acts on yet."""
 
 
 def refusal_of(spec: FineTuningJobSpec, settings: Settings) -> Refusal | None:
@@ -47,18 +62,17 @@ def _unsupported(spec: FineTuningJobSpec) -> tuple[str, ...]:
     return tuple(message for holds, message in checks if holds)
 
 
-def local_warnings(spec: FineTuningJobSpec, settings: Settings) -> tuple[str, ...]:
-    """Return which fields need a cluster and do nothing on one machine."""
-    if not settings.local:
-        return ()
-    fields = {
-        "notifications": bool(spec.notifications),
-        "tracking": spec.tracking is not None,
-        "queueName": spec.queue_name is not None,
-        "priorityClassName": spec.priority_class_name is not None,
-        "pendingDeadlineSeconds": spec.pending_deadline_seconds is not None,
-        "ttlSecondsAfterFinished": spec.ttl_seconds_after_finished is not None,
-        "resources": bool(spec.resources.requests or spec.resources.limits),
-    }
-    unused = [f"spec.{name}" for name, given in fields.items() if given]
-    return (f"{', '.join(unused)}: without effect on one machine",) if unused else ()
+def idle_warnings(spec: FineTuningJobSpec | EvaluationJobSpec, settings: Settings) -> tuple[str, ...]:
+    """Return which fields that were set do nothing here."""
+    told = {"on one machine": _given(spec, _FOR_CLUSTERS)} if settings.local else {}
+    told["in this release"] = _given(spec, _NOT_YET)
+    return tuple(f"{', '.join(fields)}: without effect {where}" for where, fields in told.items() if fields)
+
+
+def _given(spec: FineTuningJobSpec | EvaluationJobSpec, names: tuple[str, ...]) -> list[str]:
+    fields = type(spec).model_fields
+    return [
+        f"spec.{to_camel(name)}"
+        for name in names
+        if name in fields and getattr(spec, name) != fields[name].get_default(call_default_factory=True)
+    ]

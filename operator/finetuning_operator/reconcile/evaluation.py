@@ -17,6 +17,7 @@ from finetuning_api.runconfig import (
     ModelInput,
 )
 from finetuning_api.sources import SourceRef
+from finetuning_operator.reconcile.accept import idle_warnings
 from finetuning_operator.reconcile.conditions import (
     events_between,
     is_terminal,
@@ -130,8 +131,8 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
     old = job.status
     if is_terminal(old.conditions):
         # What belongs to a job is deleted with it and not before: the job copies the results.
-        owned = any(owner.kind == FineTuningJob.__name__ for owner in job.metadata.owner_references)
-        return ended(old, ttl=None if owned else job.spec.ttl_seconds_after_finished, now=now)
+        ttl = None if _is_stage(job) else job.spec.ttl_seconds_after_finished
+        return ended(old, ttl=ttl, now=now)
     writer = Writer(job.metadata.generation, now)
     view = _View(job, observed, settings, now)
     admission = admit(job.spec, old, refusal=_refusal(view), writer=writer)
@@ -146,6 +147,11 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
         clock=clock_of(job.spec, since=admission.since, settings=settings, now=now),
     )
     return _plan(view, _common(view, course, writer=writer, since=admission.since), course)
+
+
+def _is_stage(job: EvaluationJob) -> bool:
+    """Return whether an EvaluationJob is a stage of a FineTuningJob, which tells what concerns both."""
+    return any(owner.kind == FineTuningJob.__name__ for owner in job.metadata.owner_references)
 
 
 def evaluation_needs(job: EvaluationJob, *, observed: Observed) -> tuple[Need, ...]:
@@ -381,7 +387,12 @@ def _findings(view: _View, course: Course | None) -> dict[str, object]:
     result = view.result
     found: dict[str, object] = {}
     if course is not None:
-        noted = (*view.job.status.warnings, *warnings(view.needs, view.observed), *(result.warnings if result else ()))
+        noted = (
+            *view.job.status.warnings,
+            *(() if _is_stage(view.job) else idle_warnings(view.job.spec, view.settings)),
+            *warnings(view.needs, view.observed),
+            *(result.warnings if result else ()),
+        )
         found["warnings"] = short_list(noted)
     if result is not None:
         found |= {

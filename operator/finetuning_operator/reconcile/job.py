@@ -38,7 +38,7 @@ from finetuning_api.runconfig import (
     TrainResult,
 )
 from finetuning_api.sources import SourceRef
-from finetuning_operator.reconcile.accept import local_warnings, refusal_of
+from finetuning_operator.reconcile.accept import idle_warnings, refusal_of
 from finetuning_operator.reconcile.conditions import (
     events_between,
     find_condition,
@@ -509,7 +509,7 @@ def _findings(view: _View) -> dict[str, object]:
     evaluation, preflight = view.evaluation, view.result(PREFLIGHT)
     noted = (
         *view.job.status.warnings,
-        *local_warnings(view.job.spec, view.settings),
+        *idle_warnings(view.job.spec, view.settings),
         *warnings(view.needs, view.observed),
         *(preflight.warnings if isinstance(preflight, PreflightResult) else ()),
         *(evaluation.status.warnings if evaluation else ()),

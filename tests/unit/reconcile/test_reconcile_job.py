@@ -370,10 +370,45 @@ def test_what_cannot_be_done_is_refused_at_once(spec: dict[str, Any], reason: Re
     assert len(made.objects) == 1
 
 
-def test_fields_without_effect_on_one_machine_are_told() -> None:
-    made = world(job(queue_name="team", resources={"limits": {"memory": "1Gi"}}), local=True)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"method": {"type": "qlora"}},
+        {"parallelism": {"processesPerWorker": 2}},
+        {"parallelism": {"strategy": "deepspeed"}},
+    ],
+)
+def test_one_machine_and_a_cluster_refuse_the_same_with_the_same_words(spec: dict[str, Any]) -> None:
+    here, there = (world(job(**spec), local=local).job().status.conditions for local in (True, False))
 
-    assert made.job().status.warnings == ["spec.queueName, spec.resources: without effect on one machine"]
+    assert [each.message for each in here] == [each.message for each in there]
+    assert find_condition(here, ConditionType.FAILED) is not None
+
+
+@pytest.mark.parametrize(
+    ("local", "expected"),
+    [
+        (True, ["spec.queueName, spec.resources, spec.pod: without effect on one machine"]),
+        (False, []),
+    ],
+)
+def test_fields_without_effect_on_one_machine_are_told(*, local: bool, expected: list[str]) -> None:
+    given: dict[str, Any] = {
+        "queue_name": "team",
+        "resources": {"limits": {"memory": "1Gi"}},
+        "pod": {"nodeSelector": {"zone": "a"}},
+    }
+    made = world(job(**given), local=local)
+
+    assert made.job().status.warnings == expected
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_fields_without_effect_anywhere_are_told(*, local: bool) -> None:
+    notified = [{"type": "slack", "secretRef": {"name": "hook"}}]
+    made = world(job(notifications=notified, tracking={"experiment": "a"}), local=local)
+
+    assert made.job().status.warnings == ["spec.notifications, spec.tracking: without effect in this release"]
 
 
 def test_transition_time_stays_while_the_status_of_a_condition_stays() -> None:
