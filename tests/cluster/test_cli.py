@@ -13,7 +13,7 @@ import pytest
 import yaml
 from tests.support.cluster import Cluster, Object
 from tests.support.kubelet import Kubelet, make_pod, running_kubelet
-from tests.support.processes import FINETUNE
+from tests.support.processes import FINETUNE, start
 from tests.support.tls import Certificate
 from tests.unit.api.factories import Manifest, evaluation, job, named, relocation, server
 from typer.testing import CliRunner, Result
