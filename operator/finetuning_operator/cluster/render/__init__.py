@@ -7,7 +7,7 @@ from finetuning_operator.cluster.render.jobs import render_step
 from finetuning_operator.cluster.render.labels import CONTAINER, claim_label, claim_token
 from finetuning_operator.cluster.render.network import render_network_policies
 from finetuning_operator.cluster.render.placement import ClaimUse, Conflict, Placement, claims_of, keep, place
-from finetuning_operator.cluster.render.servers import render_server, server_url
+from finetuning_operator.cluster.render.servers import render_server
 
 __all__ = [
     "CONTAINER",
@@ -26,5 +26,4 @@ __all__ = [
     "render_server",
     "render_step",
     "render_volume",
-    "server_url",
 ]

@@ -24,7 +24,7 @@ def render_server(server: Server, *, owner: Resource, options: Options, placemen
     """Return the Deployment and the Service of a server.
 
     New replicas answer before old ones end. On ReadWriteOnce claims they meet on one node, by ``placement``, which then
-    needs room, and accelerators, for one replica more.
+    needs room, and accelerators, for one replica more. The Service is what names.server_url tells.
     """
     selector = pod_selector(owner)
     template = pod_template(
@@ -53,11 +53,6 @@ def render_server(server: Server, *, owner: Resource, options: Options, placemen
         },
     }
     return stamped(deployment), stamped(service)
-
-
-def server_url(server: Server, *, namespace: str) -> str:
-    """Return the address inside the cluster; it stays the same whatever becomes of the pods."""
-    return f"http://{server.name}.{namespace}.svc:{server.port}"
 
 
 def _program(server: Server, *, options: Options, placement: Placement) -> Program:

@@ -8,8 +8,8 @@ from tests.unit.cluster.render.manifests import container, environment, mounted,
 
 from finetuning_api.finetuningjob import EnvVar
 from finetuning_api.inferenceserver import HealthCheck, ServerVariant
-from finetuning_operator.cluster.render import server_url
 from finetuning_operator.reconcile import labels
+from finetuning_operator.reconcile.names import server_url
 
 COMMAND = server(ServerVariant.COMMAND, image="mine:1", command=("serve", "--fast"))
 VLLM = server(ServerVariant.VLLM, image="vllm:1")
@@ -37,7 +37,7 @@ def test_replicas_stand_behind_one_name_and_answer_before_old_ones_end() -> None
         "ports": [{"name": "http", "port": 8000, "targetPort": "http", "protocol": "TCP"}],
     }
     assert SELECTOR.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
-    assert server_url(server(), namespace="team-a") == "http://chat.team-a.svc:8000"
+    assert server_url("chat", namespace="team-a", port=8000) == "http://chat.team-a.svc:8000"
 
 
 def test_the_selector_is_the_one_that_the_scale_subresource_tells() -> None:
