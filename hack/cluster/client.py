@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hack.cluster.plane import Running, StartError, is_alive
+from hack.cluster.plane import Running, StartError, is_alive, remove_data
 
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 180
@@ -37,12 +38,15 @@ def use(folder: Path) -> Iterator[Running]:
 
 
 def stop(folder: Path) -> bool:
-    """End the control plane of a folder; return whether there was one."""
+    """End the control plane of a folder and remove the folder; return whether there was one."""
     found = Running.find(folder)
-    if found is None:
-        return False
-    os.kill(found.supervisor, signal.SIGTERM)
-    _wait(lambda: not is_alive(found.supervisor), seconds=_STOP_SECONDS, what="the control plane ends")
+    if found is not None:
+        os.kill(found.supervisor, signal.SIGTERM)
+        _wait(lambda: not is_alive(found.supervisor), seconds=_STOP_SECONDS, what="the control plane ends")
+    elif not (folder / "supervisor.log").exists():
+        return False  # Not a folder of ours.
+    remove_data(folder)
+    shutil.rmtree(folder)
     return True
 
 

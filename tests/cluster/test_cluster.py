@@ -481,4 +481,4 @@ class TestRules:
         pod_verbs = {verb for rule in rules if "pods" in rule["resources"] for verb in rule["verbs"]}
         assert not {word for word in words if "*" in word or "secret" in word}
         assert words.isdisjoint({"escalate", "bind", "impersonate", "deletecollection"})
-        assert pod_verbs == {"get", "list", "watch"}
+        assert pod_verbs == {"list", "watch"}
