@@ -281,10 +281,10 @@ class TestPlacement:
 
         start(cluster, namespace, elsewhere, name="second", placement=Placement("base"))
 
-        def refused() -> str:
+        def refused() -> str | None:
             found = cluster.objects("Pod", namespace, labels="finetuning.dev/name=second")
             conditions = found[0]["status"].get("conditions", []) if found else []
-            return next((each["message"] for each in conditions if each.get("reason") == "Unschedulable"), "")
+            return next((each["message"] for each in conditions if each.get("reason") == "Unschedulable"), None)
 
         assert "didn't match pod affinity rules" in cluster.wait_for(refused, what="the scheduler's word")
 
