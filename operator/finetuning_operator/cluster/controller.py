@@ -207,6 +207,10 @@ class Controller:
             uid = resource.metadata.uid
             await self._api.delete(kind, key.namespace, key.name, uid=uid, propagation=Propagation.BACKGROUND)
             return _Next()
+        if self._reporter.publishes(resource, plan):
+            # It changes the object, so the next pass, which is woken by it, goes on.
+            await self._reporter.report(key, resource, plan, held=memory.held)
+            return _Next(_SHORTEST_PAUSE)
         applied = await self._applier.realise(resource, plan, observed=observed, jobs=jobs)
         if memory.note(applied, now):
             # What hinders was met only now, and is part of what is told.

@@ -65,6 +65,10 @@ class Reporter:
         self._count(resource, plan)
         return None
 
+    def publishes(self, resource: Resource, plan: Plan) -> bool:
+        """Return whether a status must be written before anything is made that reads it."""
+        return bool(_adapter(_status(resource)) != _adapter(plan.status))
+
     async def refuse(self, key: ObjectKey, message: str) -> None:
         """Say in the status of an object that it cannot be read. To say it again writes nothing. Raises ApiError."""
         manifest = self._cache.get(key)
@@ -117,6 +121,10 @@ class Reporter:
 def _status(resource: Resource) -> ApiModel:
     found: ApiModel = resource.status  # type: ignore[attr-defined]  # Every kind of this API has one.
     return found
+
+
+def _adapter(status: ApiModel) -> object:
+    return getattr(getattr(status, "artifacts", None), "adapter", None)
 
 
 def _stages(status: ApiModel) -> dict[str, Stage]:

@@ -31,7 +31,7 @@ def urgency(old: Wire, new: Wire) -> Urgency:
     """Return how soon a change from one status to another must be seen."""
     if old == new:
         return Urgency.NONE
-    if _held(new) - _held(old):
+    if _held(new) - _held(old) or _adapter(old) != _adapter(new):
         return Urgency.AT_ONCE
     return Urgency.PROGRESS if _without_progress(old) == _without_progress(new) else Urgency.ORDINARY
 
@@ -82,6 +82,11 @@ class ProgressBudget:
 def _held(status: Wire) -> frozenset[str]:
     conditions = status.get("conditions") or ()
     return frozenset(each["type"] for each in conditions if each["status"] == "True") & _AWAITED
+
+
+def _adapter(status: Wire) -> object:
+    """Return what a status tells of an adapter: whoever is made next reads its digest from there."""
+    return (status.get("artifacts") or {}).get("adapter")
 
 
 def _percent(status: Wire) -> object:

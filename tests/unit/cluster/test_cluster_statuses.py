@@ -27,6 +27,8 @@ def status(*, percent: int = 0, message: str = "", loss: float = 1.0, **held: st
         (status(Failed="True"), Urgency.AT_ONCE),
         (status(Ready="True"), Urgency.AT_ONCE),
         (status(Ready="False"), Urgency.ORDINARY),
+        (status() | {"artifacts": {"model": {"digest": "sha256:1"}}}, Urgency.ORDINARY),
+        (status() | {"artifacts": {"adapter": {"digest": "sha256:1"}}}, Urgency.AT_ONCE),
         ({}, Urgency.ORDINARY),
     ],
 )
