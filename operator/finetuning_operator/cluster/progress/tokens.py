@@ -26,7 +26,7 @@ _REFUSED_SECONDS = 10.0
 _RENEWED_AT = 0.8
 """Part of its time after which an accepted token is reviewed again, so that no reporter waits for it."""
 _PAUSE_SECONDS = 1.0
-_MAX_IN_FLIGHT = 32
+_MAX_IN_FLIGHT = 100
 _REVIEWS_PER_SECOND, _REVIEWS_AT_ONCE = 20.0, 100.0
 
 Value = TypeVar("Value")

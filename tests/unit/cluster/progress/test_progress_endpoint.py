@@ -1,6 +1,7 @@
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def test_one_connection_carries_many_reports(endpoint: RunningEndpoint) -> None:
 
     assert len(ports) == 1
     assert len(_asked(endpoint)) == 1
+
+
+def test_connections_are_kept_only_up_to_a_number(endpoint: RunningEndpoint) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with ExitStack() as stack:
+        clients = [stack.enter_context(endpoint.client()) for _ in range(70)]
+        answers = [client.post(endpoint.url_of(), json=report(), headers=headers) for client in clients]
+        again = [client.post(endpoint.url_of(), json=report(), headers=headers) for client in clients]
+
+    closed = ["close" in answer.headers.get("Connection", "") for answer in answers]
+    assert closed == [False] * 64 + [True] * 6
+    assert {answer.status_code for answer in answers + again} == {202}
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Basic YTpi", "Bearer geheim\xfc"])
