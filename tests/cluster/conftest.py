@@ -119,4 +119,5 @@ def _require_programs() -> dict[str, Path]:
     try:
         return require_binaries()
     except BuildError as error:
-        pytest.fail(str(error), pytrace=False)
+        missing = str(error)
+    pytest.fail(missing, pytrace=False)
