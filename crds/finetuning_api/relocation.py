@@ -66,6 +66,9 @@ class RelocationStatus(StagedStatus):
 
     phase: RelocationPhase = Field(default=RelocationPhase.PENDING, description="Summary for display.")
     measured_bytes: int | None = Field(default=None, ge=0, description="Bytes that the source announces.")
+    resolved_revision: str | None = Field(
+        default=None, max_length=256, description="Revision that was measured; every attempt brings this one."
+    )
     transferred_bytes: int | None = Field(default=None, ge=0, description="Bytes that came over the network.")
     artifact: RelocationArtifact | None = Field(default=None, description="The finished artifact.")
     last_used_time: datetime | None = Field(

@@ -74,7 +74,7 @@ from finetuning_operator.reconcile.needs import (
 )
 from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Observed, Plan, Settings, Step, StepPhase, Volume
 from finetuning_operator.reconcile.sizes import adapter_bytes
-from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
+from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, remembered, step_outcome
 
 RELOCATE, PREFLIGHT, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "train", "evaluate", "serve"
 ADAPTER_FOLDER, CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "adapter", "checkpoints", "cache", "evaluation"
@@ -202,6 +202,8 @@ def _relocate(view: _View) -> Outcome:
 def _preflight(view: _View) -> Outcome:
     if view.trained:
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1)
+    if (done := remembered(PREFLIGHT, stages=view.job.status.stages, observed=view.observed)) is not None:
+        return done
     inputs = _training_inputs(view)
     if inputs is None:
         return _WAITS_FOR_INPUTS

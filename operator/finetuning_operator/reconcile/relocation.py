@@ -40,7 +40,16 @@ from finetuning_operator.reconcile.plan import (
     StepPhase,
     Volume,
 )
-from finetuning_operator.reconcile.stages import Clock, Course, Outcome, StageRule, follow, seconds_left, step_outcome
+from finetuning_operator.reconcile.stages import (
+    Clock,
+    Course,
+    Outcome,
+    StageRule,
+    follow,
+    remembered,
+    seconds_left,
+    step_outcome,
+)
 
 MEASURE, RELOCATE, CONVERT, VERIFY = "measure", "relocate", "convert", "verify"
 LOCAL_PIN = "sha256-"
@@ -112,11 +121,16 @@ class _View:
 
     @property
     def revision(self) -> str | None:
-        """The revision that was measured, or that an artifact which is repaired was made of."""
+        """The revision that was measured, now or earlier, or that an artifact which is repaired was made of."""
         if self.measured is not None:
             return self.measured.resolved_revision
-        artifact = self.relocation.status.artifact
-        return artifact.resolved_revision if artifact else None
+        status = self.relocation.status
+        return status.artifact.resolved_revision if status.artifact else status.resolved_revision
+
+    @property
+    def measured_bytes(self) -> int | None:
+        """What the source announced, now or earlier."""
+        return self.measured.size_bytes if self.measured else self.relocation.status.measured_bytes
 
     def path(self, folder: str) -> str:
         return join(self.settings.volumes_root, self.claim, folder)
@@ -192,6 +206,8 @@ def _given_size(view: _View) -> str | None:
 
 
 def _measure(view: _View) -> Outcome:
+    if (done := remembered(MEASURE, stages=view.relocation.status.stages, observed=view.observed)) is not None:
+        return done
     mounts, source_mount = _source_mounts(view)
     step = Step(
         name=MEASURE,
@@ -303,7 +319,7 @@ def _secret(view: _View) -> str | None:
 def _volume(view: _View) -> Volume:
     spec = view.relocation.spec
     size = _given_size(view)
-    measured = view.measured.size_bytes if view.measured else None
+    measured = view.measured_bytes
     growth = view.settings.conversion_factor if view.converts else 1.0
     return Volume(
         name=view.claim,
@@ -360,7 +376,8 @@ def _status(view: _View, course: Course, *, artifact: RelocationArtifact | None,
         phase=_phase(course),
         start_time=old.start_time or now,
         completion_time=(old.completion_time or now) if ready else None,
-        measured_bytes=view.measured.size_bytes if view.measured else old.measured_bytes,
+        measured_bytes=view.measured_bytes,
+        resolved_revision=view.revision,
         transferred_bytes=(
             transferred.transferred_bytes if isinstance(transferred, ArtifactResult) else old.transferred_bytes
         ),

@@ -9,7 +9,7 @@ from finetuning_api.base import Condition, ConditionType, ProgressStatus, Resour
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import LastWords, ProgressMetric, TrainerStatus
 from finetuning_operator.reconcile.conditions import condition, headline, set_condition, shorten, with_log
-from finetuning_operator.reconcile.plan import Step, StepPhase, StepState, Volume
+from finetuning_operator.reconcile.plan import Observed, Step, StepPhase, StepState, Volume
 
 View = TypeVar("View")
 
@@ -107,7 +107,7 @@ def follow(
         if course.active is not None:
             course = replace(course, stages=(*course.stages, _waiting(rule.name, previous.get(rule.name))))
             continue
-        outcome, wake = _timed(rule.decide(view), course, clock)
+        outcome, wake = _timed(rule.decide(view), clock)
         course = replace(
             course,
             stages=(*course.stages, _stage(rule.name, outcome, previous=previous.get(rule.name), now=clock.now)),
@@ -137,14 +137,14 @@ def _told(
     return set_condition(conditions, told)
 
 
-def _timed(outcome: Outcome, course: Course, clock: Clock) -> tuple[Outcome, float | None]:
+def _timed(outcome: Outcome, clock: Clock) -> tuple[Outcome, float | None]:
     """Return what an outcome is in the light of the clock, and the seconds until that can change."""
     silence = clock.left(clock.stalled_after, outcome.silent_since)
     if outcome.state is StageState.RUNNING and silence == 0:
         message = f"has not reported since {outcome.silent_since:%Y-%m-%dT%H:%M:%SZ}"
         hint = "Its log and the load of its node tell whether it still works"
         return replace(outcome, reason=Reason.STALLED, message=sentences(message, hint)), None
-    waiting = _waiting_since(outcome, course, clock)
+    waiting = _waiting_since(outcome, clock)
     wait = clock.left(clock.pending_deadline, waiting)
     if wait == 0:
         why = f": {outcome.reason}: {outcome.message}" if outcome.reason not in LIFE_CYCLE_REASONS else ""
@@ -156,15 +156,12 @@ def _timed(outcome: Outcome, course: Course, clock: Clock) -> tuple[Outcome, flo
     return outcome, min((each for each in (silence, wait) if each is not None), default=None)
 
 
-def _waiting_since(outcome: Outcome, course: Course, clock: Clock) -> datetime | None:
-    """Return since when a stage waits for a pod; a step that nobody could make yet waits since the last stage ended."""
+def _waiting_since(outcome: Outcome, clock: Clock) -> datetime | None:
+    """Return since when a stage waits for a pod to run; one that is being stopped waits for none."""
     since = outcome.pending_since
-    if since is None and outcome.state is StageState.PENDING and outcome.steps:
-        since = max((stage.completion_time for stage in course.stages if stage.completion_time), default=None)
-        since = since or clock.active_since
-    if since is None or clock.active_since is None:
-        return since
-    return max(since, clock.active_since)
+    if since is None or outcome.reason is Reason.STOPPING:
+        return None
+    return since if clock.active_since is None else max(since, clock.active_since)
 
 
 def pause(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -225,6 +222,17 @@ def _silent_since(state: StepState) -> datetime | None:
         return None
     reported = state.progress.last_updated_time
     return max(reported, state.started_at) if state.started_at else reported
+
+
+def remembered(name: str, *, stages: Sequence[Stage], observed: Observed) -> Outcome | None:
+    """Return the success of a stage whose step nobody can tell of any more: its pod, say, was cleared away.
+
+    Only for a stage of which later ones need nothing but that it succeeded: it is not worth stopping them for.
+    """
+    stage = next((stage for stage in stages if stage.name == name and stage.state is StageState.SUCCEEDED), None)
+    if stage is None or name in observed.steps:
+        return None
+    return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=stage.attempts)
 
 
 def explain(words: LastWords | None) -> tuple[Reason, str]:

@@ -449,6 +449,31 @@ def test_lost_steps_of_a_trained_job_are_not_run_again() -> None:
     assert made.job().status.artifacts.adapter is not None
 
 
+def test_training_goes_on_when_nobody_can_tell_of_the_preflight_any_more() -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    made.finish(KEY, "train", StepState(StepPhase.RUNNING, started_at=made.now))
+    before = made.job().status
+    del made.steps[KEY]["preflight"]
+    made.settle()
+
+    assert [step.name for step in made.plans[KEY].steps] == ["train"]
+    assert made.job().status == before
+
+
+def test_preflight_is_made_again_when_its_inputs_had_to_be() -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    model = next(key for key in made.objects if key[0] == "Relocation")
+    del made.objects[model], made.steps[model], made.steps[KEY]
+    made.settle()
+    made.finish_relocations()
+
+    assert [step.name for step in made.plans[KEY].steps] == ["preflight"]
+
+
 def test_retries_follow_the_backoff_limit() -> None:
     made = world(job(backoff_limit=7))
     made.finish_relocations()

@@ -63,6 +63,15 @@ def test_measured_bytes_with_margin_size_the_volume_and_pin_the_revision() -> No
     assert [(volume.name, volume.size_bytes) for volume in plan.volumes] == [("reloc-0", 1150)]
 
 
+def test_relocation_goes_on_with_what_was_measured_when_nobody_can_tell_of_it_any_more() -> None:
+    resource = relocation("hf://a/b")
+    plan = plan_of(resource, measure=succeeded("measure"))
+    measured = resource.model_copy(update={"status": plan.status})
+
+    forgotten = plan_of(measured)
+    assert (forgotten.status, forgotten.steps, forgotten.volumes) == (plan.status, plan.steps, plan.volumes)
+
+
 def test_gguf_volume_has_room_for_the_converted_weights() -> None:
     plan = plan_of(relocation(GGUF), measure=succeeded("measure"))
 

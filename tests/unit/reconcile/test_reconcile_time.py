@@ -162,17 +162,30 @@ def test_deadline_without_a_known_cause_names_the_field() -> None:
     )
 
 
-def test_a_step_that_nobody_can_make_waits_since_the_last_stage_ended() -> None:
+def test_a_step_that_cannot_be_made_waits_like_one_whose_pod_does_not_run() -> None:
     made = world(job(pending_deadline_seconds=60))
     refused = LastWords(reason=Reason.QUOTA_EXCEEDED, message="pods: 10 of 10 are used")
-    ended = stage(made, "preflight").completion_time
-    assert ended is not None
-    plan = settle_once(made, KEY, "train", StepState(StepPhase.PENDING, attempts=0, hindrance=refused))
-
-    assert plan.requeue_after == 60 - (made.now - ended).total_seconds()
-    made.now = ended + timedelta(seconds=60)
+    state = StepState(StepPhase.PENDING, attempts=0, started_at=made.now, hindrance=refused)
+    plan = settle_once(made, KEY, "train", state)
+    made.now += timedelta(seconds=60)
     made.apply(KEY)
+
+    assert plan.requeue_after == 60
     assert told(made, ConditionType.FAILED).message == "train: waited 60 s: QuotaExceeded: pods: 10 of 10 are used"
+
+
+def test_neither_a_step_that_is_gone_nor_one_that_is_being_stopped_waits_for_its_pod() -> None:
+    made = world(job(pending_deadline_seconds=60))
+    long_ago = made.now
+    settle_once(made, KEY, "train", StepState(StepPhase.RUNNING, started_at=long_ago))
+    made.now += timedelta(hours=1)
+    stopping = LastWords(reason=Reason.STOPPING, message="it saves and ends")
+    settle_once(made, KEY, "train", StepState(StepPhase.PENDING, started_at=long_ago, hindrance=stopping))
+    del made.steps[KEY]["train"]
+    made.apply(KEY)
+
+    assert not made.holds(ConditionType.FAILED)
+    assert [step.name for step in made.plans[KEY].steps] == ["train"]
 
 
 def test_waiting_for_a_relocations_pod_counts_as_waiting() -> None:
