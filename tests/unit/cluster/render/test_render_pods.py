@@ -148,13 +148,13 @@ def test_claims_and_config_maps_are_where_the_plan_says() -> None:
 
 def test_a_claim_is_one_volume_however_often_it_is_mounted() -> None:
     extra = {"name": "mine", "mountPath": "/mnt/mine", "claimName": "reloc-base", "readOnly": True}
-    twice = step(mounts=(BASE, ClaimMount("reloc-base", "/volumes/reloc-base", read_only=False)))
+    writable = ClaimMount("reloc-base", "/volumes/reloc-base", read_only=False)
 
-    written = render(twice)
+    written = [render(step(mounts=mounts)) for mounts in ((BASE, writable), (writable, BASE))]
     shared = render(step(mounts=(BASE,), pod=pod(volumes=[extra])))
 
-    assert mounted(written)["/volumes/reloc-base"][1] is False
-    for manifests in (written, shared):
+    assert [mounted(manifests)["/volumes/reloc-base"][1] for manifests in written] == [False, False]
+    for manifests in (*written, shared):
         claims = [each for each in pod_spec(manifests)["volumes"] if "persistentVolumeClaim" in each]
         assert len(claims) == 1
     assert mounted(shared)["/mnt/mine"] == mounted(shared)["/volumes/reloc-base"]
@@ -223,9 +223,9 @@ def test_users_add_variables_and_move_caches_but_change_nothing_of_the_contract(
 
 
 def test_labels_of_a_user_do_not_replace_ours() -> None:
-    wanted = pod(labels={"finetuning.dev/network": "open"})
-    labels = job_of(render(step(pod=wanted)))["spec"]["template"]["metadata"]["labels"]
-    assert labels["finetuning.dev/network"] == "isolated"
+    ours = job_of(render(step()))["spec"]["template"]["metadata"]["labels"]
+    wanted = pod(labels=dict.fromkeys(ours, "mine"))
+    assert job_of(render(step(pod=wanted)))["spec"]["template"]["metadata"]["labels"] == ours
 
 
 def test_little_is_requested_where_nothing_is_named() -> None:
