@@ -55,7 +55,7 @@ class Reporter:
         old, new = stored.to_wire(), plan.status.to_wire()
         wait = held.wait(old, new, now=self._clock(), delay=self._delay)
         if wait == 0 and urgency(old, new) is Urgency.PROGRESS:
-            wait = self._budget.wait(self._clock())
+            wait = self._budget.wait(held, self._clock())
         if wait is None or wait > 0:
             return wait
         await self._write(key, resource, new)

@@ -43,12 +43,14 @@ class StatusClock:
     changed_at: float | None = None
     """When the first change was seen that is not written yet."""
     written_at: float | None = None
+    turn: float | None = None
+    """When mere progress may be written, by the budget that all objects share."""
 
     def wait(self, old: Wire, new: Wire, *, now: float, delay: float) -> float | None:
         """Return the seconds until a change is to be written, None where there is none."""
         kind = urgency(old, new)
         if kind is Urgency.NONE:
-            self.changed_at = None
+            self.changed_at = self.turn = None
             return None
         if self.changed_at is None:
             self.changed_at = now
@@ -61,7 +63,8 @@ class StatusClock:
 
     def wrote(self, now: float) -> None:
         """Note that the status was written."""
-        self.changed_at, self.written_at = None, now
+        self.changed_at = self.turn = None
+        self.written_at = now
 
 
 @dataclass(slots=True)
@@ -71,12 +74,16 @@ class ProgressBudget:
     per_second: float
     _next: float = 0.0
 
-    def wait(self, now: float) -> float:
-        """Take the next free moment; return the seconds until it is there, 0 when it is taken."""
-        if now < self._next:
-            return self._next - now
-        self._next = now + 1.0 / self.per_second
-        return 0.0
+    def wait(self, held: StatusClock, now: float) -> float:
+        """Return the seconds until an object's turn, 0 when it is there.
+
+        Each object is given a turn of its own, once for a write: if all came back for the next free moment, a thousand
+        reporting jobs would be looked at thousands of times a second.
+        """
+        if held.turn is None:
+            held.turn = max(now, self._next)
+            self._next = held.turn + 1.0 / self.per_second
+        return max(0.0, held.turn - now)
 
 
 def _held(status: Wire) -> frozenset[str]:

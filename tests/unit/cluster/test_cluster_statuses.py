@@ -71,6 +71,17 @@ def test_progress_of_less_than_a_percent_waits_for_a_quarter_of_a_minute() -> No
 
 def test_progress_of_all_objects_shares_one_budget() -> None:
     budget = ProgressBudget(per_second=4.0)
-    assert budget.wait(100.0) == 0.0
-    assert budget.wait(100.0) == 0.25
-    assert budget.wait(100.25) == 0.0
+    first, second, third = StatusClock(), StatusClock(), StatusClock()
+    assert [budget.wait(held, 100.0) for held in (first, second, third)] == [0.0, 0.25, 0.5]
+    # Each keeps its turn however often it asks, and gets another one only after its write.
+    assert [budget.wait(held, 100.25) for held in (third, second)] == [0.25, 0.0]
+    second.wrote(100.25)
+    assert budget.wait(second, 100.25) == 0.5
+
+
+def test_a_thousand_waiting_objects_are_looked_at_twice_for_a_write() -> None:
+    budget = ProgressBudget(per_second=10.0)
+    objects = [StatusClock() for _ in range(1000)]
+    waits = [budget.wait(held, 0.0) for held in objects]
+    assert waits[-1] == pytest.approx(99.9)
+    assert [budget.wait(held, wait) for held, wait in zip(objects, waits, strict=True)] == [0.0] * 1000
