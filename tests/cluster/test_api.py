@@ -360,6 +360,9 @@ def test_a_service_account_token_that_was_replaced_is_read_again(
         api = ClusterApi(ApiClient(configuration), bucket=TokenBucket(rate=1, burst=1))
         try:
             before = await _who_am_i(api)
+            token.write_text("")
+            with pytest.raises(Unavailable, match="the token of the service account cannot be read"):
+                await _who_am_i(api)
             token.write_text(_token_of(cluster, namespace, "second"))
             return [before, await _who_am_i(api)]
         finally:

@@ -104,6 +104,9 @@ class _Request:
 class ClusterApi:
     """Calls to the API server. ``may_write`` is asked immediately before each write leaves the process.
 
+    A process that is frozen in just that moment sends this one write when it wakes, as a slow network would: statuses
+    are tied to a version, deletions to a uid and children to a name, and whatever else is too much the leader removes.
+
     A server that is busy and says when to come back (429 or 503 with Retry-After) is asked again for a bounded time;
     every other failure is raised at once, as an ApiError, because the queue knows better when to try again.
     """
@@ -315,13 +318,14 @@ class ClusterApi:
 
     async def _exchange(self, request: _Request) -> bytes:
         """Send a request once and return the body of a good answer. Raises ApiError."""
+        headers = await self._headers(request)
         if request.guarded and not self._may_write():
             message = f"{request.verb} {request.path} was not sent: this process does not lead"
             raise NotLeader(message)
         started = time.monotonic()
         code = 0
         try:
-            code, headers, body = await self._answer(request)
+            code, told, body = await self._answer(request, headers)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             what = str(error) or type(error).__name__
             message = f"{request.method} {request.path}: {what}"
@@ -329,19 +333,26 @@ class ClusterApi:
         finally:
             self._on_call(Call(request.verb, request.resource, code, time.monotonic() - started))
         if code >= HTTPStatus.MULTIPLE_CHOICES:
-            raise error_of(code, body, headers)
+            raise error_of(code, body, told)
         return body
 
-    async def _answer(self, request: _Request) -> tuple[int, Mapping[str, str], bytes]:
+    async def _headers(self, request: _Request) -> dict[str, str]:
         headers = {
             "Accept": _JSON,
             "Content-Type": request.content_type,
             "User-Agent": FIELD_MANAGER,
         }
         # Reads the service account's token again once it is a minute old: projected tokens are replaced.
-        await self._client.update_params_for_auth(
-            headers, None, ["BearerToken"], request.path, request.method, request.body
-        )
+        try:
+            await self._client.update_params_for_auth(
+                headers, None, ["BearerToken"], request.path, request.method, request.body
+            )
+        except (kubernetes_config.ConfigException, OSError) as error:
+            message = f"the token of the service account cannot be read: {error}"
+            raise Unavailable(message) from error
+        return headers
+
+    async def _answer(self, request: _Request, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
         url = self._client.configuration.host + request.path
         if request.query:
             url += "?" + urlencode(request.query)
