@@ -8,7 +8,8 @@ import pytest
 from tests.support.pod_security import breaches
 from tests.support.rendered import EVERY_MANIFEST, Rendered
 
-VERSION = "1.35"
+VERSIONS = ("1.30", "1.35", kubernetes_validate.latest_version())
+"""From the first that can end a replica after a pause to the newest that is known here."""
 
 
 def pod_specs(rendered: Rendered) -> list[dict[str, Any]]:
@@ -16,10 +17,11 @@ def pod_specs(rendered: Rendered) -> list[dict[str, Any]]:
     return [each["spec"]["template"]["spec"] for each in rendered.manifests if each["kind"] in kinds]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("rendered", EVERY_MANIFEST, ids=str)
-def test_kubernetes_knows_every_field(rendered: Rendered) -> None:
+def test_kubernetes_knows_every_field(rendered: Rendered, version: str) -> None:
     for manifest in rendered.manifests:
-        kubernetes_validate.validate(manifest, VERSION, strict=True)
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("rendered", EVERY_MANIFEST, ids=str)
