@@ -289,7 +289,8 @@ def _stage(name: str, outcome: Outcome, *, previous: Stage | None, now: datetime
         start_time=started,
         completion_time=(completed or now) if ended else None,
         percent=outcome.percent,
-        attempts=outcome.attempts,
+        # What is known of a finished stage, or of one whose Job is gone, may be less than what was seen before.
+        attempts=max(outcome.attempts, previous.attempts if previous else 0),
         message=shorten(headline(outcome.message)),
     )
 
