@@ -14,7 +14,7 @@ from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.metrics import EvaluationRow, Verdict
 from finetuning_api.relocation import Relocation
-from finetuning_cli.display import duration, stages_of
+from finetuning_cli.display import duration, stage_note, stages_of
 from finetuning_cli.local.layout import Layout
 from finetuning_operator.reconcile.conditions import find_condition
 from finetuning_operator.reconcile.job import REPORT_FOLDER
@@ -153,15 +153,25 @@ def claims(resource: Resource) -> list[tuple[str, str]]:
 def status_table(objects: Mapping[tuple[str, str], Resource]) -> Table:
     """Return one line for each object."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "name", "state", "stage", "progress"):
+    for column in ("kind", "name", "state", "stage", "progress", "result"):
         table.add_column(column, overflow="fold")
     for resource in objects.values():
         stages, progress = stages_of(resource)
         running = next((stage for stage in stages if stage.state.value in {"Running", "Failed"}), None)
         percent = f"{progress.percent} %" if progress is not None and running is not None else ""
         phase = getattr(getattr(resource, "status", None), "phase", "")
-        table.add_row(resource.kind, resource.metadata.name, str(phase), running.name if running else "", percent)
+        stage = running.name if running else ""
+        table.add_row(resource.kind, resource.metadata.name, str(phase), stage, percent, _result(resource))
     return table
+
+
+def _result(resource: Resource) -> str:
+    """Return how an object ended in one word: the verdict of its gate, or the reason of its failure."""
+    failed = find_condition(_conditions(resource), ConditionType.FAILED)
+    if failed is not None and failed.status is ConditionStatus.TRUE:
+        return failed.reason.value
+    verdict = resource.status.verdict if isinstance(resource, FineTuningJob | EvaluationJob) else None
+    return verdict.value if verdict is not None else ""
 
 
 def print_status(console: Console, resource: Resource, *, layout: Layout | None) -> None:
@@ -169,11 +179,13 @@ def print_status(console: Console, resource: Resource, *, layout: Layout | None)
     stages = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "state", "progress", "took", "attempts", "message"):
         stages.add_column(column, overflow="fold")
-    for stage in stages_of(resource)[0]:
+    found, progress = stages_of(resource)
+    for stage in found:
         took = ""
         if stage.start_time and stage.completion_time:
             took = duration((stage.completion_time - stage.start_time).total_seconds())
-        values = (stage.state.value, f"{stage.percent} %", took, str(stage.attempts), escape(stage.message))
+        note = escape(stage_note(stage, progress))
+        values = (stage.state.value, f"{stage.percent} %", took, str(stage.attempts), note)
         stages.add_row(stage.name, *values)
     console.print(stages)
     conditions = Table(box=None, pad_edge=False, header_style="bold")

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from finetuning_api.base import GROUP, VERSION, Resource
 from finetuning_api.schema import NAMES
 from finetuning_client.connection import Connection
-from finetuning_client.errors import Request, UnreachableError, explain
+from finetuning_client.errors import NotFoundError, Request, UnreachableError, explain
 
 Object = dict[str, Any]
 """An object as the API server sends it."""
@@ -58,6 +58,8 @@ class Api:
 
     def get(self, kind: Kind, name: str) -> Object:
         """Return one object. Raises NotFoundError."""
+        if not name:
+            raise NotFoundError(f"the name of a {kind.name} cannot be empty", "Write a name.")
         return self._json("GET", kind, name)
 
     def list(self, kind: Kind, *, labels: str = "", fields: str = "") -> Object:
@@ -189,5 +191,7 @@ def _brief(error: BaseException) -> str:
     text = str(getattr(error, "reason", "") or error)
     if "certificate verify failed" in text:
         return "its certificate is not the one that the kubeconfig trusts"
+    if "PEM lib" in text:
+        return "the client certificate of the kubeconfig, or its key, cannot be read"
     last = text.rpartition("\n")[2].rpartition(">: ")[2].rpartition("): ")[2] or text
     return last.strip() or type(error).__name__

@@ -1,6 +1,9 @@
 """The way to a cluster: a kubeconfig with its context and namespace, or the service account of a pod."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,12 +92,30 @@ def _from_kubeconfig(path: Path | None, *, context: str | None, namespace: str |
         if chosen is None:
             names = ", ".join(each["name"] for each in contexts)
             raise NotConfiguredError(f"{file} holds no context {context!r}", f"It holds {names}.")
-        config.load_kube_config(config_file=file, context=chosen["name"], client_configuration=configuration)
+        with _heard() as complaints:
+            config.load_kube_config(config_file=file, context=chosen["name"], client_configuration=configuration)
     except (config.ConfigException, yaml.YAMLError, OSError, KeyError, TypeError, ValueError) as error:
         hint = "Check it with: kubectl config view"
         raise NotConfiguredError(f"the kubeconfig {file} cannot be used: {error}", hint) from error
+    if complaints and not (configuration.api_key or configuration.cert_file):
+        hint = "Log in to the cluster as its documentation says, and check with: kubectl auth whoami"
+        raise NotConfiguredError(f"the login that the kubeconfig {file} asks for fails: {complaints[0]}", hint)
     found = namespace or chosen["context"].get("namespace") or _DEFAULT_NAMESPACE
     return _connection(configuration, namespace=found, context=chosen["name"])
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Collect what is logged meanwhile: the Kubernetes client logs that a login program fails, and goes on."""
+    heard: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        root.removeHandler(handler)
 
 
 def _connection(configuration: Any, *, namespace: str, context: str) -> Connection:  # noqa: ANN401  (an untyped class)

@@ -261,6 +261,13 @@ class TestStatus:
         assert done.exit_code == 1
         assert f"there is no object named 'nobody' in namespace {namespace} of context test" in done.stderr
 
+    @pytest.mark.parametrize("name", ["", "ftj/", "pod/x", "a b/c"])
+    def test_what_names_no_object_is_told(self, finetune: Finetune, name: str) -> None:
+        done = finetune("status", name)
+
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "Write NAME or KIND/NAME with KIND one of finetuningjob, evaluationjob" in done.stderr
+
     def test_watches_until_the_end(
         self, cluster: Cluster, namespace: str, folder: Path, made: Callable[[Manifest], Object]
     ) -> None:
@@ -667,6 +674,26 @@ class TestWhatIsInTheWay:
 
         assert message.startswith(f"you may not get finetuningjobs in the namespace {namespace}: ")
         assert f"kubectl auth can-i get finetuningjobs -n {namespace}" in hint
+
+    @pytest.mark.parametrize(("command", "why"), [("no-such-login", "No such file"), ("false", "returned 1")])
+    def test_the_login_program_fails(self, cluster: Cluster, folder: Path, *, command: str, why: str) -> None:
+        def ask(content: Object) -> None:
+            version = "client.authentication.k8s.io/v1"
+            content["users"][0]["user"] = {"exec": {"apiVersion": version, "command": command}}
+
+        message, hint = self.told(kubeconfig(cluster, folder, ask))
+
+        assert message.startswith("the login that the kubeconfig ")
+        assert why in message
+        assert "Log in to the cluster" in hint
+
+    def test_the_client_certificate_is_damaged(self, cluster: Cluster, folder: Path) -> None:
+        def damage(content: Object) -> None:
+            content["users"][0]["user"] = {"client-certificate-data": "bm8=", "client-key-data": "bm8="}
+
+        message, _ = self.told(kubeconfig(cluster, folder, damage))
+
+        assert message.endswith("the client certificate of the kubeconfig, or its key, cannot be read")
 
     def test_the_kubeconfig_is_not_there(self, folder: Path) -> None:
         assert self.told(folder / "none") == [f"there is no kubeconfig {folder / 'none'}", "  Check the path."]

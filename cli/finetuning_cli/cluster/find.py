@@ -12,9 +12,7 @@ ALL_KINDS: Sequence[Kind] = tuple(kind_of(kind) for kind in KINDS)
 def split_name(text: str) -> tuple[Sequence[Kind], str]:
     """Return the kinds that a name may be of, jobs first, and the name. Raises ClusterError for an unknown kind."""
     word, slash, name = text.rpartition("/")
-    if not slash:
-        return ALL_KINDS, text
-    found = [kind for kind in ALL_KINDS if word.lower() in kind.aliases]
+    found = [kind for kind in ALL_KINDS if not slash or word.lower() in kind.aliases]
     if not found or not name:
         known = ", ".join(kind.aliases[0] for kind in ALL_KINDS)
         raise ClusterError(f"{text!r} names no object", f"Write NAME or KIND/NAME with KIND one of {known}.")
