@@ -10,8 +10,8 @@
 | FINETUNING_OPERATOR_NAMESPACE | Namespace of the operator's own pod | finetuning-system |
 | FINETUNING_PROGRESS_URL | Address at which pods reach the progress service; empty runs none | empty |
 | FINETUNING_PROGRESS_PORT | Port on which the progress service listens | 8443 |
-| FINETUNING_PROGRESS_CERTIFICATE, _KEY | PEM files of the progress service | needed with a URL |
-| FINETUNING_PROGRESS_CA | PEM file with which pods verify it | needed with a URL |
+| FINETUNING_PROGRESS_CERTIFICATE, _KEY | PEM files of the progress service | made at each start |
+| FINETUNING_PROGRESS_CA | PEM file with which pods verify it; set all three or none | made at each start |
 | FINETUNING_STATUS_DELAY | Seconds that ordinary changes of a status are held to share one write | 1 |
 | FINETUNING_RESYNC_SECONDS | Seconds between full lists | 300 |
 | FINETUNING_API_QPS, FINETUNING_API_BURST | Writes a second to the API server, at length and at once | 50, 100 |
@@ -26,9 +26,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -208,9 +210,12 @@ class _Variables:
             return None
         if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
             raise _unusable("PROGRESS_URL", url, "give an https:// address that pods can reach")
+        port = self.port("PROGRESS_PORT", 8443)
+        if not any(self.text(name, "") for name in ("PROGRESS_CERTIFICATE", "PROGRESS_KEY", "PROGRESS_CA")):
+            return _self_signed(url, port)
         return ProgressOptions(
             url=url,
-            port=self.port("PROGRESS_PORT", 8443),
+            port=port,
             certificate=self._file("PROGRESS_CERTIFICATE"),
             key=self._file("PROGRESS_KEY"),
             ca=_content("PROGRESS_CA", self._file("PROGRESS_CA")),
@@ -238,6 +243,16 @@ class _Variables:
         if not value or not path.is_file():
             raise _unusable(name, value, "name a file that exists")
         return path
+
+
+def _self_signed(url: str, port: int) -> ProgressOptions:
+    """Return options with a certificate of this process alone: pods that were told of an earlier one distrust it."""
+    # Loaded here, because most of what reads options never needs it.
+    from finetuning_operator.cluster.progress.certificates import self_signed
+
+    signed = self_signed([urlsplit(url).hostname or ""], now=datetime.now(UTC))
+    certificate, key = signed.write(Path(mkdtemp(prefix="finetuning-progress-")))
+    return ProgressOptions(url=url, port=port, certificate=certificate, key=key, ca=signed.ca)
 
 
 def _content(name: str, path: Path) -> str:

@@ -1,7 +1,9 @@
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from finetuning_api.finetuningjob import AccessMode
 from finetuning_operator.cluster.options import Options, OptionsError, ProgressOptions, StorageProfile
@@ -115,7 +117,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "FINETUNING_PROGRESS_URL='progress.ml.svc': give an https:// address that pods can reach",
         ),
         (
-            {"FINETUNING_PROGRESS_URL": "https://progress.ml.svc"},
+            {"FINETUNING_PROGRESS_URL": "https://progress.ml.svc", "FINETUNING_PROGRESS_CA": "/etc/hosts"},
             "FINETUNING_PROGRESS_CERTIFICATE='': name a file that exists",
         ),
         (
@@ -151,3 +153,15 @@ def test_a_wrong_profile_is_named_by_its_path(tmp_path: Path, text: str, complai
         Options.from_environment({"FINETUNING_STORAGE_PROFILES": path})
 
     assert str(refusal.value).startswith(f"FINETUNING_STORAGE_PROFILES={path!r}: {complaint}")
+
+
+def test_without_certificate_files_a_certificate_is_made_for_the_host_of_the_address() -> None:
+    progress = Options.from_environment({"FINETUNING_PROGRESS_URL": "https://progress.ml.svc:9443"}).progress
+
+    assert progress is not None
+    assert (progress.url, progress.port) == ("https://progress.ml.svc:9443", 8443)
+    served = x509.load_pem_x509_certificate(progress.certificate.read_bytes())
+    served.verify_directly_issued_by(x509.load_pem_x509_certificate(progress.ca.encode()))
+    names = served.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["progress.ml.svc"]
+    shutil.rmtree(progress.certificate.parent)

@@ -40,10 +40,13 @@ Knows = Callable[[ProgressKey, str], bool]
 
 
 class _Refusal(Exception):
-    def __init__(self, status: HTTPStatus, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: HTTPStatus, message: str, *, retry_after: int | None = None, hang_up: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.hang_up = hang_up
 
 
 class ProgressEndpoint:
@@ -91,7 +94,8 @@ class ProgressEndpoint:
     async def _take(self, request: web.Request) -> None:
         if not self._leading():
             message = "this replica is not the active one"
-            raise _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, message, retry_after=_NOT_LEADING_RETRY)
+            # A kept connection would lead to this same replica again and again.
+            raise _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, message, retry_after=_NOT_LEADING_RETRY, hang_up=True)
         key = ProgressKey(**request.match_info)
         uid = await self._admit(key, _bearer_token(request))
         try:
@@ -134,7 +138,7 @@ class ProgressEndpoint:
         except web.HTTPRequestEntityTooLarge:
             raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a report has at most {REPORT_BYTES} bytes") from None
         except TimeoutError:
-            raise _Refusal(HTTPStatus.REQUEST_TIMEOUT, "the report did not arrive in time") from None
+            raise _Refusal(HTTPStatus.REQUEST_TIMEOUT, "the report did not arrive in time", hang_up=True) from None
 
 
 def _bearer_token(request: web.Request) -> str:
@@ -150,7 +154,7 @@ def _refused(refusal: _Refusal) -> web.Response:
         response.headers["WWW-Authenticate"] = "Bearer"
     if refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
-    if refusal.status is HTTPStatus.REQUEST_TIMEOUT:
+    if refusal.hang_up:
         response.force_close()
     return response
 

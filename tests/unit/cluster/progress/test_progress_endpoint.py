@@ -142,7 +142,7 @@ def test_a_replica_that_waits_takes_no_reports(endpoint: RunningEndpoint) -> Non
     answer = endpoint.post(TOKEN)
 
     assert _message(answer) == (503, "this replica is not the active one")
-    assert answer.headers["Retry-After"] == "5"
+    assert (answer.headers["Retry-After"], answer.headers["Connection"]) == ("5", "close")
     assert _asked(endpoint) == []
 
 
