@@ -4,11 +4,12 @@ Nothing here is read unless an inquiry asks for it, and an inquiry comes up agai
 last diagnosis of a Job with the inquiry that it answers, and asks again when the inquiry is another one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
@@ -27,8 +28,12 @@ _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _FIRST_SECONDS = 5.0
 """How long something waits before anybody asks why."""
 _SLOWEST_SECONDS = 300.0
+_PATIENCE_SECONDS = 5.0
+"""A node that does not answer must not keep a failure from being told."""
 _MOST_CLAIMS = 4
 """Claims of one pod whose Events are read."""
+
+_T = TypeVar("_T")
 
 
 class Topic(StrEnum):
@@ -180,13 +185,10 @@ def _turn_begins(turn: int) -> float:
 
 
 async def _read_log(api: Reads, pod: PodFacts) -> tuple[str, ...]:
-    try:
-        log = await api.logs(
-            pod.namespace, pod.name, container=pod.container, tail_lines=TAIL_LINES, limit_bytes=LOG_READ_BYTES
-        )
-    except ApiError:
-        return ()
-    return log_tail(log)
+    log = await _patiently(
+        api.logs(pod.namespace, pod.name, container=pod.container, tail_lines=TAIL_LINES, limit_bytes=LOG_READ_BYTES)
+    )
+    return log_tail(log or "")
 
 
 async def _ask(api: Reads, view: JobView, inquiry: Inquiry) -> LastWords | None:
@@ -218,11 +220,8 @@ async def _ask_about_pod(api: Reads, pod: PodFacts) -> LastWords | None:
 
 async def _ask_events(api: Reads, namespace: str, selector: str, *, about: str = "") -> LastWords | None:
     """Return what the newest Event of an object means that tells of its state."""
-    try:
-        found = await api.list(EVENT, namespace, field_selector=selector)
-    except ApiError:
-        return None
-    for event in _newest_first(found.items):
+    found = await _patiently(api.list(EVENT, namespace, field_selector=selector))
+    for event in _newest_first(found.items if found else ()):
         words = explain_event(text(event, "reason"), text(event, "message"), about=about)
         # An ordinary event after a warning tells that things went on.
         if words is not None or text(event, "type") == "Normal":
@@ -231,17 +230,24 @@ async def _ask_events(api: Reads, namespace: str, selector: str, *, about: str =
 
 
 async def _ask_queue(api: Reads, view: JobView) -> LastWords | None:
-    try:
-        found = await api.list(WORKLOAD, view.job.namespace, label_selector=f"{_JOB_UID_LABEL}={view.job.uid}")
-    except ApiError:
-        return None
-    for workload in found.items:
+    selector = f"{_JOB_UID_LABEL}={view.job.uid}"
+    found = await _patiently(api.list(WORKLOAD, view.job.namespace, label_selector=selector))
+    for workload in found.items if found else ():
         conditions = parts(part(workload, "status"), "conditions")
         for kind in ("QuotaReserved", "Admitted"):
             told = find_condition(conditions, kind, status="False")
             if told is not None:
                 return explain_queue(told, queue=view.job.queue)
     return None
+
+
+async def _patiently(reading: Awaitable[_T]) -> _T | None:
+    """Return what is read, None where it cannot be read or takes too long."""
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await reading
+    except (ApiError, TimeoutError):
+        return None
 
 
 def _newest_first(events: Iterable[Any]) -> list[Mapping[str, object]]:

@@ -41,6 +41,9 @@ UNBOUND = condition(
 )
 
 
+FAULTS = [NotFound("pod is gone"), BadRequest("no"), Unavailable("no"), Forbidden("no"), TimeoutError()]
+
+
 @dataclass
 class Answers:
     """An API that gives prepared answers and remembers what it was asked."""
@@ -163,7 +166,7 @@ class TestLog:
         )
         assert api.asked == ["log team demo-train-1 main 20 65536"]
 
-    @pytest.mark.parametrize("error", [NotFound("pod is gone"), BadRequest("no"), Unavailable("no"), Forbidden("no")])
+    @pytest.mark.parametrize("error", FAULTS)
     def test_a_log_that_cannot_be_read_is_left_out(self, error: Exception) -> None:
         assert found(Answers(log=error), batch_job(FAILED), ended_pod(exit_code=203)) == Diagnosis(
             log_of="demo-train-1-uid"

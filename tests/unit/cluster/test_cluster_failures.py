@@ -292,6 +292,23 @@ def test_a_wrong_input_stays_one_though_the_pod_was_taken_away_as_well() -> None
     assert left_by(ended_pod(exit_code=1, words=words, conditions=[taken])) == words
 
 
+def test_a_program_that_gave_up_is_not_excused_by_what_happened_to_its_pod() -> None:
+    taken = condition("DisruptionTarget", reason="PreemptionByScheduler")
+    assert said(left_by(ended_pod(exit_code=1, conditions=[taken]))) == (
+        Reason.INTERNAL,
+        "the program ended with exit code 1 without a word",
+    )
+
+
+def test_the_main_container_speaks_for_the_pod() -> None:
+    words = LastWords(reason=Reason.DISK_FULL, message="no space is left")
+    both = ended_pod(exit_code=203, words=words)
+    helper = {"name": "a-helper", "state": terminated(2, words="helper")}
+    both["status"]["containerStatuses"].insert(0, helper)
+    assert left_by(both) == words
+    assert read_pod(both).container == "main"
+
+
 @pytest.mark.parametrize(
     ("exit_code", "text", "expected"),
     [
@@ -616,7 +633,20 @@ class TestLastWords:
 
     @pytest.mark.parametrize(
         "message",
-        ["", "Traceback", "[1]", "7", "null", "{}", '{"reason":7}', "[" * 5000, '{"a":' * 3000, "\ud800", "\x00"],
+        [
+            f'{{"reason":"DiskFull","message":"{"x" * 20_000}"}}',
+            "",
+            "Traceback",
+            "[1]",
+            "7",
+            "null",
+            "{}",
+            '{"reason":7}',
+            "[" * 5000,
+            '{"a":' * 3000,
+            "\ud800",
+            "\x00",
+        ],
     )
     def test_what_is_no_last_words_is_none(self, message: str) -> None:
         assert self.read(message) is None
