@@ -58,7 +58,8 @@ def explain_ended_pod(pod: PodFacts) -> LastWords:
         return said
     if pod.end is None or (pod.end.exit_code == ExitCode.DONE and not pod.succeeded):
         return _LOST
-    return explain(_facts_of(pod)) or LastWords(reason=Reason.SUCCEEDED, message=last_line(pod.end.message))
+    told = explain([_end_fact(pod.end, pod.memory_limit)])
+    return told or LastWords(reason=Reason.SUCCEEDED, message=last_line(pod.end.message))
 
 
 def explain_restart(pod: PodFacts) -> LastWords | None:
