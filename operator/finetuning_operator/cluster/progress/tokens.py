@@ -23,8 +23,8 @@ _REVIEW_SECONDS = 3.0
 """Less than the 5 s for which reporters wait."""
 _ACCEPTED_SECONDS = 300.0
 _REFUSED_SECONDS = 10.0
-_RENEWED_AT = 0.8
-"""Part of its time after which an accepted token is reviewed again, so that no reporter waits for it."""
+_RENEWED_SECONDS = 240.0
+"""Age at which an acceptance is renewed by the next report, which does not wait for it."""
 _PAUSE_SECONDS = 1.0
 _MAX_IN_FLIGHT = 100
 _REVIEWS_PER_SECOND, _REVIEWS_AT_ONCE = 20.0, 100.0
@@ -171,13 +171,10 @@ class TokenVerifier:
             self._accepted.pop(digest, None)
             _remember(self._refused, digest, (self.clock() + _REFUSED_SECONDS, type(refusal)), capacity=self.capacity)
             raise
-        _remember(self._accepted, digest, self._accepted_now(reporter, claims), capacity=self.capacity)
-        return reporter
-
-    def _accepted_now(self, reporter: Reporter, claims: Claims) -> _Accepted:
         now = self.clock()
-        until = min(claims.expires_at, now + _ACCEPTED_SECONDS)
-        return _Accepted(reporter, renew_at=now + (until - now) * _RENEWED_AT, until=until)
+        accepted = _Accepted(reporter, renew_at=now + _RENEWED_SECONDS, until=now + _ACCEPTED_SECONDS)
+        _remember(self._accepted, digest, accepted, capacity=self.capacity)
+        return reporter
 
 
 def _review_of(token: str, audience: str) -> dict[str, Any]:
