@@ -218,6 +218,7 @@ class Controller:
         held = await self._reporter.report(key, resource, plan, held=memory.held)
         if self._is_settled(key, plan, observed, applied=applied, held=held):
             memory.settled = self._cache.identity(key)
+            self._view.drop(key)
             self._progress.forget(_owner(key, memory.uid))
         return _next(applied, soonest(plan.requeue_after, held, inquire))
 

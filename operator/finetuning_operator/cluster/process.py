@@ -30,6 +30,7 @@ from finetuning_operator.cluster.recorder import Recorder
 from finetuning_operator.cluster.report import Reporter
 from finetuning_operator.cluster.resync import Resync
 from finetuning_operator.cluster.statuses import ProgressBudget
+from finetuning_operator.cluster.trash import TrashCollector
 from finetuning_operator.cluster.view import View
 from finetuning_operator.cluster.watch import watch
 
@@ -131,6 +132,7 @@ class Operator:
             metrics=metrics,
             settings=options.settings,
         )
+        self._trash = TrashCollector(api, self._cache, ttl_seconds=options.trash_ttl_seconds)
         self._stop = asyncio.Event()
         self._leading = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
@@ -167,6 +169,7 @@ class Operator:
         async with asyncio.TaskGroup() as group:
             self._workers = [group.create_task(self._controller.work()) for _ in range(self._options.workers)]
             group.create_task(self._resync.run(self._options.resync_seconds, after=self._controller.revisit))
+            group.create_task(self._trash.run(self._options.resync_seconds))
 
     async def _finish(self, parts: list[asyncio.Task[None]]) -> None:
         """Begin nothing more, end what has begun, and leave the Lease to the next."""

@@ -1,4 +1,4 @@
-"""Telling what a plan says of its object: the status, held back where nobody waits for it, and the events after it."""
+"""Telling what a plan says of its object: its events, and its status, which is held back where nobody waits for it."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -45,7 +45,7 @@ class Reporter:
         self._clock = clock
 
     async def report(self, key: ObjectKey, resource: Resource, plan: Plan, *, held: StatusClock) -> float | None:
-        """Write the status of a plan when it is time to, then its events.
+        """Write the events and the status of a plan when it is time to.
 
         Returns the seconds until a change that is held back is due, None where nothing is. Raises ApiError.
         """
@@ -58,10 +58,12 @@ class Reporter:
             wait = self._budget.wait(held, self._clock())
         if wait is None or wait > 0:
             return wait
+        if not _is_part_of_a_job(resource):
+            # Before the status: after a crash in between they are told again, and by their names that changes nothing.
+            for event in plan.events:
+                await self._recorder.record(key, resource.metadata.uid, event)
         await self._write(key, resource, new)
         held.wrote(self._clock())
-        for event in plan.events:
-            await self._recorder.record(key, resource.metadata.uid, event)
         self._count(resource, plan)
         return None
 
@@ -121,6 +123,11 @@ class Reporter:
 def _status(resource: Resource) -> ApiModel:
     found: ApiModel = resource.status  # type: ignore[attr-defined]  # Every kind of this API has one.
     return found
+
+
+def _is_part_of_a_job(resource: Resource) -> bool:
+    """Whether another object tells the same: a job tells how its evaluation ended."""
+    return resource.kind == "EvaluationJob" and bool(resource.metadata.owner_references)
 
 
 def _adapter(status: ApiModel) -> object:

@@ -98,6 +98,10 @@ class View:
             self._parsed.popitem(last=False)
         return found[1]
 
+    def drop(self, key: ObjectKey) -> None:
+        """Keep an object no longer parsed: nothing is left to do with it."""
+        self._parsed.pop(key, None)
+
     def references(self, key: ObjectKey, resource: Resource) -> frozenset[ObjectKey]:
         """Return the objects that reconciling one reads."""
         namespace = key.namespace
