@@ -13,6 +13,7 @@ from pydantic_core import core_schema
 from finetuning_api import KINDS
 from finetuning_api.base import GROUP, INT32_MAX, VERSION, ApiModel, CelRule, Resource
 from finetuning_api.immutability import rules_of
+from finetuning_api.patterns import PATTERNS
 
 Schema = dict[str, Any]
 """A node of an OpenAPI v3 schema, as an API server reads it."""
@@ -21,6 +22,7 @@ RULES = "x-kubernetes-validations"
 LIST_TYPE = "x-kubernetes-list-type"
 LIST_KEYS = "x-kubernetes-list-map-keys"
 INT_OR_STRING = "x-kubernetes-int-or-string"
+_WORDS = {pattern.regex: pattern.words for pattern in PATTERNS}
 _GENERATED = "# Written by `finetune crds` from crds/finetuning_api; change the types, not this file.\n"
 
 
@@ -259,6 +261,29 @@ def _drop_defaults(node: Schema) -> None:
         _drop_defaults(child)
 
 
+def _in_words(node: Schema) -> Schema:
+    """Return a schema whose patterns are rules: an API server tells the message of a rule, and quotes a pattern."""
+    worded = dict(node)
+    if (pattern := worded.pop("pattern", None)) is not None:
+        whole_number = "type(self) == int || " if INT_OR_STRING in node else ""
+        # In CEL a backslash and a quote are escaped as in JSON, and a regular expression of ours holds no other.
+        rule = f"{whole_number}self.matches({json.dumps(pattern)})"
+        worded[RULES] = [*worded.get(RULES, ()), {"rule": rule, "message": f"needs {_WORDS[pattern]}"}]
+    if "properties" in worded:
+        worded["properties"] = {name: _in_words(child) for name, child in worded["properties"].items()}
+    for word in ("items", "additionalProperties"):
+        if word in worded:
+            worded[word] = _in_words(worded[word])
+    return worded
+
+
+def _served_schema(kind: type[Resource]) -> Schema:
+    """Return the schema as an API server gets it: what users write is refused in words."""
+    schema = structural_schema(kind)
+    schema["properties"]["spec"] = _in_words(schema["properties"]["spec"])
+    return schema
+
+
 def _column(column: Column) -> Schema:
     shown: Schema = {"name": column.name, "type": column.type, "jsonPath": column.path}
     if column.description:
@@ -298,7 +323,7 @@ def crd_document(kind: type[Resource]) -> Schema:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "schema": {"openAPIV3Schema": structural_schema(kind)},
+                    "schema": {"openAPIV3Schema": _served_schema(kind)},
                     "subresources": _subresources(names),
                     "additionalPrinterColumns": [_column(column) for column in names.columns],
                 }

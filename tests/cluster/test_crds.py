@@ -57,6 +57,7 @@ def test_the_smallest_manifest_of_every_kind_is_admitted(kubectl: Kubectl, kind:
 
 
 _LONG = "a" * 64
+QUANTITY = "needs a Kubernetes quantity, for example 500m, 1, 16Gi or 1.5Ti"
 MISTAKES: tuple[tuple[Manifest, str], ...] = (
     (job(trainning={}), 'unknown field "spec.trainning"'),
     (job(training={"learningRat": 1}), 'unknown field "spec.training.learningRat"'),
@@ -76,13 +77,19 @@ MISTAKES: tuple[tuple[Manifest, str], ...] = (
     (job(training={"batchSize": 1.5}), "spec.training.batchSize: Invalid value: "),
     (job(dataset={"source": "a", "split": {"test": 1}}), "spec.dataset.split.test: Invalid value: 1"),
     (job(parallelism={"workers": 5000}), "spec.parallelism.workers: Invalid value: 5000"),
-    (job(storage={"model": {"size": "10 gigabytes"}}), "spec.storage.model.size: Invalid value: "),
-    (job(storage={"model": {"size": "10GB"}}), "spec.storage.model.size: Invalid value: "),
+    (job(storage={"model": {"size": "10GB"}}), f'spec.storage.model.size: Invalid value: "10GB": {QUANTITY}'),
     (job(storage={"model": {"size": -1}}), "spec.storage.model.size: Invalid value: "),
-    (job(resources={"limits": {"memory": "1e"}}), "spec.resources.limits.memory: Invalid value: "),
+    (job(resources={"limits": {"memory": "1e"}}), f'spec.resources.limits[memory]: Invalid value: "1e": {QUANTITY}'),
     (job(storage={"model": {"accessModes": ["RWX"]}}), 'accessModes[0]: Unsupported value: "RWX"'),
-    (relocation(checksum="md5:1"), "spec.checksum: Invalid value: "),
-    (job(queueName="Team A"), "spec.queueName: Invalid value: "),
+    (relocation(checksum="md5:1"), 'spec.checksum: Invalid value: "md5:1": needs sha256: and 64 lower-case hex digits'),
+    (job(queueName="Team A"), "spec.queueName: Invalid value: \"Team A\": needs lower-case letters, digits and '-'"),
+    (job(pod={"env": [{"name": "1A"}]}), "spec.pod.env[0].name: Invalid value: \"1A\": needs letters, digits and '_'"),
+    (job(dataset={"source": "a", "completion": "{a"}), 'spec.dataset.completion: Invalid value: "{a": needs text with'),
+    (
+        job(method={"targetModules": "q, v"}),
+        'spec.method.targetModules: Invalid value: "q, v": needs all-linear, or names',
+    ),
+    (server(health={"path": "ready"}), 'spec.health.path: Invalid value: "ready": needs a path that starts with /'),
     (job(queueName=_LONG), "spec.queueName: Too long: may not be more than 63"),
     (evaluation(candidates=[{"name": _LONG, "jobRef": "a"}]), "spec.candidates[0].name: Too long"),
     (server(port=70000), "spec.port: Invalid value: 70000"),
@@ -161,6 +168,13 @@ def test_writing_out_a_default_is_no_change(kubectl: Kubectl) -> None:
     applied(kubectl, job())
 
     assert applied(kubectl, job(training={"epochs": 3}, backoffLimit=3)).returncode == 0
+
+
+@pytest.mark.parametrize("amount", [2, "2", "500m", "1.5Ti"])
+def test_a_quantity_is_a_number_or_a_text_with_a_unit(kubectl: Kubectl, amount: object) -> None:
+    manifest = job(resources={"limits": {"cpu": amount}}, storage={"model": {"size": amount}})
+
+    assert applied(kubectl, manifest, "--dry-run=server").returncode == 0
 
 
 def test_every_mistake_is_told_at_once(kubectl: Kubectl) -> None:

@@ -13,11 +13,12 @@ import yaml
 from tests.unit.api.factories import EVERY_KIND, job
 from tests.unit.api.structural import complaints
 
-from finetuning_api import KINDS, FineTuningJob
+from finetuning_api import KINDS, FineTuningJob, Relocation
 from finetuning_api.base import Resource
 from finetuning_api.generate import generated_files, write_generated
 from finetuning_api.rules import holds, with_defaults
 from finetuning_api.schema import RULES, Schema, crd_document, crd_documents, structural_schema
+from finetuning_api.wording import need
 
 ROOT = Path(__file__).parents[3]
 KIND_IDS = [kind.__name__ for kind in KINDS]
@@ -136,6 +137,34 @@ def test_explanations_tell_the_default() -> None:
     training = structural_schema(FineTuningJob)["properties"]["spec"]["properties"]["training"]["properties"]
     assert training["epochs"]["description"] == "Passes over the training rows. Default: 3."
     assert training["schedule"]["description"].endswith("Default: cosine.")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_api_server_gets_every_pattern_of_a_spec_as_a_rule_that_reads_like_the_words_of_local_checks(
+    kind: type[Resource],
+) -> None:
+    [version] = crd_document(kind)["spec"]["versions"]
+    served = dict(nodes(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+    patterns = {
+        path: node["pattern"]
+        for path, node in nodes(structural_schema(kind)["properties"]["spec"])
+        if "pattern" in node
+    }
+
+    assert [path for path, node in served.items() if "pattern" in node] == []
+    told = {path: served[path][RULES][-1]["message"] for path in patterns}
+    assert told == {path: need("string_pattern_mismatch", {"pattern": regex}) for path, regex in patterns.items()}
+
+
+@pytest.mark.parametrize(
+    ("field", "accepted", "refused"),
+    [("size", ["1Gi", 5], "10GB"), ("checksum", [f"sha256:{'0' * 64}"], "md5:1"), ("endpoint", ["http://a"], "a")],
+)
+def test_a_pattern_that_became_a_rule_means_the_same(field: str, accepted: list[object], refused: str) -> None:
+    [version] = crd_document(Relocation)["spec"]["versions"]
+    [rule] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"][field][RULES]
+
+    assert [holds(rule["rule"], value=value) for value in (*accepted, refused)] == [*(True for _ in accepted), False]
 
 
 def test_quantities_may_be_numbers_or_text() -> None:
