@@ -146,6 +146,13 @@ class RunningEndpoint:
             yield self
         finally:
             self.run(self.server.close())
+            self.run(_settle())
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
             self._loop.close()
+
+
+async def _settle() -> None:
+    """Let the tasks of closed connections come to their end."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from finetuning_api.progress import REPORT_BYTES, UnreadableReportError, parse_report
@@ -102,7 +103,13 @@ class ProgressEndpoint:
             status = parse_report(await self._body(request), now=self._clock())
         except UnreadableReportError as error:
             raise _Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
+        # The object may have gone while the token was reviewed and the report arrived: nobody would forget it again.
+        self._require_known(key, uid)
         self._store.put(key, status, uid=uid)
+
+    def _require_known(self, key: ProgressKey, uid: str) -> None:
+        if not self._knows(key, uid):
+            raise _Refusal(HTTPStatus.NOT_FOUND, "there is no such object that runs such a step")
 
     async def _admit(self, key: ProgressKey, token: str) -> str:
         """Return the uid of the object that a token may report for.
@@ -115,8 +122,7 @@ class ProgressEndpoint:
             raise _Refusal(HTTPStatus.UNAUTHORIZED, "the token was not made for this endpoint: its audience is another")
         if not key.belongs_to(claims.owner):
             raise _Refusal(HTTPStatus.FORBIDDEN, "the token was made for another object")
-        if not self._knows(key, claims.owner.uid):
-            raise _Refusal(HTTPStatus.NOT_FOUND, "there is no such object that runs such a step")
+        self._require_known(key, claims.owner.uid)
         try:
             reporter = await self._verifier.verify(token, claims)
         except TokenRefusedError:
@@ -139,6 +145,8 @@ class ProgressEndpoint:
             raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a report has at most {REPORT_BYTES} bytes") from None
         except TimeoutError:
             raise _Refusal(HTTPStatus.REQUEST_TIMEOUT, "the report did not arrive in time", hang_up=True) from None
+        except (web.RequestPayloadError, ConnectionError):
+            raise _Refusal(HTTPStatus.BAD_REQUEST, "the report broke off", hang_up=True) from None
 
 
 def _bearer_token(request: web.Request) -> str:
@@ -159,6 +167,21 @@ def _refused(refusal: _Refusal) -> web.Response:
     return response
 
 
+class _BrokenRequests(logging.Filter):
+    """Keeps requests that break HTTP out of the log: what is logged quotes them, with the token if it comes to that."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError)
+
+
+def _http_log() -> logging.Logger:
+    log = logging.Logger(f"{__name__}.http")  # noqa: LOG001  (its filter must not stay behind in a shared one)
+    log.parent = _LOG
+    log.addFilter(_BrokenRequests())
+    return log
+
+
 class ProgressServer:
     """Listens with TLS, and follows its certificate's files."""
 
@@ -169,6 +192,7 @@ class ProgressServer:
         application.middlewares.append(self._close_beyond_limit)
         self._runner = web.AppRunner(
             application,
+            logger=_http_log(),
             access_log=None,
             # Also ends connections on which no request ever comes.
             keepalive_timeout=_IDLE_SECONDS,

@@ -1,3 +1,4 @@
+import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -179,6 +180,63 @@ def test_a_compressed_body_is_never_unfolded(endpoint: RunningEndpoint) -> None:
         answer = client.post(endpoint.url_of(), content=b"x\x9c\x03\x00", headers=headers)
 
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"Content-Length: 50\r\n\r\n{",
+        b"Content-Length: -1\r\n\r\n",
+        b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"X: " + b"y" * 10_000 + b"\r\n\r\n",
+        f"Authorization: Bearer {TOKEN}\0\r\n\r\n".encode(),
+    ],
+)
+def test_a_request_that_breaks_the_protocol_is_no_news_in_the_log(
+    endpoint: RunningEndpoint, rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = ssl.create_default_context(cafile=endpoint.ca)
+    address = ("127.0.0.1", int(endpoint.url.rpartition(":")[2]))
+    with context.wrap_socket(socket.create_connection(address), server_hostname="127.0.0.1") as connection:
+        head = f"POST {TRAIN.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(head.encode() + rest)
+        connection.settimeout(30)
+        assert int(connection.recv(4096).split()[1]) in {400, 408}
+
+    assert endpoint.post(TOKEN).status_code == 202
+    assert TOKEN not in caplog.text
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_reporter_that_dies_while_it_reports_is_no_news_in_the_log(
+    endpoint: RunningEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = ssl.create_default_context(cafile=endpoint.ca)
+    address = ("127.0.0.1", int(endpoint.url.rpartition(":")[2]))
+    head = f"POST {TRAIN.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100\r\n\r\n{{"
+    with context.wrap_socket(socket.create_connection(address), server_hostname="127.0.0.1") as connection:
+        connection.sendall(head.encode())
+        wait_until(lambda: bool(_asked(endpoint)), what="the report is being read")
+    wait_until(lambda: bool(endpoint.answers), what="the report is given up")
+
+    assert endpoint.post(TOKEN).status_code == 202
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_an_object_that_goes_while_its_report_arrives_leaves_nothing(tmp_path: Path) -> None:
+    reviews = FakeReviews({TOKEN: authenticated()})
+    with RunningEndpoint(reviews, tmp_path).listening() as endpoint:
+
+        def slowly() -> Iterator[bytes]:
+            yield b'{"trainerStatus":'
+            wait_until(lambda: bool(reviews.asked), what="the token is reviewed")
+            endpoint.owners.clear()
+            yield b" {}}"
+
+        assert endpoint.post(TOKEN, content=slowly()).status_code == 404
+        assert len(endpoint.store) == 0
 
 
 @pytest.mark.parametrize(
