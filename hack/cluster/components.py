@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from hack.cluster.certificates import Authority, KeyPair, service_account_key
 
 MANIFESTS = Path(__file__).parent / "manifests"
 _LOOPBACK = "127.0.0.1"
+_DATA_BYTES = 2**30
+"""More than etcd needs for thousands of objects; containers often have 64 MB of shared memory, less than its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def memory_folder(fallback: Path) -> Path:
-    """Return a folder in memory where the machine has one that we may write to."""
+    """Return a folder in memory where the machine has one with enough room that we may write to."""
     shared = Path("/dev/shm")  # noqa: S108  (the place of shared memory; a fresh folder of random name is made in it)
-    return shared if os.access(shared, os.W_OK) else fallback
+    usable = os.access(shared, os.W_OK) and shutil.disk_usage(shared).free >= _DATA_BYTES
+    return shared if usable else fallback

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -192,13 +193,16 @@ class ControlPlane:
             shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):  # Somebody else's volumes may lie there.
             _VOLUMES.rmdir()
+        if self._site is not None:
+            # Not by the link: a test session removes its folders as soon as it ends.
+            shutil.rmtree(self._site.data, ignore_errors=True)
         remove_data(self._folder)
 
     def _volumes(self) -> list[Path]:
         """Return the folders that the controller manager made for claims that still exist."""
         try:
             items: list[dict[str, Any]] = json.loads(self._get("/api/v1/persistentvolumes"))["items"]
-        except (OSError, RuntimeError):
+        except (OSError, HTTPException, ValueError, RuntimeError):
             return []
         paths = [Path(item["spec"].get("hostPath", {}).get("path", "/")) for item in items]
         return [path for path in paths if path.parent == _VOLUMES]

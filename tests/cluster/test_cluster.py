@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -436,6 +437,15 @@ class TestLife:
 
         wait_until(lambda: not any(map(is_alive, [running.supervisor, *running.components.values()])), what="all ended")
         assert not (tmp_path / "etcd").is_symlink()
+
+    def test_no_data_is_left_in_memory_when_the_folder_is_removed_first(self, tmp_path: Path) -> None:
+        with client.use(tmp_path / "plane") as running:
+            data = (tmp_path / "plane" / "etcd").resolve()
+            assert data.is_dir()
+            shutil.rmtree(tmp_path / "plane")
+
+        wait_until(lambda: not is_alive(running.supervisor), what="all ended")
+        assert not data.exists()
 
     def test_components_do_not_outlive_a_supervisor_that_is_killed(self, tmp_path: Path) -> None:
         with client.use(tmp_path) as running:
