@@ -1,5 +1,6 @@
 """What became of a pod, a Job or a request, in words for a user: facts are gathered here, the table explains them."""
 
+import re
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +17,9 @@ from finetuning_operator.cluster.texts import clean, last_line
 
 _LONGEST_WORDS = 4 * TERMINATION_LOG_BYTES
 """Bytes that are looked at: a node passes on 4096, or 12 KiB for several containers."""
+
+_AFTERTHOUGHT = re.compile(r"\s*(?:no new claims to deallocate,?\s*)?preemption: .*", re.DOTALL)
+"""What the scheduler adds about pods that it might displace: it says the same of the nodes once more."""
 
 _REASON_OF = {
     ExitCode.DONE: Reason.SUCCEEDED,
@@ -146,7 +150,8 @@ def _facts_of(pod: PodFacts) -> Iterator[Fact]:
     if pod.end:
         yield _end_fact(pod.end, pod.memory_limit)
     if pod.unscheduled and not pod.ended:
-        yield Fact(Source.SCHEDULER, pod.unscheduled.reason, pod.unscheduled.message, details=details)
+        message = _AFTERTHOUGHT.sub("", pod.unscheduled.message)
+        yield Fact(Source.SCHEDULER, pod.unscheduled.reason, message, details=details)
 
 
 def _end_fact(end: End, memory_limit: str) -> Fact:

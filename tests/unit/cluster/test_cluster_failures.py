@@ -213,6 +213,16 @@ def test_a_pod_without_a_place_is_told_what_is_missing(message: str, reason: Rea
     assert words.hint.startswith(hint)
 
 
+def test_the_scheduler_s_thoughts_about_preemption_are_left_out() -> None:
+    told = unschedulable(
+        "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/2 nodes are"
+        " available: 2 Preemption is not helpful for scheduling."
+    )
+    assert said(told_by(told))[1] == (
+        "no node has enough nvidia.com/gpu left: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+    )
+
+
 def test_a_scheduling_gate_is_a_queue() -> None:
     gated = unschedulable("Scheduling is blocked due to non-empty scheduling gates", "SchedulingGated")
     assert told_by(gated).reason is Reason.QUEUED
