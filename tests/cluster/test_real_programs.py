@@ -1,0 +1,251 @@
+"""The operator with the real programs in its pods: a model is brought, tuned and evaluated as a cluster would do it.
+
+Real are the API server, scheduler, controllers, operator, programs, tokens and progress reports; containers, mounts and
+the enforcement of network policies are not (tests.support.node).
+"""
+
+import json
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tests.support.bad_input import GOOD_ROWS
+from tests.support.cluster import Cluster, Object, has_condition, temporary_namespace
+from tests.support.hub import Hub
+from tests.support.models import tiny_llama
+from tests.support.node import ProgramNode, program_node
+from tests.support.operator_process import Identity, OperatorProcess, running_operator
+
+from finetuning_operator.cluster.progress.certificates import self_signed
+from finetuning_workload.artifact import require_intact
+
+SECONDS = 240
+MODEL = "acme/tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A namespace in which an operator works, with a node and a hub to bring models from."""
+
+    cluster: Cluster
+    namespace: str
+    node: ProgramNode
+    operator: OperatorProcess
+    hub: Hub
+
+    def add_rows(self, rows: list[Mapping[str, object]]) -> str:
+        """Store rows as a ConfigMap and return their source."""
+        name = f"rows-{secrets.token_hex(4)}"
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        metadata = {"name": name, "namespace": self.namespace}
+        self.cluster.create(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"rows.jsonl": text}}
+        )
+        return f"configmap://{name}/rows.jsonl"
+
+    def create(self, name: str, rows: str, changes: Mapping[str, object] | None = None) -> Object:
+        """Create a job that would succeed but for changes, by dotted field below spec."""
+        spec: dict[str, Any] = {
+            "model": {"source": f"hf://{MODEL}", "endpoint": self.hub.url},
+            "dataset": {
+                "source": rows,
+                "prompt": "Message: {message}\nTriage: ",
+                "completion": "{triage}",
+                "split": {"test": 0.25},
+            },
+            "method": {"type": "lora", "rank": 4},
+            "training": {
+                "maxSteps": 8,
+                "batchSize": 4,
+                "maxLength": 96,
+                "learningRate": 0.01,
+                "precision": "fp32",
+                "checkpointEverySteps": 1,
+            },
+            "evaluation": {"metrics": ["completion-perplexity"], "bootstrapSamples": 200},
+        }
+        for path, value in (changes or {}).items():
+            *parents, last = path.split(".")
+            place = spec
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+        metadata = {"name": name, "namespace": self.namespace}
+        return self.cluster.create(
+            {"apiVersion": "finetuning.dev/v1alpha1", "kind": "FineTuningJob", "metadata": metadata, "spec": spec}
+        )
+
+    def wait(self, name: str, where: Callable[[Object], bool]) -> Object:
+        """Return a job as soon as it is as it should be."""
+        return self.cluster.wait_for_object("FineTuningJob", name, self.namespace, where=where, seconds=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def site(cluster: Cluster, operator_identity: Identity, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    model = tiny_llama(folder / "model")
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    signed = self_signed(["localhost"], now=datetime.now(UTC))
+    certificate, key = signed.write(folder)
+    ca = folder / "ca.pem"
+    ca.write_text(signed.ca)
+    with Hub() as hub, temporary_namespace(cluster, "hold") as namespace:
+        hub.add_model(MODEL, {path.name: path.read_bytes() for path in model.iterdir()})
+        env = {
+            "FINETUNING_NAMESPACES": namespace,
+            "FINETUNING_PROGRESS_URL": f"https://localhost:{port}",
+            "FINETUNING_PROGRESS_PORT": str(port),
+            "FINETUNING_PROGRESS_CERTIFICATE": str(certificate),
+            "FINETUNING_PROGRESS_KEY": str(key),
+            "FINETUNING_PROGRESS_CA": str(ca),
+        }
+        with (
+            program_node(cluster, namespace, folder=folder) as node,
+            running_operator(operator_identity, folder=folder, env=env) as operator,
+        ):
+            operator.wait_ready()
+            yield Site(cluster, namespace, node, operator, hub)
+
+
+def _ended(job: Object) -> bool:
+    return has_condition(job, "Complete") or has_condition(job, "Failed")
+
+
+def _failure(job: Object) -> tuple[str, str]:
+    (failed,) = [each for each in job["status"]["conditions"] if each["type"] == "Failed"]
+    return failed["reason"], failed["message"]
+
+
+def test_a_job_tunes_and_evaluates_a_model_and_tells_its_progress(site: Site) -> None:
+    site.create("tuned", site.add_rows([*GOOD_ROWS]), {"training.maxSteps": 40})
+
+    done = site.wait("tuned", _ended)
+
+    assert has_condition(done, "Complete"), _failure(done)
+    (row,) = done["status"]["evaluation"]
+    assert row["metric"] == "completion-perplexity"
+    assert row["samples"] == done["status"]["artifacts"]["dataset"]["testRows"]
+    assert row["tuned"] < row["base"] / 2
+    assert row["ciHigh"] < 0
+    adapter = done["status"]["artifacts"]["adapter"]
+    folder = site.node.volumes / adapter["claimName"] / adapter["path"]
+    assert require_intact(folder).digest == adapter["digest"]
+    assert "lora_A" in next(iter(load_file(folder / "adapter_model.safetensors")))
+    stages = {stage["name"]: stage for stage in done["status"]["stages"]}
+    ended = {name: (stage["state"], stage["attempts"]) for name, stage in stages.items()}
+    assert ended == dict.fromkeys(("relocate", "preflight", "train", "evaluate"), ("Succeeded", 1))
+    assert site.operator.metric("finetuning_progress_reports_total", result="accepted") > 0
+
+
+def test_a_suspended_job_saves_stops_and_goes_on_where_it_was(site: Site) -> None:
+    job = site.create("paused", site.add_rows([*GOOD_ROWS]), {"training.maxSteps": 4000, "evaluation.enabled": False})
+    site.wait("paused", lambda found: (found.get("status", {}).get("progress") or {}).get("step", 0) > 0)
+
+    site.cluster.patch(job, {"spec": {"suspend": True}})
+    site.wait("paused", lambda found: has_condition(found, "Suspended"))
+    site.cluster.wait_gone("Job", "paused-train", site.namespace)
+    claim = site.node.volumes / "paused-adapter"
+    saved = sorted(claim.glob("checkpoints/*/manifest.json"))
+    assert saved, sorted(path.relative_to(claim) for path in claim.rglob("*"))
+
+    site.cluster.patch(job, {"spec": {"suspend": False}})
+    resumed = site.wait(
+        "paused",
+        lambda found: (
+            not has_condition(found, "Suspended") and (found["status"].get("progress") or {}).get("step", 0) > 0
+        ),
+    )
+    step = max(int(path.parent.name.rpartition("-")[2]) for path in saved)
+    assert resumed["status"]["progress"]["step"] >= step
+    train = next(stage for stage in resumed["status"]["stages"] if stage["name"] == "train")
+    assert train["attempts"] == 2
+    site.cluster.delete(job)
+
+
+BAD_INPUT = [
+    (
+        "column",
+        [*GOOD_ROWS],
+        {"dataset.prompt": "{mesage}: "},
+        "ColumnNotFound",
+        ("spec.dataset.prompt", "{mesage}", "its columns are message, triage", "Did you mean 'message'?"),
+    ),
+    ("empty", [], {}, "DatasetEmpty", ("spec.dataset.source has no rows: rows.jsonl", "right file")),
+    (
+        "one-sided",
+        [*GOOD_ROWS],
+        {"dataset.split": {"test": 0.001}},
+        "SplitEmpty",
+        ("spec.dataset.split leaves no row to test", "48 usable rows", "test: 0.001"),
+    ),
+    (
+        "half-empty",
+        [{**row, "triage": row["triage"] if index % 2 else ""} for index, row in enumerate(GOOD_ROWS)],
+        {},
+        "CompletionsEmpty",
+        ("24 of 48 rows", "empty completion", "remove such rows or fill them"),
+    ),
+    (
+        "cut",
+        [*GOOD_ROWS],
+        {"training.maxLength": 8},
+        "TooManyRowsLost",
+        ("48 of 48 rows", "spec.training.maxLength 8", "Set spec.training.maxLength to"),
+    ),
+    (
+        "targets",
+        [*GOOD_ROWS],
+        {"method.targetModules": "c_attn"},
+        "TargetModulesNotFound",
+        ("method.targetModules", "c_attn", "q_proj", "all-linear"),
+    ),
+    (
+        "missing-model",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/nowhere"},
+        "SourceNotFound",
+        ("hf://acme/nowhere", "was not found (404)"),
+    ),
+    (
+        "revision",
+        [*GOOD_ROWS],
+        {"model.revision": "v9"},
+        "RevisionNotFound",
+        ("hf://acme/tiny has no revision 'v9'", "Set revision to a commit, tag or version that exists."),
+    ),
+    (
+        "checksum",
+        [*GOOD_ROWS],
+        {"dataset.checksum": f"sha256:{'0' * 64}"},
+        "ChecksumMismatch",
+        ("checksum is sha256:000", "but"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "changes", "reason", "told"), BAD_INPUT, ids=[case[0] for case in BAD_INPUT])
+def test_wrong_input_fails_with_the_message_of_a_local_run(
+    site: Site,
+    *,
+    name: str,
+    rows: list[Mapping[str, object]],
+    changes: Mapping[str, object],
+    reason: str,
+    told: tuple[str, ...],
+) -> None:
+    site.create(name, site.add_rows(rows), changes)
+
+    failed = site.wait(name, _ended)
+
+    found, message = _failure(failed)
+    assert found == reason, message
+    assert [part for part in told if part not in message] == [], message
+    assert "Traceback" not in message
+    jobs = {each["metadata"]["name"] for each in site.cluster.objects("Job", site.namespace)}
+    assert f"{name}-train" not in jobs

@@ -1,0 +1,211 @@
+"""A node whose pods are the real programs, as processes on this machine; containers and mounts are what is played.
+
+Every claim is a folder, every ConfigMap a folder with its files. A pod's program gets the environment that its pod
+names, and its own RunConfig with the places of mounts put in for their paths. What it leaves behind (exit code, last
+words) becomes the pod's status, as kubelet would write it. Deleting a pod sends SIGTERM and waits for the end.
+
+Works in namespaces named ``hold-*``, whose pods wait for somebody to play them.
+"""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support import pods
+from tests.support.cluster import Cluster, Object, Refused
+from tests.support.player import MANAGED
+
+from finetuning_api.runconfig import (
+    PROGRESS_CA_ENV,
+    PROGRESS_TOKEN_ENV,
+    RUN_CONFIG_ENV,
+    TERMINATION_LOG_BYTES,
+    TERMINATION_LOG_ENV,
+)
+from finetuning_operator.cluster.render.labels import PROGRESS_CA, RUN_CONFIG
+from finetuning_workload.parent import PARENT_ENV
+
+_LOOK_SECONDS = 0.1
+_TOKEN_SECONDS = 3600
+_ENDED = ("Succeeded", "Failed")
+_INHERITED = ("PATH", "LANG", "SSL_CERT_FILE", "OMP_NUM_THREADS")
+"""What an image would bring."""
+
+
+@dataclass(slots=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    words: Path
+    told_to_stop: bool = False
+
+
+@dataclass(slots=True)
+class ProgramNode:
+    """Runs the pods of one namespace."""
+
+    cluster: Cluster
+    namespace: str
+    folder: Path
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def volumes(self) -> Path:
+        """The folder that holds one folder for each claim."""
+        return self.folder / "claims"
+
+    def log(self, pod: str) -> str:
+        """Return what the program of a pod wrote."""
+        return (self.folder / "pods" / pod / "log").read_text(errors="replace")
+
+    def run(self) -> None:
+        """Look at the pods again and again until stopped; then end what still runs."""
+        while not self._stop.wait(_LOOK_SECONDS):
+            for pod in self.cluster.objects("Pod", self.namespace, labels=MANAGED):
+                try:
+                    self._attend(pod)
+                except Refused:
+                    continue  # It went meanwhile.
+        for running in self._running.values():
+            running.process.kill()
+            running.process.wait()
+
+    def stop(self) -> None:
+        """Let ``run`` return."""
+        self._stop.set()
+
+    def _attend(self, pod: Object) -> None:
+        uid, deleted = pod["metadata"]["uid"], "deletionTimestamp" in pod["metadata"]
+        running = self._running.get(uid)
+        if running is not None:
+            self._look_after(pod, running, deleted=deleted)
+        elif deleted:
+            self._remove(pod)
+        elif pod["status"]["phase"] not in _ENDED and pod["spec"].get("nodeName"):
+            self._running[uid] = self._start(pod)
+            pods.run(self.cluster, pod)
+
+    def _look_after(self, pod: Object, running: _Running, *, deleted: bool) -> None:
+        code = running.process.poll()
+        if code is None:
+            if deleted and not running.told_to_stop:
+                running.told_to_stop = True
+                running.process.send_signal(signal.SIGTERM)
+            return
+        words = running.words.read_bytes()[:TERMINATION_LOG_BYTES].decode(errors="replace")
+        pods.finish(self.cluster, pod, exit_code=code if code >= 0 else 128 - code, message=words)
+        del self._running[pod["metadata"]["uid"]]
+        if deleted:
+            self._remove(pod)
+
+    def _remove(self, pod: Object) -> None:
+        path = self.cluster.path("Pod", pod["metadata"]["name"], namespace=self.namespace)
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
+        self.cluster.request("DELETE", path, body=options, content_type="application/json")
+
+    def _start(self, pod: Object) -> _Running:
+        home = self.folder / "pods" / pod["metadata"]["name"]
+        (home / "scratch").mkdir(parents=True)
+        words = home / "termination-log"
+        words.touch()
+        places = self._places(pod)
+        (container,) = pod["spec"]["containers"]
+        module = container["image"].partition(":")[0].replace("-", "_")
+        with (home / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module],
+                cwd=home / "scratch",
+                env=self._environment(pod, container, home=home, places=places),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return _Running(process, words)
+
+    def _places(self, pod: Object) -> Mapping[str, Path]:
+        """Return the folder behind each mount path of claims and ConfigMaps."""
+        (container,) = pod["spec"]["containers"]
+        folders: dict[str, Path] = {}
+        for volume in pod["spec"]["volumes"]:
+            if "persistentVolumeClaim" in volume:
+                folders[volume["name"]] = self.volumes / volume["persistentVolumeClaim"]["claimName"]
+            elif "configMap" in volume:
+                folders[volume["name"]] = self._config_map(volume["configMap"]["name"])
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        mounts = container["volumeMounts"]
+        return {mount["mountPath"]: folders[mount["name"]] for mount in mounts if mount["name"] in folders}
+
+    def _config_map(self, name: str) -> Path:
+        folder = self.folder / "config-maps" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in self.cluster.get("ConfigMap", name, self.namespace).get("data", {}).items():
+            (folder / file).write_text(text)
+        return folder
+
+    def _environment(self, pod: Object, container: Object, *, home: Path, places: Mapping[str, Path]) -> dict[str, str]:
+        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        environment |= {each["name"]: each["value"] for each in container["env"] if "value" in each}
+        environment |= self._secrets(container)
+        folders = {name: str(home / "scratch") for name in ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME")}
+        environment |= folders | {TERMINATION_LOG_ENV: str(home / "termination-log"), PARENT_ENV: str(os.getpid())}
+        told = pod["metadata"]["annotations"][RUN_CONFIG]
+        for path, folder in places.items():
+            told = told.replace(f'"{path}', f'"{folder}')
+        (home / "run-config.json").write_text(told)
+        environment[RUN_CONFIG_ENV] = str(home / "run-config.json")
+        if PROGRESS_TOKEN_ENV in environment:
+            (home / "token").write_text(self._token(pod))
+            (home / "ca.pem").write_text(pod["metadata"]["annotations"][PROGRESS_CA])
+            environment |= {PROGRESS_TOKEN_ENV: str(home / "token"), PROGRESS_CA_ENV: str(home / "ca.pem")}
+        return environment
+
+    def _secrets(self, container: Object) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for source in container.get("envFrom", ()):
+            secret = self.cluster.get("Secret", source["secretRef"]["name"], self.namespace)
+            values = {name: base64.b64decode(value).decode() for name, value in secret["data"].items()}
+            found |= {source.get("prefix", "") + name: value for name, value in values.items()}
+        return found
+
+    def _token(self, pod: Object) -> str:
+        """Return a token for the audience of the pod's projected volume, bound to the pod as kubelet asks for it."""
+        sources = [
+            source for volume in pod["spec"]["volumes"] for source in volume.get("projected", {}).get("sources", ())
+        ]
+        (audience,) = [each["serviceAccountToken"]["audience"] for each in sources if "serviceAccountToken" in each]
+        reference = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+        spec = {"audiences": [audience], "expirationSeconds": _TOKEN_SECONDS, "boundObjectRef": reference}
+        account = pod["spec"].get("serviceAccountName", "default")
+        path = self.cluster.path("ServiceAccount", account, namespace=self.namespace, subresource="token")
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        made = self.cluster.request("POST", path, body=asked, content_type="application/json")
+        return str(made["status"]["token"])
+
+
+@contextmanager
+def program_node(cluster: Cluster, namespace: str, *, folder: Path) -> Iterator[ProgramNode]:
+    """Run the pods of a namespace as processes while the block runs."""
+    node = ProgramNode(cluster, namespace, folder)
+    thread = threading.Thread(target=node.run, name="program-node", daemon=True)
+    thread.start()
+    try:
+        yield node
+    finally:
+        node.stop()
+        thread.join(timeout=60)
+
+
+def words_of(pod: Object) -> Object:
+    """Return the last words in a pod's status."""
+    (container,) = pod["status"]["containerStatuses"]
+    words: Object = json.loads(container["state"]["terminated"]["message"])
+    return words
