@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tests.support.cluster import Cluster, Object
 from tests.support.kubelet import Kubelet, make_pod, running_kubelet
+from tests.support.operator_process import OperatorProcess
 from tests.support.processes import FINETUNE, start
 from tests.support.tls import Certificate
 from tests.unit.api.factories import Manifest, evaluation, job, named, relocation, server
@@ -722,3 +723,40 @@ class TestWhatIsInTheWay:
 def test_help_of_every_command_answers_without_a_cluster() -> None:
     for command in ("apply", "status", "wait", "logs", "report", "prompt", "cancel", "resume", "delete"):
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+RunOperator = Callable[..., OperatorProcess]
+
+
+class TestWithTheOperator:
+    @pytest.fixture
+    def place(self, cluster: Cluster, auto_namespace: str, run_operator: RunOperator) -> list[str]:
+        """The options of a namespace that an operator looks after, and in which programs end well by themselves."""
+        run_operator(env={"FINETUNING_NAMESPACES": auto_namespace}).wait_ready()
+        return ["--kubeconfig", str(cluster.kubeconfig), "-n", auto_namespace]
+
+    def test_a_job_goes_from_apply_to_its_results(self, place: list[str], folder: Path) -> None:  # noqa: ARG002
+        applied = CliRunner().invoke(app, ["apply", "-f", "job.yaml", *place])
+        waited = CliRunner().invoke(app, ["wait", "triage", "--timeout", "120s", *place])
+        report = CliRunner().invoke(app, ["report", "triage", *place])
+        status = json.loads(CliRunner().invoke(app, ["status", "triage", "-o", "json", *place]).stdout)
+
+        assert (applied.exit_code, waited.exit_code, report.exit_code) == (0, 0, 0), waited.output
+        assert waited.stdout == "FineTuningJob triage: Complete=True\n"
+        assert "triage train: succeeded" in waited.stderr
+        assert "exact-match" in report.stdout
+        assert status["status"]["phase"] == "Complete"
+
+    def test_a_cancelled_job_stops_and_goes_on(
+        self, cluster: Cluster, namespace: str, run_operator: RunOperator, finetune: Finetune
+    ) -> None:
+        run_operator(env={"FINETUNING_NAMESPACES": namespace}).wait_ready()
+        finetune("apply", "-f", "job.yaml")
+        cluster.wait_for(lambda: cluster.objects("Pod", namespace), what="the job has pods")
+
+        finetune("cancel", "triage")
+        suspended = finetune("wait", "triage", "--for", "condition=Suspended", "--timeout", "60s")
+        finetune("resume", "triage")
+        resumed = finetune("wait", "triage", "--for", "condition=Suspended=False", "--timeout", "60s")
+
+        assert (suspended.exit_code, resumed.exit_code) == (0, 0)
