@@ -196,7 +196,22 @@ class TestPods:
 
         assert "Insufficient nvidia.com/gpu" in pod["status"]["conditions"][0]["message"]
 
-    def test_pods_of_a_job_deleted_in_the_foreground_end_with_143_before_the_job_goes(
+    def test_a_deleted_pod_ends_as_a_program_does_that_saves_on_sigterm(self, cluster: Cluster, namespace: str) -> None:
+        metadata = {"name": "kept", "namespace": namespace, "finalizers": ["test.finetuning.dev/keep"]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pods.restricted_spec()}
+        cluster.create(pod)
+        pods.wait_for_pod(cluster, namespace, phase="Running")
+
+        cluster.delete(pod)
+        ended = cluster.wait_for_object(
+            "Pod", "kept", namespace, where=lambda found: found["status"]["phase"] == "Failed"
+        )
+
+        assert terminated(ended) == {"exitCode": 143, "reason": "Error", "message": None}
+        cluster.patch(pod, {"metadata": {"finalizers": []}})
+        cluster.wait_gone("Pod", "kept", namespace)
+
+    def test_pods_of_a_job_deleted_in_the_foreground_end_before_the_job_goes(
         self, cluster: Cluster, namespace: str
     ) -> None:
         [made] = cluster.apply(job(namespace))
