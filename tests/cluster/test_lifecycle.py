@@ -5,49 +5,33 @@ from collections.abc import Callable
 
 import pytest
 from tests.support.api_proxy import ApiProxy
-from tests.support.cluster import Cluster, Object, has_condition
+from tests.support.cluster import Cluster, has_condition
+from tests.support.lifecycle import (
+    condition,
+    has_ended,
+    is_training,
+    job,
+    names,
+    relocation,
+    stage_message,
+    stages,
+    wait_for_end,
+    wait_for_events,
+)
 from tests.support.operator_process import OperatorProcess
 from tests.support.player import End, play, scripted
+from tests.support.pods import restricted_spec
 from tests.support.processes import wait_until
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
 
 RunOperator = Callable[..., OperatorProcess]
-API_VERSION = "finetuning.dev/v1alpha1"
-OWN_KINDS = ("FineTuningJob", "EvaluationJob", "Relocation", "InferenceServer")
-
-
-def relocation(namespace: str, name: str = "model", **spec: object) -> Object:
-    fields = {"source": "hf://acme/tiny", "revision": "v1"} | spec
-    return _manifest("Relocation", name, namespace=namespace, spec=fields)
-
-
-def job(namespace: str, name: str = "demo", **spec: object) -> Object:
-    fields: Object = {
-        "model": {"source": "hf://acme/tiny", "revision": "v1"},
-        "dataset": {
-            "source": "s3://bucket/rows.jsonl",
-            "revision": "7",
-            "prompt": "{message}",
-            "completion": "{triage}",
-        },
-        "evaluation": {"metrics": ["exact-match"]},
-    }
-    return _manifest("FineTuningJob", name, namespace=namespace, spec=fields | spec)
-
-
-def _manifest(kind: str, name: str, *, namespace: str, spec: Object) -> Object:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": kind,
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": spec,
-    }
+Serve = Callable[..., OperatorProcess]
 
 
 @pytest.fixture
-def serve(run_operator: RunOperator, namespace: str) -> Callable[..., OperatorProcess]:
+def serve(run_operator: RunOperator, namespace: str) -> Serve:
     """``serve(via=proxy, NAME=value)`` starts an operator for the namespace of the test and waits until it is ready."""
 
     def start(via: ApiProxy | None = None, **options: str) -> OperatorProcess:
@@ -60,40 +44,7 @@ def serve(run_operator: RunOperator, namespace: str) -> Callable[..., OperatorPr
     return start
 
 
-def ended(target: Object) -> bool:
-    return has_condition(target, "Complete") or has_condition(target, "Failed")
-
-
-def wait_for_end(cluster: Cluster, namespace: str, name: str = "demo") -> Object:
-    return cluster.wait_for_object("FineTuningJob", name, namespace, where=ended)
-
-
-def condition(target: Object, kind: str) -> Object:
-    found = [each for each in target["status"]["conditions"] if each["type"] == kind]
-    return {name: found[0].get(name) for name in ("status", "reason", "message")} if found else {}
-
-
-def stages(target: Object) -> list[tuple[str, str]]:
-    return [(stage["name"], stage["state"]) for stage in target.get("status", {}).get("stages", ())]
-
-
-def wait_for_events(cluster: Cluster, namespace: str, *expected: tuple[str, str]) -> None:
-    """Events follow the status that they tell of: wait for as many as are expected, which must be these."""
-
-    def told() -> list[tuple[str, str]]:
-        return sorted((event["type"], event["reason"]) for event in cluster.events(namespace, name="demo"))
-
-    wait_until(lambda: len(told()) >= len(expected), seconds=30, what=f"events {expected}")
-    assert told() == sorted(expected)
-
-
-def names(cluster: Cluster, kind: str, namespace: str) -> set[str]:
-    return {found["metadata"]["name"] for found in cluster.objects(kind, namespace)}
-
-
-def test_a_relocation_is_measured_gets_its_claim_and_is_ready(
-    cluster: Cluster, namespace: str, serve: Callable[..., OperatorProcess]
-) -> None:
+def test_a_relocation_is_measured_gets_its_claim_and_is_ready(cluster: Cluster, namespace: str, serve: Serve) -> None:
     serve()
     with play(cluster, namespace=namespace) as player:
         cluster.create(relocation(namespace))
@@ -108,9 +59,7 @@ def test_a_relocation_is_measured_gets_its_claim_and_is_ready(
     assert [owner["uid"] for owner in claim["metadata"]["ownerReferences"]] == [ready["metadata"]["uid"]]
 
 
-def test_a_job_goes_through_all_its_stages(
-    cluster: Cluster, namespace: str, serve: Callable[..., OperatorProcess]
-) -> None:
+def test_a_job_goes_through_all_its_stages(cluster: Cluster, namespace: str, serve: Serve) -> None:
     serve()
     with play(cluster, namespace=namespace) as player:
         cluster.create(job(namespace))
@@ -125,7 +74,7 @@ def test_a_job_goes_through_all_its_stages(
     wait_for_events(cluster, namespace, ("Normal", "GatePassed"), ("Normal", "Succeeded"))
 
 
-def test_two_jobs_share_what_both_need(cluster: Cluster, namespace: str, serve: Callable[..., OperatorProcess]) -> None:
+def test_two_jobs_share_what_both_need(cluster: Cluster, namespace: str, serve: Serve) -> None:
     serve()
     with play(cluster, namespace=namespace) as player:
         for name in ("one", "two"):
@@ -137,7 +86,7 @@ def test_two_jobs_share_what_both_need(cluster: Cluster, namespace: str, serve: 
 
 
 def test_a_wrong_input_fails_the_job_with_the_words_of_the_program_and_one_event(
-    cluster: Cluster, namespace: str, serve: Callable[..., OperatorProcess]
+    cluster: Cluster, namespace: str, serve: Serve
 ) -> None:
     words = LastWords(reason=Reason.COLUMN_NOT_FOUND, message="no column triage", hint="Set spec.dataset.completion.")
     serve()
@@ -153,7 +102,7 @@ def test_a_wrong_input_fails_the_job_with_the_words_of_the_program_and_one_event
 
 
 def test_nothing_is_written_once_nothing_changes_and_a_restart_writes_nothing(
-    cluster: Cluster, namespace: str, proxy: ApiProxy, serve: Callable[..., OperatorProcess]
+    cluster: Cluster, namespace: str, proxy: ApiProxy, serve: Serve
 ) -> None:
     def lists() -> int:
         return len(proxy.seen(verbs={"list"}, target="networkpolicies"))
@@ -163,9 +112,6 @@ def test_nothing_is_written_once_nothing_changes_and_a_restart_writes_nothing(
         proxy.forget()
         wait_until(lambda: lists() >= 4, seconds=60, what="several full lists")
         return own_writes(proxy)
-
-    def is_training(found: Object) -> bool:
-        return ("train", "Running") in stages(found)
 
     first = serve(via=proxy, RESYNC_SECONDS="1")
     with play(cluster, scripted({"train": None}), namespace=namespace):
@@ -182,3 +128,195 @@ def test_nothing_is_written_once_nothing_changes_and_a_restart_writes_nothing(
 def own_writes(proxy: ApiProxy) -> list[str]:
     """Every write but the renewals of the Lease."""
     return [f"{seen.asked.verb} {seen.asked.target}" for seen in proxy.writes() if seen.asked.resource != "leases"]
+
+
+def test_suspending_stops_the_training_and_resuming_goes_on_to_the_end(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    serve()
+    with play(cluster, scripted({"train": None}), namespace=namespace):
+        made = cluster.create(job(namespace))
+        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+        first = cluster.get("Job", "demo-train", namespace)["metadata"]["uid"]
+        cluster.patch(made, {"spec": {"suspend": True}})
+        suspended = cluster.wait_for_object(
+            "FineTuningJob", "demo", namespace, where=lambda found: has_condition(found, "Suspended")
+        )
+        cluster.wait_gone("Job", "demo-train", namespace)
+        assert not has_ended(suspended)
+    with play(cluster, namespace=namespace):
+        cluster.patch(made, {"spec": {"suspend": False}})
+        done = wait_for_end(cluster, namespace)
+    assert has_condition(done, "Complete")
+    assert has_condition(done, "Suspended", "False")
+    assert cluster.get("Job", "demo-train", namespace)["metadata"]["uid"] != first
+
+
+def test_deleting_a_job_takes_what_it_owns_and_leaves_what_is_shared(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    serve()
+    with play(cluster, scripted({"train": None}), namespace=namespace):
+        made = cluster.create(job(namespace))
+        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+        cluster.delete(made)
+        for kind, name in (("Job", "demo-train"), ("Job", "demo-preflight"), ("PersistentVolumeClaim", "demo-adapter")):
+            cluster.wait_gone(kind, name, namespace)
+    assert len(names(cluster, "Relocation", namespace)) == 2
+
+
+def test_a_name_that_is_deleted_and_made_again_at_once_starts_a_new_life(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    serve()
+    with play(cluster, scripted({"train": None}), namespace=namespace):
+        old = cluster.create(job(namespace))
+        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+        cluster.delete(old)
+        cluster.wait_gone("FineTuningJob", "demo", namespace)
+        new = cluster.create(job(namespace))
+        training = cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+    assert training["metadata"]["uid"] == new["metadata"]["uid"]
+    for kind, name in (("Job", "demo-train"), ("PersistentVolumeClaim", "demo-adapter")):
+        owners = cluster.get(kind, name, namespace)["metadata"]["ownerReferences"]
+        assert [owner["uid"] for owner in owners] == [new["metadata"]["uid"]]
+
+
+def test_a_child_that_somebody_deletes_is_made_again(cluster: Cluster, namespace: str, serve: Serve) -> None:
+    serve()
+    with play(cluster, scripted({"train": None}), namespace=namespace):
+        cluster.create(job(namespace))
+        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+        training = cluster.get("Job", "demo-train", namespace)
+        cluster.delete(training)
+        cluster.wait_for_object(
+            "Job", "demo-train", namespace, where=lambda found: found["metadata"]["uid"] != training["metadata"]["uid"]
+        )
+
+
+def test_a_finished_job_stays_finished_whatever_becomes_of_its_children(
+    cluster: Cluster, namespace: str, proxy: ApiProxy, serve: Serve
+) -> None:
+    serve(via=proxy)
+    with play(cluster, namespace=namespace) as player:
+        cluster.create(job(namespace))
+        done = wait_for_end(cluster, namespace)
+        wait_for_events(cluster, namespace, ("Normal", "GatePassed"), ("Normal", "Succeeded"))
+        played = len(player.played)
+        proxy.forget()
+        for kind in ("Job", "EvaluationJob", "Relocation"):
+            for child in cluster.objects(kind, namespace):
+                cluster.delete({"kind": kind, **child})
+        wait_until(
+            lambda: not any(names(cluster, kind, namespace) for kind in ("Job", "EvaluationJob", "Relocation")),
+            seconds=60,
+            what="no child is left",
+        )
+        other = cluster.create(job(namespace, "other", suspend=True))
+        cluster.wait_for_object(
+            "FineTuningJob", "other", namespace, where=lambda found: has_condition(found, "Suspended")
+        )
+        assert len(player.played) == played
+    assert cluster.get("FineTuningJob", "demo", namespace) == done
+    assert {seen.asked.name for seen in proxy.writes() if seen.asked.resource != "leases"} == {"other"}
+    assert other["metadata"]["name"] == "other"
+
+
+def test_a_job_of_somebody_else_with_the_name_of_a_step_is_told_and_waited_for(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    template = {"spec": {**restricted_spec(), "restartPolicy": "Never"}}
+    foreign = cluster.create(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "model-measure", "namespace": namespace},
+            "spec": {"suspend": True, "template": template},
+        }
+    )
+    serve()
+    with play(cluster, namespace=namespace):
+        cluster.create(relocation(namespace))
+        told = cluster.wait_for_object(
+            "Relocation", "model", namespace, where=lambda found: "model-measure" in stage_message(found, "measure")
+        )
+        assert "Job model-measure exists and was not made by the operator" in stage_message(told, "measure")
+        cluster.delete(foreign)
+        cluster.wait_for_object("Relocation", "model", namespace, where=lambda found: has_condition(found, "Ready"))
+
+
+def test_a_full_quota_is_told_and_the_step_starts_once_there_is_room(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "small", "namespace": namespace},
+        "spec": {"hard": {"count/jobs.batch": "0"}},
+    }
+    quota = cluster.create(quota)
+    cluster.wait_for_object("ResourceQuota", "small", namespace, where=lambda found: "hard" in found.get("status", {}))
+    serve()
+    with play(cluster, namespace=namespace):
+        cluster.create(relocation(namespace))
+        told = cluster.wait_for_object(
+            "Relocation", "model", namespace, where=lambda found: "quota" in stage_message(found, "measure")
+        )
+        assert condition(told, "Ready")["status"] == "False"
+        cluster.patch(quota, {"spec": {"hard": {"count/jobs.batch": "5"}}})
+        cluster.wait_for_object("Relocation", "model", namespace, where=lambda found: has_condition(found, "Ready"))
+
+
+def test_a_served_job_has_an_address_and_its_server_follows_the_replicas(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    serve()
+    with play(cluster, namespace=namespace):
+        made = cluster.create(job(namespace, serving={"replicas": 1}))
+        done = wait_for_end(cluster, namespace)
+        assert has_condition(done, "Serving")
+        assert done["status"]["serving"]["url"].startswith(f"http://demo.{namespace}.svc")
+        deployment = cluster.get("Deployment", "demo", namespace)
+        assert deployment["metadata"]["generation"] == 1
+        cluster.patch(made, {"spec": {"serving": {"replicas": 2}}})
+        cluster.wait_for_object("Deployment", "demo", namespace, where=lambda found: found["spec"]["replicas"] == 2)
+        cluster.delete(deployment)
+        cluster.wait_for_object(
+            "Deployment",
+            "demo",
+            namespace,
+            where=lambda found: found["metadata"]["uid"] != deployment["metadata"]["uid"],
+        )
+
+
+def test_a_trashed_adapter_outlives_its_job_for_a_while(cluster: Cluster, namespace: str, serve: Serve) -> None:
+    serve(RESYNC_SECONDS="1", TRASH_TTL_SECONDS="3")
+    with play(cluster, namespace=namespace):
+        made = cluster.create(job(namespace, storage={"retention": "Trash"}))
+        wait_for_end(cluster, namespace)
+        cluster.delete(made)
+        cluster.wait_gone("Job", "demo-train", namespace)
+        cluster.wait_for_object(
+            "PersistentVolumeClaim",
+            "demo-adapter",
+            namespace,
+            where=lambda found: "finetuning.dev/trashed-at" in found["metadata"].get("annotations", {}),
+        )
+        cluster.wait_gone("PersistentVolumeClaim", "demo-adapter", namespace)
+
+
+def test_what_protects_pods_is_put_back_when_somebody_removes_it(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    serve()
+    with play(cluster, namespace=namespace):
+        cluster.create(relocation(namespace))
+        cluster.wait_for_object("Relocation", "model", namespace, where=lambda found: has_condition(found, "Ready"))
+        policy = cluster.get("NetworkPolicy", "finetuning-isolated", namespace)
+        cluster.delete(policy)
+        cluster.wait_for_object(
+            "NetworkPolicy",
+            "finetuning-isolated",
+            namespace,
+            where=lambda found: found["metadata"]["uid"] != policy["metadata"]["uid"],
+        )

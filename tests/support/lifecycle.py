@@ -1,0 +1,84 @@
+"""Manifests of whole lives, and what tests ask of them."""
+
+from tests.support.cluster import Cluster, Object, has_condition
+from tests.support.processes import wait_until
+
+API_VERSION = "finetuning.dev/v1alpha1"
+
+
+def relocation(namespace: str, name: str = "model", **spec: object) -> Object:
+    """Return a Relocation of a small model."""
+    return _manifest(
+        "Relocation", name, namespace=namespace, spec={"source": "hf://acme/tiny", "revision": "v1"} | spec
+    )
+
+
+def job(namespace: str, name: str = "demo", **spec: object) -> Object:
+    """Return a job that relocates, trains and evaluates."""
+    fields: Object = {
+        "model": {"source": "hf://acme/tiny", "revision": "v1"},
+        "dataset": {
+            "source": "s3://bucket/rows.jsonl",
+            "revision": "7",
+            "prompt": "{message}",
+            "completion": "{triage}",
+        },
+        "evaluation": {"metrics": ["exact-match"]},
+    }
+    return _manifest("FineTuningJob", name, namespace=namespace, spec=fields | spec)
+
+
+def has_ended(target: Object) -> bool:
+    """Whether an object is Complete or Failed."""
+    return has_condition(target, "Complete") or has_condition(target, "Failed")
+
+
+def is_training(target: Object) -> bool:
+    """Whether a job's training runs."""
+    return ("train", "Running") in stages(target)
+
+
+def wait_for_end(cluster: Cluster, namespace: str, name: str = "demo") -> Object:
+    """Return a job once it has ended."""
+    return cluster.wait_for_object("FineTuningJob", name, namespace, where=has_ended)
+
+
+def condition(target: Object, kind: str) -> Object:
+    """Return what a condition says, without its times; nothing where it is not set."""
+    found = [each for each in target.get("status", {}).get("conditions", ()) if each["type"] == kind]
+    return {name: found[0].get(name) for name in ("status", "reason", "message")} if found else {}
+
+
+def stages(target: Object) -> list[tuple[str, str]]:
+    """Return the stages of an object with their states."""
+    return [(stage["name"], stage["state"]) for stage in target.get("status", {}).get("stages", ())]
+
+
+def stage_message(target: Object, name: str) -> str:
+    """Return what a stage says of itself."""
+    found = [stage.get("message", "") for stage in target.get("status", {}).get("stages", ()) if stage["name"] == name]
+    return found[0] if found else ""
+
+
+def names(cluster: Cluster, kind: str, namespace: str) -> set[str]:
+    """Return the names of all objects of a kind."""
+    return {found["metadata"]["name"] for found in cluster.objects(kind, namespace)}
+
+
+def wait_for_events(cluster: Cluster, namespace: str, *expected: tuple[str, str]) -> None:
+    """Wait for as many (type, reason) events of the job ``demo`` as are expected, which must be these."""
+
+    def told() -> list[tuple[str, str]]:
+        return sorted((event["type"], event["reason"]) for event in cluster.events(namespace, name="demo"))
+
+    wait_until(lambda: len(told()) >= len(expected), seconds=30, what=f"events {expected}")
+    assert told() == sorted(expected)
+
+
+def _manifest(kind: str, name: str, *, namespace: str, spec: Object) -> Object:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
