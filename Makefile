@@ -32,7 +32,7 @@ test-workload: venv ## Run the tests that run programs, servers and small models
 test-cluster: cluster-binaries ## Run the operator against a real control plane with fake nodes.
 	$(PYTEST) tests/cluster
 
-cluster-binaries: venv # Builds etcd, kube-apiserver and so on into the cache: ten minutes, once per machine.
+cluster-binaries: venv ## Build etcd, kube-apiserver and so on: ten minutes, once per machine.
 	@$(BIN)/python -m hack.cluster build
 
 cluster-up: cluster-binaries ## Start a control plane with fake nodes on this machine; prints how to use it.
