@@ -187,7 +187,7 @@ async def _round(load: Load, folder: Path) -> None:
     within = sorted(endpoint.milliseconds)
     _say(f"  answer, within the endpoint  p50 {_part(within, 0.5):.2f} ms, p99 {_part(within, 0.99):.2f} ms")
     _say(f"  token reviews                {reviews.asked}")
-    _tell_writes(woken)
+    _tell_writes(woken, seconds=load.seconds)
 
 
 async def _run_jobs(port: int, load: Load) -> Tally:
@@ -211,9 +211,8 @@ def _tell(load: Load, seen: Tally, *, cpu: float, answers: Counter[HTTPStatus], 
     _say(f"  endpoint's memory            {grown:+.0f} MiB, {grown * 1024 / load.jobs:.0f} KiB a job")
 
 
-def _tell_writes(woken: Sequence[tuple[float, ProgressKey]]) -> None:
+def _tell_writes(woken: Sequence[tuple[float, ProgressKey]], *, seconds: float) -> None:
     """Say how many status writes the reports are worth, and what comes of them with the operator's budget."""
-    seconds = woken[-1][0] - woken[0][0]
     _say(f"  status writes worth making   {len(woken) / seconds:.1f}/s")
     for per_second in (12.5, 50.0):
         late, looks = _spread(woken, ProgressBudget(per_second=per_second))

@@ -26,7 +26,7 @@ from finetuning_api.runconfig import (
 )
 
 _LOG = logging.getLogger(__name__)
-_REPORT_SECONDS = 2.0
+_LOCAL_SECONDS, _CLUSTER_SECONDS = 2.0, 5.0
 _LINE_SECONDS = 5.0
 _HTTP_SECONDS = 5.0
 
@@ -40,6 +40,11 @@ class ProgressTarget:
     url: str
     token_path: Path
     ca_path: Path | None = None
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two reports: the endpoint of a cluster, which speaks TLS, hears from many programs."""
+        return _CLUSTER_SECONDS if self.url.startswith("https://") else _LOCAL_SECONDS
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "ProgressTarget | None":
@@ -179,7 +184,9 @@ class Reporter:
         now = self.clock()
         self._first = self._first or (now, fraction)
         self._display.show(fraction, note, force=finished)
-        if self._sender is None or (now - self._last_report < _REPORT_SECONDS and not finished):
+        if self.target is None or self._sender is None:
+            return
+        if now - self._last_report < self.target.interval and not finished:
             return
         self._last_report = now
         if eta_seconds is None:

@@ -5,6 +5,7 @@ import logging
 import ssl
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http import HTTPStatus
 from io import StringIO
 from itertools import count
@@ -146,6 +147,26 @@ def test_no_trouble_with_the_listener_reaches_the_work(
     reporter.close()
     assert broken == []
     assert "geheim" not in caplog.text
+
+
+def _has(server: ProgressServer, count_of_reports: int) -> bool:
+    return len(server.reports) == count_of_reports
+
+
+def test_reports_to_a_cluster_are_five_seconds_apart_whatever_the_work_does(
+    server: ProgressServer, environment: dict[str, str]
+) -> None:
+    now = [0.0]
+    target = ProgressTarget.from_environment(environment)
+    reporter = Reporter("train", target=target, stream=StringIO(), clock=lambda: now[0])
+    for second in range(11):
+        now[0] = float(second)
+        reporter.update(second / 100)
+        due = second // 5 + 1
+        wait_until(partial(_has, server, due), what="the reports that are due")
+    reporter.close()
+    sent = [report.trainer_status.progress_percentage for report in server.reports]
+    assert sent == [0, 5, 10, 10]
 
 
 def test_without_a_token_nothing_is_sent(environment: dict[str, str]) -> None:
