@@ -68,7 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         reports = cast("_Server", self.server).reports
-        if not hmac.compare_digest(self.headers.get("Authorization", ""), f"Bearer {reports.token}"):
+        given = self.headers.get("Authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {reports.token}".encode()):
             self._answer(HTTPStatus.UNAUTHORIZED)
             return
         length = self.headers.get("Content-Length", "")

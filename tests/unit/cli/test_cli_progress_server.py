@@ -16,7 +16,7 @@ class Listener:
         self.server = ProgressServer(self.heard.set)
 
     def post(self, *, token: str | None = None, json: object = REPORT) -> int:
-        headers = {"Authorization": f"Bearer {self.server.token if token is None else token}"}
+        headers = {b"Authorization": f"Bearer {self.server.token if token is None else token}".encode("latin-1")}
         return httpx.post(self.server.url(PLACE), json=json, headers=headers, trust_env=False).status_code
 
 
@@ -44,8 +44,9 @@ def test_report_of_an_earlier_attempt_is_forgotten(listener: Listener) -> None:
     assert listener.server.latest(PLACE) is None
 
 
-def test_report_without_the_token_of_this_run_is_refused(listener: Listener) -> None:
-    assert listener.post(token="guess") == 401
+@pytest.mark.parametrize("token", ["guess", "gu\xe9ss"])
+def test_report_without_the_token_of_this_run_is_refused(listener: Listener, token: str) -> None:
+    assert listener.post(token=token) == 401
     assert listener.server.latest(PLACE) is None
 
 
