@@ -40,8 +40,6 @@ class _Memory:
     held: StatusClock = field(default_factory=StatusClock)
     obstacles: dict[str, Obstacle] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
-    settled: tuple[str, int] | None = None
-    """Identity at which the object had ended and nothing was left to do."""
 
     def note(self, applied: Applied, now: datetime) -> bool:
         """Remember what keeps steps from starting, and since when; return whether that is news."""
@@ -90,6 +88,8 @@ class Controller:
         self._settings = settings
         self._now = now
         self._memories: dict[ObjectKey, _Memory] = {}
+        self._settled: dict[ObjectKey, tuple[str, int]] = {}
+        """Identities at which objects had ended and nothing was left to do: most of all objects, in a long life."""
 
     def wake(self, keys: Iterable[ObjectKey]) -> None:
         """Have objects looked at."""
@@ -181,14 +181,15 @@ class Controller:
             # Nothing is made for it any more; what it owns goes with it.
             self._forget(key)
             return _Next()
-        memory = self._remember(key, identity[0])
-        if memory.settled == identity:
+        if self._settled.get(key) == identity:
             return _Next()
         try:
             resource = self._view.resource(key)
         except UnreadableObjectError as error:
             return await self._refuse(key, error)
-        return _Next() if resource is None else await self._reconcile(key, resource, memory)
+        if resource is None:
+            return _Next()
+        return await self._reconcile(key, resource, self._remember(key, identity[0]))
 
     async def _refuse(self, key: ObjectKey, error: UnreadableObjectError) -> _Next:
         # What has ended stays as whoever could read it left it.
@@ -217,9 +218,7 @@ class Controller:
             observed, plan = self._plan(key, resource, memory=memory, jobs=jobs, now=now)
         held = await self._reporter.report(key, resource, plan, held=memory.held)
         if self._is_settled(key, plan, observed, applied=applied, held=held):
-            memory.settled = self._cache.identity(key)
-            self._view.drop(key)
-            self._progress.forget(_owner(key, memory.uid))
+            self._settle(key)
         return _next(applied, soonest(plan.requeue_after, held, inquire))
 
     async def _inquire(
@@ -248,6 +247,13 @@ class Controller:
         waits = plan.requeue_after is not None or held is not None
         return not (active or waits or plan.children) and applied.complete
 
+    def _settle(self, key: ObjectKey) -> None:
+        identity = self._cache.identity(key)
+        self._forget(key)
+        self._view.drop(key)
+        if identity is not None:
+            self._settled[key] = identity
+
     def _remember(self, key: ObjectKey, uid: str) -> _Memory:
         memory = self._memories.get(key)
         if memory is None or memory.uid != uid:
@@ -256,6 +262,7 @@ class Controller:
         return memory
 
     def _forget(self, key: ObjectKey) -> None:
+        self._settled.pop(key, None)
         memory = self._memories.pop(key, None)
         if memory is not None:
             self._progress.forget(_owner(key, memory.uid))

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any
 
 from finetuning_operator.cluster.api import ClusterApi, TokenBucket, connect
@@ -134,6 +134,7 @@ class Operator:
         )
         self._trash = TrashCollector(api, self._cache, ttl_seconds=options.trash_ttl_seconds)
         self._stop = asyncio.Event()
+        self._unwatch = asyncio.Event()
         self._leading = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
 
@@ -153,7 +154,12 @@ class Operator:
         return code
 
     def _start(self) -> list[asyncio.Task[None]]:
-        following = watch(self._take_event, namespaces=self._options.namespaces, signals=self._take_signals)
+        following = watch(
+            self._take_event,
+            namespaces=self._options.namespaces,
+            stop=self._unwatch,
+            signals=self._take_signals,
+        )
         return [
             asyncio.create_task(self._elected.run(self._leading.set), name="election"),
             asyncio.create_task(self._work(), name="work"),
@@ -179,11 +185,14 @@ class Operator:
             if late:
                 _LOGGER.warning("%d objects were still worked on", len(late))
         await self._elected.release()
-        for part in parts:
-            part.cancel()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await asyncio.gather(*parts, return_exceptions=True)
+        # kopf ends its streams in order when it is asked to, and not when it is cancelled.
+        self._unwatch.set()
+        election, work, watching = parts
+        election.cancel()
+        work.cancel()
+        await asyncio.wait((watching,), timeout=_CLOSE_SECONDS)
+        watching.cancel()
+        await asyncio.wait(parts, timeout=_CLOSE_SECONDS)
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from typing import Any
 
 import kopf
 
+from finetuning_api.base import GROUP
 from finetuning_operator.cluster.kinds import OWN_KINDS, KindRef
 from finetuning_operator.cluster.resync import WATCHED, selector_of
 
@@ -27,6 +28,38 @@ class Backoffs:
 
     def __iter__(self) -> Iterator[float]:
         return itertools.chain((0.5, 1.0, 2.0, 4.0, 8.0), itertools.repeat(15.0))
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """Nothing: kopf would copy every object several times to find differences that nobody asks for."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:  # noqa: ANN401, ARG002  (as kopf calls it)
+        return {}
+
+    def fetch(self, *, body: Any) -> Any:  # noqa: ANN401, ARG002  (as kopf calls it)
+        return None
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:  # noqa: ANN401  (as kopf calls it)
+        """Keep nothing."""
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Nothing: handlers of events have no progress."""
+
+    def fetch(self, *, key: Any, body: Any) -> Any:  # noqa: ANN401, ARG002  (as kopf calls it)
+        return None
+
+    def store(self, *, key: Any, record: Any, body: Any, patch: Any) -> None:  # noqa: ANN401  (as kopf calls it)
+        """Keep nothing."""
+
+    def purge(self, *, key: Any, body: Any, patch: Any) -> None:  # noqa: ANN401  (as kopf calls it)
+        """Keep nothing."""
+
+    def touch(self, *, body: Any, patch: Any, value: Any) -> None:  # noqa: ANN401  (as kopf calls it)
+        """Write nothing."""
+
+    def clear(self, *, essence: Any) -> Any:  # noqa: ANN401  (as kopf calls it)
+        return essence
 
 
 def make_registry(on_event: OnEvent) -> kopf.OperatorRegistry:
@@ -56,6 +89,10 @@ def make_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = _NoDifferences()
+    settings.persistence.progress_storage = _NoProgress()
+    # kopf takes a finalizer of its own off objects that need none; that of another operator may bear its usual name.
+    settings.persistence.finalizer = f"{GROUP}/never-used"
     settings.networking.error_backoffs = Backoffs()
     settings.networking.request_timeout = 60.0
     settings.networking.connect_timeout = 10.0
@@ -73,8 +110,10 @@ def make_settings() -> kopf.OperatorSettings:
     return settings
 
 
-async def watch(on_event: OnEvent, *, namespaces: tuple[str, ...], signals: Callable[[], None]) -> None:
-    """Follow the cluster until cancelled. ``signals`` takes the signals back, which kopf claims for itself."""
+async def watch(
+    on_event: OnEvent, *, namespaces: tuple[str, ...], stop: asyncio.Event, signals: Callable[[], None]
+) -> None:
+    """Follow the cluster until ``stop``. ``signals`` takes the signals back, which kopf claims for itself."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
     existing = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
@@ -83,6 +122,7 @@ async def watch(on_event: OnEvent, *, namespaces: tuple[str, ...], signals: Call
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,
+        stop_flag=stop,
     )
     signals()
     await kopf.run_tasks(tasks, ignored=existing)
