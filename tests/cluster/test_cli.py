@@ -737,7 +737,7 @@ class TestWithTheOperator:
 
     def test_a_job_goes_from_apply_to_its_results(self, place: list[str], folder: Path) -> None:  # noqa: ARG002
         applied = CliRunner().invoke(app, ["apply", "-f", "job.yaml", *place])
-        waited = CliRunner().invoke(app, ["wait", "triage", "--timeout", "120s", *place])
+        waited = CliRunner().invoke(app, ["wait", "triage", "--timeout", "180s", *place])
         report = CliRunner().invoke(app, ["report", "triage", *place])
         status = json.loads(CliRunner().invoke(app, ["status", "triage", "-o", "json", *place]).stdout)
 
@@ -755,8 +755,8 @@ class TestWithTheOperator:
         cluster.wait_for(lambda: cluster.objects("Pod", namespace), what="the job has pods")
 
         finetune("cancel", "triage")
-        suspended = finetune("wait", "triage", "--for", "condition=Suspended", "--timeout", "60s")
+        suspended = finetune("wait", "triage", "--for", "condition=Suspended", "--timeout", "180s")
         finetune("resume", "triage")
-        resumed = finetune("wait", "triage", "--for", "condition=Suspended=False", "--timeout", "60s")
+        resumed = finetune("wait", "triage", "--for", "condition=Suspended=False", "--timeout", "180s")
 
-        assert (suspended.exit_code, resumed.exit_code) == (0, 0)
+        assert (suspended.exit_code, resumed.exit_code) == (0, 0), suspended.output + resumed.output
