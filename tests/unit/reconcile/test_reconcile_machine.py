@@ -44,6 +44,7 @@ FULL = LastWords(reason=Reason.UNSCHEDULABLE, message="no node has room")
 LOST = LastWords(reason=Reason.NODE_LOST, message="the node went away")
 BROKEN = LastWords(reason=Reason.LOSS_DIVERGED, message="the loss is NaN", hint="Lower learningRate.")
 _MOST_ROUNDS = 40
+_STAGES_AT_MOST = 12
 
 
 class Crash(Exception):
@@ -406,6 +407,19 @@ class Life(RuleBasedStateMachine):
         self.settle()
 
     # What must hold
+
+    def teardown(self) -> None:
+        """Whatever happened, a job that is not suspended comes to an end once everything goes well again."""
+        if KEY not in self.cluster.objects:
+            return
+        self.cluster.edit(KEY, suspend=False)
+        for _ in range(_STAGES_AT_MOST):
+            self.cluster.now += timedelta(seconds=11)
+            self.collect_garbage()
+            self.succeed_everywhere()
+            if KEY not in self.cluster.objects or is_terminal(self.job.status.conditions):
+                return
+        pytest.fail(f"the job does not get on: {self.job.status.stages}")
 
     @property
     def job(self) -> FineTuningJob:
