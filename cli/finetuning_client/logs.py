@@ -106,7 +106,8 @@ def _lines_of(api: Api, pod: Object, choice: LogChoice) -> Iterator[str]:
         yield from api.log(name, query=query, silence=None if choice.follow else 60)
     except RefusedError as error:
         hint = "See how far it is: finetune status, or with -f wait for it."
-        raise ClusterError(f"the pod {name} has no log yet: {error.causes or error.message}", hint) from error
+        why = error.message.rpartition("\n")[2].strip()
+        raise ClusterError(f"the pod {name} has no log yet: {why}", hint) from error
 
 
 def _container(pod: Object) -> str:
