@@ -132,7 +132,7 @@ def reconcile_evaluation(job: EvaluationJob, *, observed: Observed, now: datetim
     if is_terminal(old.conditions):
         # What belongs to a job is deleted with it and not before: the job copies the results.
         ttl = None if _is_stage(job) else job.spec.ttl_seconds_after_finished
-        return ended(old, ttl=ttl, now=now)
+        return ended(old, generation=job.metadata.generation, ttl=ttl, now=now)
     writer = Writer(job.metadata.generation, now)
     view = _View(job, observed, settings, now)
     admission = admit(job.spec, old, refusal=_refusal(view), writer=writer)

@@ -175,7 +175,13 @@ def _kept(view: _View) -> Plan:
     if served and (serving := _serving_status(view)) != status.serving:
         status = status.model_copy(update={"serving": serving})
     children = (_inference_server(view),) if served else ()
-    return ended(status, ttl=job.spec.ttl_seconds_after_finished, now=view.now, children=children)
+    return ended(
+        status,
+        generation=job.metadata.generation,
+        ttl=job.spec.ttl_seconds_after_finished,
+        now=view.now,
+        children=children,
+    )
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:

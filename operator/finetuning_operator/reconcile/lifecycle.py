@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from finetuning_api.base import Condition, ConditionType, ProgressStatus, Resource, Stage, StagedStatus
 from finetuning_api.finetuningjob import JobPhase, RunOptions
@@ -10,6 +11,8 @@ from finetuning_api.reasons import Reason
 from finetuning_operator.reconcile.conditions import condition, find_condition, is_terminal, is_true, set_condition
 from finetuning_operator.reconcile.plan import Plan, Settings
 from finetuning_operator.reconcile.stages import Clock, pause, seconds_left
+
+Status = TypeVar("Status", bound=StagedStatus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,19 @@ def clock_of(spec: RunOptions, *, since: datetime, settings: Settings, now: date
     )
 
 
-def ended(status: StagedStatus, *, ttl: int | None, now: datetime, children: tuple[Resource, ...] = ()) -> Plan:
-    """Return the plan of an object that has ended: nothing changes, until its time after the end is over."""
+def ended(
+    status: StagedStatus, *, generation: int, ttl: int | None, now: datetime, children: tuple[Resource, ...] = ()
+) -> Plan:
+    """Return the plan of an object that has ended: nothing changes, until its time after the end is over.
+
+    What of its specification may still change is taken note of: tools wait until the generation was seen.
+    """
     left = seconds_left(ttl, status.completion_time, now)
-    return Plan(status=status, children=children, expired=left == 0, requeue_after=left or None)
+    return Plan(status=seen(status, generation), children=children, expired=left == 0, requeue_after=left or None)
+
+
+def seen(status: Status, generation: int) -> Status:
+    """Return a status that is about a generation of its object."""
+    if status.observed_generation == generation:
+        return status
+    return status.model_copy(update={"observed_generation": generation})

@@ -28,6 +28,7 @@ from finetuning_operator.reconcile.conditions import (
     set_condition,
     shorten,
 )
+from finetuning_operator.reconcile.lifecycle import seen
 from finetuning_operator.reconcile.needs import claim_mount, is_pinned, made_for_jobs
 from finetuning_operator.reconcile.plan import (
     ClaimMount,
@@ -167,7 +168,8 @@ def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: dat
 
 def _kept(relocation: Relocation, observed: Observed, now: datetime) -> Plan:
     """Return the plan of an artifact: its time runs from when the last object that uses it has ended."""
-    status, ttl = relocation.status, relocation.spec.ttl_seconds_after_unused
+    status = seen(relocation.status, relocation.metadata.generation)
+    ttl = relocation.spec.ttl_seconds_after_unused
     if ttl is None:
         return Plan(status=status)
     unused_since = None if observed.users else status.last_used_time or now
@@ -189,7 +191,8 @@ def _kept_failure(relocation: Relocation, observed: Observed, now: datetime) -> 
     since = failed.last_transition_time if failed else now
     waiting = any(not user.startswith("InferenceServer/") for user in observed.users)
     left = seconds_left(_RETRY_SECONDS if waiting else _FAILURE_SECONDS, since, now)
-    return Plan(status=relocation.status, expired=left == 0, requeue_after=left or None)
+    status = seen(relocation.status, relocation.metadata.generation)
+    return Plan(status=status, expired=left == 0, requeue_after=left or None)
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:

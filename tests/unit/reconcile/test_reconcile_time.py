@@ -299,6 +299,20 @@ def test_job_without_a_time_to_live_stays() -> None:
     assert (made.apply(KEY).expired, made.plans[KEY].requeue_after) == (False, None)
 
 
+def test_edit_of_what_has_ended_is_seen_and_changes_nothing_else() -> None:
+    made = world(job(evaluation={"enabled": False}))
+    made.finish(KEY, "train")
+    before = {key: plan.status for key, plan in made.plans.items()}
+    for key, each in list(made.objects.items()):
+        made.objects[key] = each.model_copy(update={"metadata": each.metadata.model_copy(update={"generation": 2})})
+    made.settle()
+
+    assert {key[0] for key in before} == {"FineTuningJob", "Relocation"}
+    assert {key: plan.status for key, plan in made.plans.items()} == {
+        key: status.model_copy(update={"observed_generation": 2}) for key, status in before.items()
+    }
+
+
 def test_evaluation_of_a_job_is_deleted_with_the_job_only() -> None:
     data = {"source": "s3://bucket/rows.jsonl", "prompt": "{a}", "completion": "{b}"}
     fields = {"candidates": [{"name": "base", "model": {"source": "hf://a/b"}}], "dataset": data}
