@@ -134,6 +134,7 @@ class Operator:
         )
         self._trash = TrashCollector(api, self._cache, ttl_seconds=options.trash_ttl_seconds)
         self._stop = asyncio.Event()
+        self._synced = asyncio.Event()
         self._unwatch = asyncio.Event()
         self._leading = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
@@ -154,21 +155,26 @@ class Operator:
         return code
 
     def _start(self) -> list[asyncio.Task[None]]:
-        following = watch(
+        return [
+            asyncio.create_task(self._elected.run(self._leading.set), name="election"),
+            asyncio.create_task(self._work(), name="work"),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
+
+    async def _watch(self) -> None:
+        """Follow the cluster, once everything is served that is watched: kopf would not notice what comes later."""
+        await self._synced.wait()
+        await watch(
             self._take_event,
             namespaces=self._options.namespaces,
             stop=self._unwatch,
             signals=self._take_signals,
         )
-        return [
-            asyncio.create_task(self._elected.run(self._leading.set), name="election"),
-            asyncio.create_task(self._work(), name="work"),
-            asyncio.create_task(following, name="watch"),
-        ]
 
     async def _work(self) -> None:
         """Learn the state of the cluster; as soon as this is the active process, work. Ends only with an error."""
         await self._resync.first()
+        self._synced.set()
         _LOGGER.info("synced: %s", self._cache.counts())
         await self._leading.wait()
         self._controller.prime()
@@ -184,13 +190,14 @@ class Operator:
             _, late = await asyncio.wait(self._workers, timeout=_STOP_SECONDS)
             if late:
                 _LOGGER.warning("%d objects were still worked on", len(late))
-        await self._elected.release()
-        # kopf ends its streams in order when it is asked to, and not when it is cancelled.
-        self._unwatch.set()
         election, work, watching = parts
         election.cancel()
         work.cancel()
-        await asyncio.wait((watching,), timeout=_CLOSE_SECONDS)
+        await self._elected.release()
+        self._unwatch.set()
+        if self._synced.is_set():
+            # kopf ends its streams in order when it is asked to, and not when it is cancelled.
+            await asyncio.wait((watching,), timeout=_CLOSE_SECONDS)
         watching.cancel()
         await asyncio.wait(parts, timeout=_CLOSE_SECONDS)
 

@@ -16,6 +16,8 @@ from finetuning_operator.reconcile import labels
 _LOGGER = logging.getLogger(__name__)
 SELECTOR = f"{labels.MANAGED_BY}={labels.OPERATOR}"
 _RETRY_SECONDS = 2.0
+_SETTLED_SECONDS = 15.0
+"""When watch streams are sure to have begun."""
 
 WATCHED: tuple[KindRef, ...] = (*OWN_KINDS.values(), *CHILD_KINDS.values())
 """Every kind that is kept in the cache: custom resources all of them, others as far as they are ours."""
@@ -69,9 +71,14 @@ class Resync:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def run(self, every: float, *, after: Callable[[], None]) -> None:
-        """List everything every so many seconds; ``after`` is called each time."""
+        """List everything every so many seconds; ``after`` is called each time.
+
+        The first time soon: what was deleted after the very first list and before the watch streams began is not told.
+        """
+        pause = min(every, _SETTLED_SECONDS)
         while True:
-            await asyncio.sleep(every)
+            await asyncio.sleep(pause)
+            pause = every
             try:
                 await self.once()
             except ApiError as error:

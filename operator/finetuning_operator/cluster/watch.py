@@ -6,7 +6,7 @@ Only ``on.event`` is used: kopf then writes nothing to any object. What a stream
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import kopf
@@ -28,6 +28,19 @@ class Backoffs:
 
     def __iter__(self) -> Iterator[float]:
         return itertools.chain((0.5, 1.0, 2.0, 4.0, 8.0), itertools.repeat(15.0))
+
+
+class _AllTasks(Collection[Any]):
+    """Every task there is: at its end kopf would cancel whatever was begun since its start, our work included."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(asyncio.all_tasks())
+
+    def __len__(self) -> int:
+        return len(asyncio.all_tasks())
 
 
 class _NoDifferences(kopf.DiffBaseStorage):
@@ -115,7 +128,6 @@ async def watch(
 ) -> None:
     """Follow the cluster until ``stop``. ``signals`` takes the signals back, which kopf claims for itself."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    existing = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=make_registry(on_event),
         settings=make_settings(),
@@ -125,4 +137,4 @@ async def watch(
         stop_flag=stop,
     )
     signals()
-    await kopf.run_tasks(tasks, ignored=existing)
+    await kopf.run_tasks(tasks, ignored=_AllTasks())
