@@ -29,9 +29,9 @@ from finetuning_operator.reconcile.lifecycle import (
     Common,
     Refusal,
     Writer,
-    active_since,
     admit,
     clock_of,
+    concerned_since,
     ended,
     soonest,
     time_left,
@@ -104,12 +104,6 @@ class _View:
     @property
     def needs(self) -> tuple[Need, ...]:
         return evaluation_needs(self.job, observed=self.observed)
-
-    @property
-    def since(self) -> datetime | None:
-        """Since when failures of what others share are this job's own; None on one machine, which clears them away."""
-        status = self.job.status
-        return None if self.settings.local else active_since(status.start_time, status.conditions, self.now)
 
     @property
     def output(self) -> ClaimRef:
@@ -190,7 +184,12 @@ def _relocate(view: _View) -> Outcome:
         storage=spec.storage,
         backoff_limit=spec.backoff_limit,
     )
-    return relocation_outcome(view.needs, view.observed, children, since=view.since)
+    return relocation_outcome(
+        view.needs,
+        view.observed,
+        children,
+        since=concerned_since(view.job.status, settings=view.settings, now=view.now),
+    )
 
 
 def _evaluate(view: _View) -> Outcome:

@@ -52,9 +52,9 @@ from finetuning_operator.reconcile.lifecycle import (
     Common,
     Refusal,
     Writer,
-    active_since,
     admit,
     clock_of,
+    concerned_since,
     ended,
     soonest,
     time_left,
@@ -99,12 +99,6 @@ class _View:
     @property
     def claim(self) -> str:
         return adapter_claim(self.name)
-
-    @property
-    def since(self) -> datetime | None:
-        """Since when failures of what others share are this job's own; None on one machine, which clears them away."""
-        status = self.job.status
-        return None if self.settings.local else active_since(status.start_time, status.conditions, self.now)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -202,7 +196,12 @@ def _relocate(view: _View) -> Outcome:
     children = relocations(
         view.needs, namespace=view.job.metadata.namespace, storage=spec.storage, backoff_limit=spec.backoff_limit
     )
-    return relocation_outcome(view.needs, view.observed, children, since=view.since)
+    return relocation_outcome(
+        view.needs,
+        view.observed,
+        children,
+        since=concerned_since(view.job.status, settings=view.settings, now=view.now),
+    )
 
 
 def _preflight(view: _View) -> Outcome:

@@ -149,6 +149,11 @@ def active_since(start: datetime | None, conditions: Sequence[Condition], now: d
     return now if start is None or is_true(conditions, ConditionType.SUSPENDED) else start
 
 
+def concerned_since(status: StagedStatus, *, settings: Settings, now: datetime) -> datetime | None:
+    """Return since when failures of what others share are a job's own; None on one machine, which clears them away."""
+    return None if settings.local else active_since(status.start_time, status.conditions, now)
+
+
 def overdue(active: int | None, since: datetime, now: datetime) -> Refusal | None:
     """Return why a job has run out of time, None when it has not. The deadline is in seconds."""
     if seconds_left(active, since, now) != 0:

@@ -5,16 +5,18 @@ import hashlib
 from finetuning_api.base import API_VERSION, ObjectMeta, OwnerReference, Resource
 
 _NAME_LENGTH = 63
+_OWNER_LENGTH = 52
+"""Of what has children of its own, which the API server holds it to."""
 _ADAPTER = "-adapter"
 
 
-def child_name(owner: str, suffix: str) -> str:
+def child_name(owner: str, suffix: str, *, longest: int = _NAME_LENGTH) -> str:
     """Return ``owner-suffix``; an owner's name that is too long is cut and told apart by a hash."""
     name = f"{owner}-{suffix}"
-    if len(name) <= _NAME_LENGTH:
+    if len(name) <= longest:
         return name
     mark = hashlib.sha256(owner.encode()).hexdigest()[:8]
-    return f"{owner[: _NAME_LENGTH - len(suffix) - len(mark) - 2].rstrip('-')}-{mark}-{suffix}"
+    return f"{owner[: longest - len(suffix) - len(mark) - 2].rstrip('-')}-{mark}-{suffix}"
 
 
 def adapter_claim(job: str) -> str:
@@ -30,7 +32,7 @@ def adapter_job(claim: str) -> str | None:
 
 def evaluation_name(job: str) -> str:
     """Return the name of a job's EvaluationJob."""
-    return child_name(job, "evaluation")
+    return child_name(job, "evaluation", longest=_OWNER_LENGTH)
 
 
 def server_url(server: str, *, namespace: str, port: int) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from posixpath import join
 
 from finetuning_api.base import ClaimRef, Condition, ConditionType, StageState
-from finetuning_api.finetuningjob import MethodType
+from finetuning_api.finetuningjob import FineTuningJob, MethodType
 from finetuning_api.inferenceserver import (
     AdapterRef,
     InferenceServer,
@@ -159,7 +159,7 @@ def _misfit(view: _View, maker: Dependency, *, field: str) -> str:
         place = f"pvc://{made.claim_name}/{made.path}" if made else "its claim"
         hint = f"Create an InferenceServer without it whose spec.model.source is {place}"
         return sentences(f"{field}: FineTuningJob {maker.name} tunes all weights and makes a model, no adapter", hint)
-    if _other_bytes(view, maker):
+    if _other_bytes(view, job):
         sources = f"{_named(job.spec.model)}, not {_named(spec.model)}"
         return f"{field}: FineTuningJob {maker.name} tunes {sources}; its adapter fits no other model"
     tokenizer = job.spec.tokenizer
@@ -169,11 +169,10 @@ def _misfit(view: _View, maker: Dependency, *, field: str) -> str:
     return ""
 
 
-def _other_bytes(view: _View, maker: Dependency) -> bool:
+def _other_bytes(view: _View, job: FineTuningJob) -> bool:
     """Whether a job tuned another model: another source, or other bytes of the same one."""
-    job = maker.job
-    if job is None or job.spec.model.parsed.canonical != view.server.spec.model.parsed.canonical:
-        return job is not None
+    if job.spec.model.parsed.canonical != view.server.spec.model.parsed.canonical:
+        return True
     here, there = view.needs[0].artifact(view.observed), job.status.artifacts.model
     return here is not None and there is not None and here.digest != there.digest
 
