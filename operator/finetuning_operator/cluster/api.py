@@ -188,6 +188,16 @@ class ClusterApi:
         """Merge ``body`` into an object; a ``metadata.resourceVersion`` in it raises Conflict if the object changed."""
         return await self._patch(kind, kind.path(namespace, name), body=body, content_type=_MERGE_PATCH)
 
+    async def replace_parts(
+        self, kind: KindRef, namespace: str | None, name: str, *, parts: Mapping[str, Any], resource_version: str
+    ) -> dict[str, Any]:
+        """Replace whole parts of an object, by their JSON pointers. Raises Conflict if it is not at that version."""
+        operations = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
+            *({"op": "add", "path": place, "value": value} for place, value in parts.items()),
+        ]
+        return await self._patch(kind, kind.path(namespace, name), body=operations, content_type=_JSON_PATCH)
+
     async def patch_status(
         self,
         kind: KindRef,

@@ -1,7 +1,7 @@
 """Making a plan so: what it wants is created, what it no longer wants is stopped, and what is right is left alone."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetuning_api.base import GROUP, Resource
@@ -63,8 +63,8 @@ class Applied:
 
     blocked: Mapping[str, Blocked]
     """By step."""
-    others: tuple[Blocked, ...] = ()
-    """What keeps anything but a step from being made."""
+    others: Mapping[tuple[str, str], Blocked] = field(default_factory=dict)
+    """By kind and name, of everything but steps."""
 
     @property
     def complete(self) -> bool:
@@ -74,7 +74,7 @@ class Applied:
     @property
     def retry_seconds(self) -> float | None:
         """When to try again; None leaves it to the backoff, or needs no retry."""
-        waits = [blocked.retry_seconds for blocked in (*self.blocked.values(), *self.others)]
+        waits = [blocked.retry_seconds for blocked in (*self.blocked.values(), *self.others.values())]
         known = [wait for wait in waits if wait is not None]
         return min(known) if known and len(known) == len(waits) else None
 
@@ -94,10 +94,12 @@ class Applier:
         self._cache = cache
         self._options = options
         self._wake = wake
+        self._resisting: dict[ObjectKey, tuple[str, int] | None] = {}
+        """Identities at which objects stayed as they were although they were to be mended."""
 
     async def realise(self, owner: Resource, plan: Plan, *, observed: Observed, jobs: tuple[StepJob, ...]) -> Applied:
         """Make a plan so, but for its status. Raises ApiError."""
-        others = [await self._child(owner, child) for child in plan.children]
+        others = {(child.kind, child.metadata.name): await self._child(owner, child) for child in plan.children}
         volumes = [await self._volume(owner, volume) for volume in plan.volumes]
         missing = next((blocked for blocked in volumes if blocked is not None), None)
         blocked: dict[str, Blocked] = {}
@@ -105,10 +107,11 @@ class Applier:
             found = missing or await self._step(owner, step, observed=observed, jobs=jobs)
             if found is not None:
                 blocked[step.name] = found
-        others += [missing or await self._server(owner, server) for server in plan.servers]
+        for server in plan.servers:
+            others[DEPLOYMENT.kind, server.name] = missing or await self._server(owner, server)
         await self._stop(plan, observed=observed, jobs=jobs)
         await self._remove_servers(owner, plan)
-        return Applied(blocked, tuple(each for each in others if each is not None))
+        return Applied(blocked, {name: each for name, each in others.items() if each is not None})
 
     async def _child(self, owner: Resource, child: Resource) -> Blocked | None:
         key = ObjectKey(child.kind, owner.metadata.namespace, child.metadata.name)
@@ -223,19 +226,40 @@ class Applier:
         return None
 
     async def _ensure(self, owner: Resource, manifest: Manifest) -> Blocked | None:
-        """Have an object exist as it is described, by server-side apply where it is not."""
+        """Have an object exist as it is described."""
         key = _key_of(manifest)
         found = self._cache.get(key)
         if found is None:
             return await self._create(owner, manifest)
         if (blocked := await self._foreign(owner, key, found)) is not None:
             return blocked
-        if differs(manifest, found):
+        if differs(manifest, found) and self._resisting.get(key) != self._cache.identity(key):
             try:
-                await self._apply(key, manifest)
+                await self._mend(key, manifest, found)
             except (Forbidden, Invalid) as error:
                 return _refused(error)
         return None
+
+    async def _mend(self, key: ObjectKey, manifest: Manifest, found: Manifest) -> None:
+        """Have an object be as it is described.
+
+        Whole parts are replaced: a port that somebody renumbered, or a variable that is no longer wanted, would stay
+        if they were merged.
+        """
+        head, known = manifest["metadata"], found["metadata"]
+        parts = {
+            "/metadata/labels": known.get("labels", {}) | head["labels"],
+            "/metadata/annotations": known.get("annotations", {}) | head["annotations"],
+            **{f"/spec/{name}": value for name, value in manifest["spec"].items()},
+        }
+        before = self._cache.identity(key)
+        changed = await self._api.replace_parts(
+            _KINDS[key.kind], key.namespace, key.name, parts=parts, resource_version=known["resourceVersion"]
+        )
+        self._learn(key, changed)
+        if self._cache.identity(key) == before:
+            # An admission webhook made it what it was: to insist would be a write for every look at it.
+            self._resisting[key] = before
 
     async def _stop(self, plan: Plan, *, observed: Observed, jobs: tuple[StepJob, ...]) -> None:
         """Stop what runs and is not wanted: its pods are asked to save, and the Job is gone when they are."""

@@ -434,9 +434,9 @@ def test_artifacts_name_what_was_used_and_made() -> None:
 
 
 def test_long_names_are_cut_and_stay_distinct() -> None:
-    names = [evaluation_name("a" * 60), evaluation_name("a" * 61), evaluation_name("short")]
+    names = [evaluation_name("a" * 51), evaluation_name("a" * 52), evaluation_name("short")]
 
-    assert [len(name) for name in names] == [63, 63, 16]
+    assert [len(name) for name in names] == [52, 52, 16]
     assert len(set(names)) == 3
 
 
