@@ -61,6 +61,15 @@ class JobView:
         return bool(running) and len(running | done) >= self.job.workers
 
     @property
+    def is_behind(self) -> bool:
+        """Whether the Job has ended and a pod of it seems not to have.
+
+        Jobs and pods are watched apart: the pod's own event, with its last words, is still to come.
+        """
+        ended = self.job.condition("Failed", "Complete") is not None
+        return ended and any(not pod.ended and pod.deleted_at is None for pod in self.pods)
+
+    @property
     def pending_since(self) -> datetime | None:
         """Since when the step waits for a pod to run: each wait counts for itself."""
         if self.job.suspended:

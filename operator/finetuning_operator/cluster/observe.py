@@ -37,6 +37,8 @@ def observe_step(
     if view.job.deleted:
         lost = next((pod for pod in view.pods if not pod.ended and view.is_lost(pod)), None)
         return _pending(view, progress, hindrance=_lost(lost) if lost else STOPPING)
+    if view.is_behind:
+        return _running(view, progress)
     if view.job.condition("Failed"):
         return _failed(view, progress, diagnosis)
     if view.job.condition("Complete", "SuccessCriteriaMet") or _has_told_its_result(view):
@@ -130,7 +132,9 @@ def _attempts(view: JobView) -> int:
     """Return how many times the step was started: a pod that never ran is no attempt, one that was taken away is."""
     began = [pod.index for pod in view.pods if pod.ended or pod.started_at]
     by_pods = max((began.count(index) for index in set(began)), default=0)
-    counted = view.job.failed + view.job.succeeded + sum(pod.running for pod in view.pods)
+    # The Job of a pod that seems to run may have counted its end already.
+    running = 0 if view.is_behind else sum(pod.running for pod in view.pods)
+    counted = view.job.failed + view.job.succeeded + running
     return max(by_pods, -(-counted // view.job.workers))
 
 

@@ -68,6 +68,12 @@ class TestLife:
             StepPhase.PENDING, attempts=0, started_at=NOW, progress=PROGRESS
         )
 
+    @pytest.mark.parametrize("end", [COMPLETE, BACKOFF], ids=["complete", "failed"])
+    def test_a_job_that_ended_before_its_pod_seems_to_runs_until_the_pod_tells_how(self, end: Object) -> None:
+        assert observe(batch_job(end, succeeded=1), running_pod(started=7)) == StepState(
+            StepPhase.RUNNING, attempts=1, started_at=after(7), progress=PROGRESS
+        )
+
     def test_a_running_pod_runs_since_its_container_started(self) -> None:
         assert observe(batch_job(), running_pod(started=7)) == StepState(
             StepPhase.RUNNING, attempts=1, started_at=after(7), progress=PROGRESS
