@@ -1,0 +1,283 @@
+"""One pass after the other over an API server in memory: what is made, what is told, what is tried again."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from tests.support.fake_api import FakeApi
+from tests.support.lifecycle import job, relocation
+
+from finetuning_operator.cluster.apply import Applier
+from finetuning_operator.cluster.cache import Cache
+from finetuning_operator.cluster.controller import Controller
+from finetuning_operator.cluster.errors import (
+    ApiError,
+    Conflict,
+    NamespaceTerminating,
+    NotLeader,
+    QuotaExceeded,
+    Unavailable,
+)
+from finetuning_operator.cluster.keys import ObjectKey
+from finetuning_operator.cluster.metrics import Metrics
+from finetuning_operator.cluster.options import Options
+from finetuning_operator.cluster.progress.store import ProgressStore
+from finetuning_operator.cluster.queue import WorkQueue
+from finetuning_operator.cluster.recorder import Recorder
+from finetuning_operator.cluster.report import Reporter
+from finetuning_operator.cluster.statuses import ProgressBudget
+from finetuning_operator.cluster.view import View
+
+MODEL = ObjectKey("Relocation", "team", "model")
+MEASURE = ObjectKey("Job", "team", "model-measure")
+POLICIES = [("apply", f"NetworkPolicy/finetuning-{name}") for name in ("isolated", "serving", "open")]
+
+
+@dataclass
+class Clock:
+    seconds: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass
+class Core:
+    """The core without its process: events are what ``see`` is told, workers are what ``settle`` does."""
+
+    api: FakeApi = field(default_factory=FakeApi)
+    clock: Clock = field(default_factory=Clock)
+    cache: Cache = field(default_factory=Cache)
+
+    def __post_init__(self) -> None:
+        self.queue: WorkQueue[ObjectKey] = WorkQueue(clock=self.clock, jitter=lambda: 0.0)
+        progress, metrics = ProgressStore(), Metrics()
+        self.controller = Controller(
+            self.api,
+            self.cache,
+            self.queue,
+            view=View(self.cache, progress),
+            applier=Applier(self.api, self.cache, Options(), wake=self.wake),
+            reporter=Reporter(
+                self.api,
+                self.cache,
+                Recorder(self.api, instance="test"),
+                metrics=metrics,
+                delay=1.0,
+                budget=ProgressBudget(per_second=10.0),
+                wake=self.wake,
+                clock=self.clock,
+            ),
+            progress=progress,
+            metrics=metrics,
+            settings=Options().settings,
+            now=lambda: datetime.fromtimestamp(1_772_000_000 + self.clock.seconds, UTC),
+        )
+
+    def wake(self, keys: Iterable[ObjectKey]) -> None:
+        for key in keys:
+            self.queue.add(key)
+
+    def see(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Store an object as somebody else would, and hear of it."""
+        stored = self.api.store(manifest)
+        self.wake(self.cache.put(stored["kind"], stored))
+        return stored
+
+    def settle(self) -> None:
+        """Work until nothing is due."""
+
+        async def work() -> None:
+            for _ in range(100):
+                if (key := self.queue.pop()) is None:
+                    return
+                await self.controller._attempt(key)
+                self.queue.done(key)
+            pytest.fail(f"there is no end of work: {self.api.writes[-10:]}")
+
+        asyncio.run(work())
+
+    def later(self, seconds: float) -> None:
+        self.clock.seconds += seconds
+        self.settle()
+
+    def status(self, key: ObjectKey) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.objects[key].get("status", {})
+        return found
+
+
+def message(status: dict[str, Any], stage: str) -> str:
+    return next((str(each["message"]) for each in status.get("stages", ()) if each["name"] == stage), "")
+
+
+def test_a_new_object_gets_its_child_at_once_and_its_status_after_the_delay() -> None:
+    core = Core()
+    core.see(relocation("team"))
+    core.settle()
+    assert core.api.writes == [*POLICIES, ("create", "Job/model-measure")]
+    core.later(1.0)
+    assert core.api.writes[4:] == [("status", "Relocation/model")]
+
+
+def test_nothing_is_written_when_everything_is_looked_at_again() -> None:
+    core = Core()
+    core.see(job("team"))
+    core.settle()
+    core.later(2.0)
+    written = list(core.api.writes)
+    core.controller.revisit()
+    core.later(600.0)
+    assert core.api.writes == written
+
+
+def test_the_same_plan_after_a_restart_makes_nothing_twice() -> None:
+    first = Core()
+    first.see(relocation("team"))
+    first.settle()
+    second = Core(api=first.api)
+    second.cache.put("Relocation", first.api.objects[MODEL])
+    second.controller.prime()
+    second.settle()
+    assert [write for write in first.api.writes if write[0] == "create"] == [("create", "Job/model-measure")]
+
+
+@pytest.mark.parametrize("error", [Unavailable("no answer"), ApiError("odd", status=418), RuntimeError("a mistake")])
+def test_a_pass_that_failed_is_repeated_after_its_backoff(error: Exception) -> None:
+    core = Core()
+    core.api.refuse("create", error)
+    core.see(relocation("team"))
+    core.settle()
+    assert MEASURE not in core.api.objects
+    core.later(0.01)
+    assert MEASURE in core.api.objects
+
+
+def test_a_refusal_is_told_in_the_status_and_tried_again() -> None:
+    core = Core()
+    core.api.refuse("create", *[QuotaExceeded("exceeded quota: small", status=403)] * 3)
+    core.see(relocation("team"))
+    core.settle()
+    core.later(1.0)
+    assert "quota" in message(core.status(MODEL), "measure")
+    for _ in range(4):
+        core.later(1.0)
+    assert MEASURE in core.api.objects
+    core.later(1.0)
+    assert "quota" not in message(core.status(MODEL), "measure")
+
+
+def test_a_status_that_somebody_else_changed_meanwhile_is_computed_anew() -> None:
+    core = Core()
+    core.see(relocation("team"))
+    core.settle()
+    changed = core.api.objects[MODEL]
+    changed["metadata"]["labels"] = {"team": "a"}
+    core.api.store(changed)
+    core.later(1.0)
+    core.later(1.0)
+    assert core.status(MODEL)["phase"] == "Pending"
+    assert core.api.objects[MODEL]["metadata"]["labels"] == {"team": "a"}
+    assert [write for write in core.api.writes if write[0] == "status"] == [("status", "Relocation/model")]
+
+
+def test_an_object_that_is_gone_is_forgotten_quietly() -> None:
+    core = Core()
+    core.see(relocation("team"))
+    core.settle()
+    core.api.remove(MODEL)
+    core.later(1.0)
+    assert MODEL not in core.cache
+    assert core.queue.failures(MODEL) == 0
+
+
+@pytest.mark.parametrize("error", [NamespaceTerminating("going", status=403), NotLeader("not leading")])
+def test_work_that_nobody_needs_any_more_is_dropped(error: ApiError) -> None:
+    core = Core()
+    core.api.refuse("apply", error)
+    core.see(relocation("team"))
+    core.settle()
+    assert (core.queue.failures(MODEL), core.queue.next_due_seconds) == (0, None)
+
+
+def test_nothing_is_made_for_an_object_on_its_way_out() -> None:
+    core = Core()
+    manifest = relocation("team")
+    manifest["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
+    core.see(manifest)
+    core.settle()
+    assert core.api.writes == []
+
+
+def test_an_object_that_cannot_be_read_is_told_so_once_and_others_go_on() -> None:
+    core = Core()
+    broken = ObjectKey("Relocation", "team", "broken")
+    core.see(relocation("team", "broken", source={"from": "the future"}))
+    core.see(relocation("team"))
+    core.settle()
+    conditions = core.status(broken)["conditions"]
+    told = [(each["type"], each["status"], each["reason"]) for each in conditions]
+    assert told == [("Accepted", "False", "InvalidSpec")]
+    assert "spec.source" in conditions[0]["message"]
+    assert MEASURE in core.api.objects
+    written = len(core.api.writes)
+    core.controller.revisit()
+    core.settle()
+    assert len(core.api.writes) == written
+
+
+def test_fields_of_a_status_that_this_version_does_not_know_are_kept() -> None:
+    core = Core()
+    core.see(relocation("team") | {"status": {"fromTheFuture": {"a": 1}}})
+    core.settle()
+    core.later(1.0)
+    assert core.status(MODEL)["fromTheFuture"] == {"a": 1}
+    assert core.status(MODEL)["phase"] == "Pending"
+
+
+@pytest.mark.parametrize("owner_is_there", [True, False])
+def test_a_child_of_another_life_is_waited_for_while_the_garbage_collector_takes_it(
+    owner_is_there: bool,  # noqa: FBT001  (a case of the test)
+) -> None:
+    core = Core()
+    reference = {"apiVersion": "finetuning.dev/v1alpha1", "kind": "Relocation", "uid": "before", "controller": True}
+    name = "other" if owner_is_there else "model"
+    if owner_is_there:
+        other = relocation("team", "other")
+        other["metadata"]["uid"] = "before"
+        core.see(other)
+        core.settle()
+    head = {"name": "model-measure", "namespace": "team", "ownerReferences": [reference | {"name": name}]}
+    core.see({"apiVersion": "batch/v1", "kind": "Job", "metadata": head})
+    core.see(relocation("team"))
+    core.settle()
+    core.later(1.0)
+    told = message(core.status(MODEL), "measure")
+    assert ("belongs to Relocation other" in told) is owner_is_there
+    stale = core.api.remove(MEASURE)
+    core.wake(core.cache.remove("Job", stale))
+    core.later(60.0)
+    assert (
+        core.api.objects[MEASURE]["metadata"]["ownerReferences"][0]["uid"]
+        == (core.api.objects[MODEL]["metadata"]["uid"])
+    )
+
+
+def test_a_conflict_without_a_newer_object_backs_off() -> None:
+    core = Core()
+    core.api.refuse("status", *[Conflict("odd", status=409)] * 3)
+    core.see(relocation("team"))
+    core.settle()
+    core.later(1.0)
+    for _ in range(3):
+        core.later(1.0)
+    assert core.status(MODEL)["phase"] == "Pending"
+
+
+def test_policies_of_a_namespace_without_pods_are_not_put_back() -> None:
+    core = Core()
+    core.queue.add(ObjectKey("NetworkPolicy", "elsewhere", ""))
+    core.settle()
+    assert core.api.writes == []
