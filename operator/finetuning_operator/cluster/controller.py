@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from finetuning_api.base import Resource
+from finetuning_api.runconfig import LastWords
 from finetuning_operator.cluster.api import ClusterApi, Propagation
 from finetuning_operator.cluster.apply import Applied, Applier
 from finetuning_operator.cluster.cache import Cache
@@ -39,16 +40,18 @@ class _Memory:
     uid: str
     held: StatusClock = field(default_factory=StatusClock)
     obstacles: dict[str, Obstacle] = field(default_factory=dict)
+    hindrances: dict[tuple[str, str], LastWords] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
 
     def note(self, applied: Applied, now: datetime) -> bool:
-        """Remember what keeps steps from starting, and since when; return whether that is news."""
+        """Remember what keeps anything from being made, and of steps since when; return whether that is news."""
         told = {step: each.words for step, each in applied.blocked.items() if each.words is not None}
-        known = self.obstacles
+        known, before = self.obstacles, self.hindrances
         self.obstacles = {
             step: Obstacle(words, known[step].since if step in known else now) for step, words in told.items()
         }
-        return self.obstacles != known
+        self.hindrances = {name: each.words for name, each in applied.others.items() if each.words is not None}
+        return (self.obstacles, self.hindrances) != (known, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +237,7 @@ class Controller:
     def _plan(
         self, key: ObjectKey, resource: Resource, *, memory: _Memory, jobs: tuple[StepJob, ...], now: datetime
     ) -> tuple[Observed, Plan]:
-        known = Known(obstacles=memory.obstacles, diagnoses=memory.answers.diagnoses)
+        known = Known(obstacles=memory.obstacles, hindrances=memory.hindrances, diagnoses=memory.answers.diagnoses)
         observed = self._view.observed(key, resource, jobs=jobs, known=known, now=now)
         return observed, reconcile(resource, observed=observed, now=now, settings=self._settings)
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -71,6 +71,8 @@ class Known:
 
     obstacles: Mapping[str, Obstacle] = field(default_factory=dict)
     """By step."""
+    hindrances: Mapping[tuple[str, str], LastWords] = field(default_factory=dict)
+    """What keeps everything else from being made, by kind and name."""
     diagnoses: Mapping[str, Diagnosis | None] = field(default_factory=dict)
     """By the name of the Job or Deployment."""
 
@@ -142,6 +144,7 @@ class View:
             resources={name: found for name, found in read.items() if found is not None},
             servers=self._servers(resource, known),
             users=self._users(key),
+            hindrances=dict(known.hindrances),
         )
 
     def _steps(
@@ -167,10 +170,14 @@ class View:
         return self._progress.get(place, uid=head.uid) or written_progress(resource, step)
 
     def _servers(self, resource: Resource, known: Known) -> dict[str, ServerState]:
-        return {
+        states = {
             key.name: observe_server(deployment, self.server_pods(resource), known.diagnoses.get(key.name))
             for key, deployment in self.deployments(resource)
         }
+        for (kind, name), words in known.hindrances.items():
+            if kind == "Deployment":
+                states[name] = replace(states.get(name, ServerState()), current=False, hindrance=words)
+        return states
 
     def _users(self, key: ObjectKey) -> tuple[str, ...]:
         users = (user for user in self._cache.referrers(key) if user in self._cache)

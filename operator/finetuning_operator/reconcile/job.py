@@ -74,7 +74,7 @@ from finetuning_operator.reconcile.needs import (
 )
 from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Observed, Plan, Settings, Step, StepPhase, Volume
 from finetuning_operator.reconcile.sizes import adapter_bytes
-from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, remembered, step_outcome
+from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, remembered, step_outcome, unmade
 
 RELOCATE, PREFLIGHT, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "train", "evaluate", "serve"
 ADAPTER_FOLDER, CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "adapter", "checkpoints", "cache", "evaluation"
@@ -266,7 +266,7 @@ def _evaluate(view: _View) -> Outcome:
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1)
     child, wanted = view.evaluation, _evaluation_job(view, suspend=False)
     if child is None:
-        return Outcome(StageState.PENDING, Reason.PENDING, "waits to start", children=(wanted,))
+        return unmade(wanted, view.observed)
     failed = find_condition(child.status.conditions, ConditionType.FAILED)
     if failed is not None and is_true([failed], ConditionType.FAILED):
         return Outcome(StageState.FAILED, failed.reason, failed.message, attempts=1, children=(wanted,))
@@ -300,12 +300,13 @@ def _serve(view: _View) -> Outcome:
     verdict = view.verdict
     if serving.after_gate and verdict is not None and verdict is not Verdict.PASS:
         return Outcome(StageState.SKIPPED, REASONS[verdict], "the gate did not pass and serving.afterGate is true")
-    return _serving(view.server, _inference_server(view))
+    wanted = _inference_server(view)
+    return unmade(wanted, view.observed) if view.server is None else _serving(view.server, wanted)
 
 
-def _serving(child: InferenceServer | None, wanted: InferenceServer) -> Outcome:
+def _serving(child: InferenceServer, wanted: InferenceServer) -> Outcome:
     """Return the stage as its InferenceServer tells it. Only a refusal ends it: everything else can be mended."""
-    conditions = child.status.conditions if child else ()
+    conditions = child.status.conditions
     accepted, ready = (find_condition(conditions, each) for each in (ConditionType.ACCEPTED, ConditionType.READY))
     if accepted is not None and accepted.status is ConditionStatus.FALSE:
         return Outcome(StageState.FAILED, accepted.reason, accepted.message, attempts=1, children=(wanted,))

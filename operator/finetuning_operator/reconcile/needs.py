@@ -12,7 +12,7 @@ from finetuning_api.finetuningjob import FineTuningJobSpec, StorageSpec, VolumeS
 from finetuning_api.inferenceserver import InferenceServerSpec
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationPhase, RelocationSpec
-from finetuning_api.runconfig import DatasetInput, ModelInput, Provenance
+from finetuning_api.runconfig import DatasetInput, LastWords, ModelInput, Provenance
 from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
 from finetuning_operator.reconcile.conditions import find_condition, headline, is_true
 from finetuning_operator.reconcile.labels import MANAGED_BY, OPERATOR
@@ -157,10 +157,11 @@ def relocation_outcome(
     if ready == len(found):
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=children)
     percent = sum(_percent(child) for _, child in found) // len(found)
+    refused = {wanted.name: observed.hindrances.get((Relocation.__name__, wanted.name)) for wanted, _ in found}
     return Outcome(
         StageState.RUNNING,
-        next(filter(None, (_trouble(child) for _, child in found)), Reason.RELOCATING),
-        ", ".join(f"{wanted.role} {_where(child)}" for wanted, child in found),
+        next(filter(None, (_trouble(child, refused[wanted.name]) for wanted, child in found)), Reason.RELOCATING),
+        ", ".join(f"{wanted.role} {_where(child, refused[wanted.name])}" for wanted, child in found),
         percent=percent,
         attempts=1,
         progress=ProgressStatus(percent=percent),
@@ -190,17 +191,19 @@ def _percent(child: Relocation | None) -> int:
     return child.status.progress.percent if child.status.progress else 0
 
 
-def _trouble(child: Relocation | None) -> Reason | None:
+def _trouble(child: Relocation | None, refused: LastWords | None) -> Reason | None:
     """Return what keeps a Relocation from getting on, None where it goes its way or is about to be tried again."""
-    if child is None or is_true(child.status.conditions, ConditionType.FAILED):
+    if child is None:
+        return refused.reason if refused else None
+    if is_true(child.status.conditions, ConditionType.FAILED):
         return None
     ready = find_condition(child.status.conditions, ConditionType.READY)
     return ready.reason if ready and ready.reason not in LIFE_CYCLE_REASONS else None
 
 
-def _where(child: Relocation | None) -> str:
+def _where(child: Relocation | None, refused: LastWords | None) -> str:
     if child is None:
-        return "pending"
+        return f"pending: {sentences(refused.message, refused.hint)}" if refused else "pending"
     ready = find_condition(child.status.conditions, ConditionType.READY)
     if ready is not None and ready.status is ConditionStatus.TRUE:
         return "ready"

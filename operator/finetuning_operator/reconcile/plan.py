@@ -177,6 +177,8 @@ class Observed:
     """By server name, of this object's own servers."""
     users: tuple[str, ...] = ()
     """Unfinished objects that refer to this one, as Kind/name."""
+    hindrances: dict[tuple[str, str], LastWords] = field(default_factory=dict)
+    """What keeps objects other than steps and servers from being made, by (kind, name)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,14 @@ def step_outcome(step: Step, state: StepState | None, *, running: Reason, volume
     return _pending(outcome, state) if state.phase is StepPhase.PENDING else outcome
 
 
+def unmade(child: Resource, observed: Observed) -> Outcome:
+    """Return where a stage stands whose object is not there: why not, where that is known."""
+    words = observed.hindrances.get((child.kind, child.metadata.name))
+    if words is None:
+        return Outcome(StageState.PENDING, Reason.PENDING, "waits to start", children=(child,))
+    return Outcome(StageState.PENDING, words.reason, sentences(words.message, words.hint), children=(child,))
+
+
 def _pending(outcome: Outcome, state: StepState) -> Outcome:
     """Return the outcome of a step that waits, the first time or again."""
     reason = Reason.RETRYING if state.attempts else Reason.PENDING
