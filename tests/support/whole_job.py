@@ -1,0 +1,141 @@
+"""What is left of a whole job on a cluster, so that a run in trouble can be compared with one that had none."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from tests.support.api_proxy import ApiProxy, Seen
+from tests.support.cluster import WAIT_SECONDS, Cluster, Object, has_condition
+from tests.support.processes import wait_until
+
+NAME = "demo"
+CHILD_KINDS = (
+    "Relocation",
+    "EvaluationJob",
+    "InferenceServer",
+    "Job",
+    "PersistentVolumeClaim",
+    "Deployment",
+    "Service",
+    "NetworkPolicy",
+)
+_TIMES = frozenset({"startTime", "completionTime", "lastTransitionTime"})
+_REPORTER = "finetuning-operator"
+
+
+def manifest(namespace: str, name: str = NAME, **spec: object) -> Object:
+    """Return a job with everything: two relocations, training, evaluation and a server."""
+    fields: Object = {
+        "model": {"source": "hf://acme/tiny", "revision": "v1"},
+        "dataset": {
+            "source": "s3://bucket/rows.jsonl",
+            "revision": "7",
+            "prompt": "{message}",
+            "completion": "{triage}",
+        },
+        "evaluation": {"metrics": ["exact-match"]},
+        "serving": {},
+    }
+    return {
+        "apiVersion": "finetuning.dev/v1alpha1",
+        "kind": "FineTuningJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": fields | spec,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that a job left, without what differs between two good runs: times, uids and its namespace."""
+
+    status: Mapping[str, Any]
+    children: Mapping[str, frozenset[str]]
+    events: Counter[tuple[str, str, str]]
+    """How often (kind, name, reason) was told."""
+
+
+def outcome(cluster: Cluster, namespace: str) -> Outcome:
+    """Return what a namespace shows of its job now."""
+    found = cluster.find("FineTuningJob", NAME, namespace) or {}
+    told = [each for each in cluster.events(namespace) if each["source"].get("component") == _REPORTER]
+    return Outcome(
+        status=_without_times(found.get("status", {}), namespace),
+        children={kind: _names(cluster, kind, namespace) for kind in CHILD_KINDS},
+        events=Counter(
+            (each["involvedObject"]["kind"], each["involvedObject"]["name"], each["reason"])
+            for each in told
+            for _ in range(each["count"])
+        ),
+    )
+
+
+def wait_for_outcomes(cluster: Cluster, expected: Mapping[str, Outcome], *, seconds: float = WAIT_SECONDS) -> None:
+    """Return once every namespace shows what is expected of it; fail with all differences."""
+    waiting = dict(expected)
+
+    def are_as_expected() -> bool:
+        for namespace, outcome_ in tuple(waiting.items()):
+            if is_complete(cluster, namespace) and outcome(cluster, namespace) == outcome_:
+                del waiting[namespace]
+        return not waiting
+
+    try:
+        wait_until(are_as_expected, seconds=seconds, what=f"the outcome in {len(waiting)} namespaces")
+    except AssertionError as error:
+        for namespace in waiting:
+            error.add_note(f"{namespace}: {difference(outcome(cluster, namespace), expected[namespace])}")
+        raise
+
+
+def difference(found: Outcome, expected: Outcome) -> dict[str, Any]:
+    """Return the parts of an outcome that are not as expected: (found, expected)."""
+    parts = {f"status.{name}": (found.status.get(name), value) for name, value in expected.status.items()}
+    parts |= {kind: (sorted(found.children[kind]), sorted(names)) for kind, names in expected.children.items()}
+    parts["events"] = (dict(found.events - expected.events), dict(expected.events - found.events))
+    return {name: pair for name, pair in parts.items() if pair[0] != pair[1]}
+
+
+def is_complete(cluster: Cluster, namespace: str) -> bool:
+    """Whether the job of a namespace says that it is complete and served."""
+    found = cluster.find("FineTuningJob", NAME, namespace)
+    return found is not None and all(has_condition(found, each) for each in ("Complete", "Serving"))
+
+
+def own_writes(proxy: ApiProxy, namespace: str | None = None) -> list[Seen]:
+    """Return all writes but those of the leader election."""
+    return [seen for seen in proxy.writes(namespace=namespace) if seen.asked.resource != "leases"]
+
+
+def made(proxy: ApiProxy, namespace: str) -> Counter[tuple[str, str]]:
+    """Return how often each (plural, name) was created; the proxy must keep bodies."""
+    return Counter(
+        (seen.asked.target, json.loads(seen.body)["metadata"]["name"])
+        for seen in proxy.seen(verbs={"create"}, namespace=namespace)
+        if seen.status == HTTPStatus.CREATED or (seen.reached and seen.status == 0)
+    )
+
+
+def deleted(proxy: ApiProxy, namespace: str) -> list[str]:
+    """Return what was deleted through a proxy."""
+    return [f"{seen.asked.resource} {seen.asked.name}" for seen in proxy.seen(verbs={"delete"}, namespace=namespace)]
+
+
+def _names(cluster: Cluster, kind: str, namespace: str) -> frozenset[str]:
+    return frozenset(found["metadata"]["name"] for found in cluster.objects(kind, namespace))
+
+
+def _without_times(part: Any, namespace: str) -> Any:  # noqa: ANN401  (any part of a JSON document)
+    if isinstance(part, dict):
+        return {name: _without_times(value, namespace) for name, value in part.items() if name not in _TIMES}
+    if isinstance(part, list):
+        parts = [_without_times(each, namespace) for each in part]
+        # Conditions are a set by type; the order in which they came is not a result.
+        return sorted(parts, key=lambda each: str(each.get("type", ""))) if _are_conditions(parts) else parts
+    return part.replace(namespace, "<namespace>") if isinstance(part, str) else part
+
+
+def _are_conditions(parts: list[Any]) -> bool:
+    return all(isinstance(each, dict) and "type" in each for each in parts)
