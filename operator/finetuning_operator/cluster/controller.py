@@ -201,11 +201,12 @@ class Controller:
         return _Next()
 
     async def _reconcile(self, key: ObjectKey, resource: Resource, memory: _Memory) -> _Next:
-        self.wake(self._cache.refer(key, self._view.references(key, resource)))
+        targets = self._view.references(key, resource)
+        self.wake(self._cache.refer(key, targets))
         now = self._now().replace(microsecond=0)
         jobs = self._view.step_jobs(resource)
         inquire = await self._inquire(resource, memory, jobs=jobs, now=now)
-        observed, plan = self._plan(key, resource, memory=memory, jobs=jobs, now=now)
+        observed, plan = self._plan(key, resource, memory=memory, targets=targets, jobs=jobs, now=now)
         if plan.expired:
             kind = OWN_KINDS[key.kind]
             uid = resource.metadata.uid
@@ -218,7 +219,7 @@ class Controller:
         applied = await self._applier.realise(resource, plan, observed=observed, jobs=jobs)
         if memory.note(applied, now):
             # What hinders was met only now, and is part of what is told.
-            observed, plan = self._plan(key, resource, memory=memory, jobs=jobs, now=now)
+            observed, plan = self._plan(key, resource, memory=memory, targets=targets, jobs=jobs, now=now)
         held = await self._reporter.report(key, resource, plan, held=memory.held)
         if self._is_settled(key, plan, observed, applied=applied, held=held):
             self._settle(key)
@@ -235,10 +236,17 @@ class Controller:
         return soonest(*waits)
 
     def _plan(
-        self, key: ObjectKey, resource: Resource, *, memory: _Memory, jobs: tuple[StepJob, ...], now: datetime
+        self,
+        key: ObjectKey,
+        resource: Resource,
+        *,
+        memory: _Memory,
+        targets: frozenset[ObjectKey],
+        jobs: tuple[StepJob, ...],
+        now: datetime,
     ) -> tuple[Observed, Plan]:
         known = Known(obstacles=memory.obstacles, hindrances=memory.hindrances, diagnoses=memory.answers.diagnoses)
-        observed = self._view.observed(key, resource, jobs=jobs, known=known, now=now)
+        observed = self._view.observed(key, resource, targets=targets, jobs=jobs, known=known, now=now)
         return observed, reconcile(resource, observed=observed, now=now, settings=self._settings)
 
     def _is_settled(

@@ -1,7 +1,7 @@
 """One object as reconciling sees it: parsed, with its steps, its servers, and the other objects that it reads."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -134,10 +134,16 @@ class View:
         return tuple((key, deployment) for key, deployment in found if deployment is not None)
 
     def observed(
-        self, key: ObjectKey, resource: Resource, *, jobs: tuple[StepJob, ...], known: Known, now: datetime
+        self,
+        key: ObjectKey,
+        resource: Resource,
+        *,
+        targets: Iterable[ObjectKey],
+        jobs: tuple[StepJob, ...],
+        known: Known,
+        now: datetime,
     ) -> Observed:
-        """Return everything that the plan of an object may depend on."""
-        targets = self.references(key, resource)
+        """Return everything that the plan of an object may depend on; ``targets`` are the objects that it reads."""
         read = {(target.kind, target.name): self.readable(target) for target in targets}
         return Observed(
             steps=self._steps(resource, jobs, known=known, now=now),
