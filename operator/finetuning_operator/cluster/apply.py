@@ -1,21 +1,30 @@
 """Making a plan so: what it wants is created, what it no longer wants is stopped, and what is right is left alone."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetuning_api.base import GROUP, Resource
+from finetuning_api.base import GROUP, Resource, Stage, StagedStatus, StageState
 from finetuning_api.evaluationjob import EvaluationJob
 from finetuning_api.finetuningjob import AccessMode
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
 from finetuning_operator.cluster.api import ClusterApi, Propagation
-from finetuning_operator.cluster.cache import Cache
+from finetuning_operator.cluster.cache import Cache, claims_held
 from finetuning_operator.cluster.errors import AlreadyExists, Forbidden, Invalid, NamespaceTerminating, NotFound
 from finetuning_operator.cluster.failures import explain_api_error
 from finetuning_operator.cluster.keys import ObjectKey
-from finetuning_operator.cluster.kinds import CHILD_KINDS, CLAIM, DEPLOYMENT, JOB, NETWORK_POLICY, OWN_KINDS, KindRef
+from finetuning_operator.cluster.kinds import (
+    CHILD_KINDS,
+    CLAIM,
+    DEPLOYMENT,
+    JOB,
+    NETWORK_POLICY,
+    OWN_KINDS,
+    POD,
+    KindRef,
+)
 from finetuning_operator.cluster.options import Options
 from finetuning_operator.cluster.render import (
     ClaimRefusedError,
@@ -45,6 +54,8 @@ _SOON_SECONDS = 1.0
 _PLACES_SECONDS = 5.0
 """When to look again whether the claims of a step can be mounted together."""
 _KINDS = OWN_KINDS | CHILD_KINDS
+_POD_OF_JOB = "batch.kubernetes.io/controller-uid"
+"""Label that the Job controller gives to the pods of a Job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,8 @@ class Applier:
         self._cache = cache
         self._options = options
         self._wake = wake
+        self._protected: dict[str, dict[ObjectKey, tuple[str, int] | None]] = {}
+        """By namespace, the policies that were right, as they were then."""
         self._resisting: dict[ObjectKey, tuple[str, int] | None] = {}
         """Identities at which objects stayed as they were although they were to be mended."""
 
@@ -101,6 +114,8 @@ class Applier:
         """Make a plan so, but for its status. Raises ApiError."""
         others = {(child.kind, child.metadata.name): await self._child(owner, child) for child in plan.children}
         volumes = [await self._volume(owner, volume) for volume in plan.volumes]
+        for volume in plan.volumes:
+            await self._release(owner, volume, jobs)
         missing = next((blocked for blocked in volumes if blocked is not None), None)
         blocked: dict[str, Blocked] = {}
         for step in plan.steps:
@@ -143,11 +158,22 @@ class Applier:
         key = ObjectKey(CLAIM.kind, owner.metadata.namespace, volume.name)
         found = self._cache.get(key)
         if found is not None:
-            return await self._foreign(owner, key, found)
+            foreign = await self._foreign(owner, key, found)
+            return foreign or (_leaving(key) if self._cache.is_deleting(key) else None)
         try:
             return await self._create(owner, render_volume(volume, owner=owner, options=self._options))
         except ClaimRefusedError as error:
             return Blocked(error.words)
+
+    async def _release(self, owner: Resource, volume: Volume, jobs: tuple[StepJob, ...]) -> None:
+        """Let a claim that was deleted go: pods hold it also when they have ended, and only a new one can be used."""
+        if not self._cache.is_deleting(ObjectKey(CLAIM.kind, owner.metadata.namespace, volume.name)):
+            return
+        told = {stage.name for stage in _stages(owner) if stage.state is StageState.SUCCEEDED}
+        for job in jobs:
+            held = any(volume.name in claims_held(pod) for pod in job.pods)
+            if held and job.step in told and not job.deleting:
+                await self._delete(JOB, job.key, uid=job.uid, propagation=Propagation.BACKGROUND)
 
     async def _step(
         self, owner: Resource, step: Step, *, observed: Observed, jobs: tuple[StepJob, ...]
@@ -156,6 +182,8 @@ class Applier:
         if existing is None:
             return await self._start(owner, step)
         if step.name not in observed.steps and not existing.deleting:
+            if await self._knew_too_little(existing):
+                return None
             # It ended and took its result with it: made again, its program finds its work done and tells once more.
             await self._delete(JOB, existing.key, uid=existing.uid, propagation=Propagation.BACKGROUND)
             return None
@@ -164,6 +192,14 @@ class Applier:
             rendered = render_step(step, owner=owner, options=self._options, placement=Placement())
             return await self._create_all(owner, [each for each in rendered if each["kind"] == "Service"])
         return None
+
+    async def _knew_too_little(self, job: StepJob) -> bool:
+        """Ask for the pods of a Job whose result seems lost: of a stream that lags, nothing may be concluded."""
+        found = await self._api.list(POD, job.key.namespace, label_selector=f"{_POD_OF_JOB}={job.uid}")
+        news = [self._cache.put(POD.kind, pod) for pod in found.items]
+        for concerned in news:
+            self._wake(concerned)
+        return any(news)
 
     async def _start(self, owner: Resource, step: Step) -> Blocked | None:
         namespace = owner.metadata.namespace
@@ -203,11 +239,17 @@ class Applier:
 
     async def protect(self, namespace: str) -> None:
         """Have the network policies of a namespace be there, before the first pod is."""
+        known = self._protected.get(namespace)
+        if known and all(self._cache.identity(key) == identity for key, identity in known.items()):
+            return
+        found: dict[ObjectKey, tuple[str, int] | None] = {}
         for policy in render_network_policies(namespace, self._options):
             key = ObjectKey(NETWORK_POLICY.kind, namespace, policy["metadata"]["name"])
-            found = self._cache.get(key)
-            if found is None or differs(policy, found):
+            stored = self._cache.get(key)
+            if stored is None or differs(policy, stored):
                 await self._apply(key, policy)
+            found[key] = self._cache.identity(key)
+        self._protected[namespace] = found
 
     async def _server(self, owner: Resource, server: Server) -> Blocked | None:
         namespace = owner.metadata.namespace
@@ -359,6 +401,20 @@ def _owner_uid(head: Mapping[str, Any]) -> str:
     reference = _controller(head)
     told = reference["uid"] if reference else (head.get("labels") or {}).get(labels.OWNER_UID, "")
     return str(told)
+
+
+def _stages(owner: Resource) -> Sequence[Stage]:
+    status = getattr(owner, "status", None)
+    return status.stages if isinstance(status, StagedStatus) else ()
+
+
+def _leaving(claim: ObjectKey) -> Blocked:
+    words = LastWords(
+        reason=Reason.VOLUME_UNAVAILABLE,
+        message=f"claim {claim.name} is being deleted",
+        hint="It is made again, empty, once no pod uses it.",
+    )
+    return Blocked(words, retry_seconds=_SOON_SECONDS)
 
 
 def _refused(error: Forbidden | Invalid) -> Blocked:

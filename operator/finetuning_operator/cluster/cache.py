@@ -252,7 +252,7 @@ def _entry(kind: str, manifest: Manifest) -> _Entry:
         deleting="deletionTimestamp" in metadata,
         finished=kind in OWN_KINDS and _has_ended(manifest),
         phase=(manifest.get("status") or {}).get("phase", "") if kind in OWN_KINDS else "",
-        claims=frozenset(_claims(manifest)) if live_pod else frozenset(),
+        claims=frozenset(claims_held(manifest)) if live_pod else frozenset(),
         node=(manifest.get("spec") or {}).get("nodeName", "") if live_pod else "",
     )
 
@@ -272,7 +272,8 @@ def _has_ended(manifest: Manifest) -> bool:
     return any(each.get("type") in _ENDED and each.get("status") == "True" for each in conditions)
 
 
-def _claims(pod: Manifest) -> Iterator[str]:
+def claims_held(pod: Manifest) -> Iterator[str]:
+    """Return the claims that a pod mounts."""
     for volume in (pod.get("spec") or {}).get("volumes") or ():
         if "persistentVolumeClaim" in volume:
             yield volume["persistentVolumeClaim"]["claimName"]

@@ -1,0 +1,540 @@
+"""Objects that go away, come back, are changed by others, or are not what they should be.
+
+The operator is a process of its own; one serves all tests of this file that do not restart it, and a proxy counts what
+it writes.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.support import pods
+from tests.support.cluster import Cluster, Object, has_condition
+from tests.support.operator_process import Identity, OperatorProcess
+from tests.support.private_plane import PrivatePlane
+from tests.support.processes import wait_until
+from tests.support.site import ENV, Pool, Site, condition, is_running, pool, resource, stage, uid
+
+RunOperator = Callable[..., OperatorProcess]
+POLICIES = {"finetuning-isolated", "finetuning-open", "finetuning-serving"}
+LABEL = "l" * 63
+SUSPENDED = "spec.suspend is true; set it to false to go on"
+
+
+@pytest.fixture(scope="module")
+def served(private_plane: PrivatePlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """An operator that serves a cluster of its own."""
+    cluster = private_plane.cluster
+    with pool(cluster, Identity.install(cluster), folder=tmp_path_factory.mktemp("objects")) as lent:
+        yield lent
+
+
+@pytest.fixture
+def site(served: Pool) -> Site:
+    """A namespace whose pods run until their end is played."""
+    return served.lend()
+
+
+@pytest.fixture
+def start(run_operator: RunOperator, namespace: str) -> Callable[..., OperatorProcess]:
+    """``start(NAME=value)`` runs an operator of the test's own for the namespace of the test."""
+
+    def run(**options: str) -> OperatorProcess:
+        env = ENV | {"FINETUNING_NAMESPACES": namespace}
+        operator = run_operator(env=env | {f"FINETUNING_{name}": text for name, text in options.items()})
+        operator.wait_ready()
+        return operator
+
+    return run
+
+
+def training(site: Site, name: str = "demo", **spec: object) -> Object:
+    """Bring a job as far as its training, and return it."""
+    site.job(name, **spec)
+    site.play("preflight")
+    site.pod("train")
+    return site.wait_for_job(name, where=is_running("train"))
+
+
+def rests(served: Pool, site: Site) -> bool:
+    """Return once nothing was written in a namespace while something was done for an object of another one."""
+
+    def is_at_rest() -> bool:
+        before = len(served.writes(site))
+        other = served.lend()
+        other.job(suspend=True)
+        other.wait_for_job(where=lambda found: has_condition(found, "Suspended"))
+        return len(served.writes(site)) == before
+
+    tries = (is_at_rest() for _ in range(5))
+    return any(tries)
+
+
+class TestGone:
+    """What is deleted, by whomever."""
+
+    def test_what_is_deleted_while_the_operator_is_away(
+        self, cluster: Cluster, namespace: str, start: Callable[..., OperatorProcess]
+    ) -> None:
+        site = Site(cluster, namespace)
+        first = start()
+        gone = site.job("gone")
+        site.play("preflight")
+        site.pod("train")
+        site.finished_job("over")
+        kept = site.job("kept")
+        pods.succeed(cluster, pods.wait_for_pod(cluster, namespace, labels="finetuning.dev/step=preflight"))
+        lost = site.wait("Job", "kept-train")
+        fetched = cluster.create(resource("Relocation", "fetched", namespace, source="hf://acme/other", revision="v1"))
+        site.wait("Job", "fetched-measure")
+        first.kill()
+        for each in (gone, lost, fetched):
+            cluster.delete(each)
+        site.wait_gone("Job", "kept-train")
+        site.wait_gone("Job", "gone-train")
+
+        again = start()
+
+        assert uid(site.wait("Job", "kept-train")) != uid(lost)
+        site.wait_gone("Job", "fetched-measure")
+        site.play("train", "evaluate")
+        assert has_condition(site.wait_for_job("kept"), "Complete")
+        assert uid(site.get("FineTuningJob", "kept")) == uid(kept)
+        assert site.names("Job") == {"kept-preflight", "kept-train", "kept-evaluation-evaluate"}
+        assert again.exit_code is None
+
+    def test_a_train_job_that_is_deleted_by_hand_is_started_again(self, site: Site) -> None:
+        training(site)
+        before = site.get("Job", "demo-train")
+        pod = site.pod("train")
+
+        site.cluster.delete(before, propagation="Foreground")
+        site.wait_for_uid("Job", "demo-train", other_than=before)
+        site.pod("train", other_than=(pod["metadata"]["name"],))
+        site.play("train", "evaluate")
+
+        done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert stage(done, "train")["state"] == "Succeeded"
+        assert stage(done, "preflight")["attempts"] == 1
+
+    def test_a_claim_that_is_deleted_before_training_is_made_again(self, site: Site) -> None:
+        site.job()
+        pod = site.pod("preflight")
+        claim = site.get("PersistentVolumeClaim", "demo-adapter")
+
+        site.cluster.delete(claim)
+        pods.succeed(site.cluster, pod)
+        site.wait_for_uid("PersistentVolumeClaim", "demo-adapter", other_than=claim)
+        site.play("train", "evaluate")
+
+        assert has_condition(site.wait_for_job(), "Complete")
+
+    def test_a_server_is_made_again_piece_by_piece(self, site: Site, served: Pool) -> None:
+        server(site)
+        for kind in ("Deployment", "Service"):
+            before = site.get(kind, "answers")
+            site.cluster.delete(before)
+            site.wait_for_uid(kind, "answers", other_than=before)
+
+        site.wait("InferenceServer", "answers", where=lambda found: has_condition(found, "Ready"))
+        assert rests(served, site)
+
+    def test_network_policies_come_back_also_when_they_are_opened(self, site: Site, served: Pool) -> None:
+        training(site)
+        assert site.names("NetworkPolicy") == POLICIES
+        isolated = site.get("NetworkPolicy", "finetuning-isolated")
+
+        site.cluster.delete(site.get("NetworkPolicy", "finetuning-open"))
+        site.patch(isolated, spec={"egress": [{}], "ingress": [{}]})
+
+        site.wait("NetworkPolicy", "finetuning-isolated", where=lambda found: found["spec"] == isolated["spec"])
+        site.wait("NetworkPolicy", "finetuning-open")
+        assert rests(served, site)
+
+
+def server(site: Site, **spec: object) -> Object:
+    """Create a server and return it once it answers."""
+    site.create(
+        resource("InferenceServer", "answers", site.namespace, **({"model": {"source": "hf://acme/tiny"}} | spec))
+    )
+    return site.wait("InferenceServer", "answers", where=lambda found: has_condition(found, "Ready"))
+
+
+class TestEditedByHand:
+    """Children that somebody changed."""
+
+    def test_a_deployment_is_mended_once(self, site: Site, served: Pool) -> None:
+        server(site)
+        found = site.get("Deployment", "answers")
+        program = found["spec"]["template"]["spec"]["containers"][0]
+
+        site.patch(found, spec={"replicas": 3})
+        site.wait("Deployment", "answers", where=lambda now: now["spec"]["replicas"] == 1)
+        change = [{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "example/else:1"}]
+        path = site.cluster.path("Deployment", "answers", namespace=site.namespace)
+        site.cluster.request("PATCH", path, body=change, content_type="application/json-patch+json")  # type: ignore[arg-type]
+
+        def is_mended(now: Object) -> bool:
+            image: str = now["spec"]["template"]["spec"]["containers"][0]["image"]
+            return image == program["image"]
+
+        site.wait("Deployment", "answers", where=is_mended)
+        done = [seen for seen in served.seen(site) if seen.asked.target == "deployments" and seen.status < 300]
+        assert [seen.asked.verb for seen in done] == ["create", "patch", "patch"]
+        site.wait("InferenceServer", "answers", where=lambda now: has_condition(now, "Ready"))
+        assert rests(served, site)
+
+    @pytest.mark.parametrize(
+        "ports",
+        [
+            [{"name": "http", "port": 9000, "targetPort": "http", "protocol": "TCP"}],
+            [{"name": "other", "port": 8000, "targetPort": 9000, "protocol": "TCP"}],
+        ],
+        ids=["number", "name"],
+    )
+    def test_a_service_gets_its_port_back(self, site: Site, served: Pool, ports: list[Object]) -> None:
+        server(site)
+        before = site.get("Service", "answers")
+
+        site.patch(before, spec={"ports": ports})
+
+        site.wait("Service", "answers", where=lambda now: now["spec"]["ports"] == before["spec"]["ports"])
+        assert uid(site.get("Service", "answers")) == uid(before)
+        assert rests(served, site)
+
+    def test_what_somebody_adds_is_taken_out_again(self, site: Site, served: Pool) -> None:
+        server(site)
+        service, deployment = site.get("Service", "answers"), site.get("Deployment", "answers")
+        ports = [*service["spec"]["ports"], {"name": "metrics", "port": 9090, "protocol": "TCP"}]
+        sidecar = pods.restricted_spec()["containers"][0] | {"name": "sidecar"}
+        containers = [*deployment["spec"]["template"]["spec"]["containers"], sidecar]
+
+        site.patch(service, spec={"ports": ports})
+        site.patch(deployment, spec={"template": {"spec": {"containers": containers}}})
+
+        site.wait("Service", "answers", where=lambda now: now["spec"] == service["spec"])
+        site.wait("Deployment", "answers", where=lambda now: now["spec"] == deployment["spec"])
+        assert rests(served, site)
+
+    def test_a_variable_that_is_no_longer_wanted_is_gone(self, site: Site) -> None:
+        made = server(site, env=[{"name": "ONE", "value": "1"}, {"name": "TWO", "value": "2"}])
+
+        site.patch(made, spec={"env": [{"name": "TWO", "value": "3"}]})
+
+        def variables(now: Object) -> Object:
+            container = now["spec"]["template"]["spec"]["containers"][0]
+            return {each["name"]: each.get("value") for each in container["env"]}
+
+        found = site.wait("Deployment", "answers", where=lambda now: variables(now).get("TWO") == "3")
+        assert "ONE" not in variables(found)
+
+
+class TestSameName:
+    """An object that has the name of an earlier one."""
+
+    def test_a_job_that_is_made_again_at_once_takes_nothing_over(self, site: Site) -> None:
+        first = training(site)
+        old = [site.get("Job", "demo-preflight"), site.get("Job", "demo-train")]
+        claim = site.get("PersistentVolumeClaim", "demo-adapter")
+
+        site.cluster.delete(first)
+        second = site.cluster.create(site.job_manifest())
+        preflight = site.wait_for_uid("Job", "demo-preflight", other_than=old[0])
+        assert preflight["metadata"]["ownerReferences"][0]["uid"] == uid(second)
+        site.wait_gone("Job", "demo-train")
+        assert stage(site.get("FineTuningJob"), "preflight").get("state") != "Succeeded"
+        site.play("preflight", "train", "evaluate")
+
+        done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert uid(site.get("Job", "demo-train")) != uid(old[1])
+        assert uid(site.get("PersistentVolumeClaim", "demo-adapter")) != uid(claim)
+
+    def test_a_kept_adapter_of_an_earlier_job_is_not_used_in_silence(self, site: Site) -> None:
+        first = training(site, storage={"retention": "Retain"})
+        site.cluster.delete(first)
+        site.wait_gone("Job", "demo-train")
+        claim = site.get("PersistentVolumeClaim", "demo-adapter")
+
+        site.cluster.create(site.job_manifest())
+        told = site.wait_for_job(where=lambda now: "demo-adapter" in stage(now, "preflight").get("message", ""))
+
+        assert stage(told, "preflight")["message"] == (
+            "PersistentVolumeClaim demo-adapter exists and was kept from an earlier FineTuningJob demo. Delete it"
+            f" (kubectl delete persistentvolumeclaims demo-adapter -n {site.namespace}) or choose another name for this"
+            " object."
+        )
+        assert site.names("Job") == set()
+        site.cluster.delete(claim)
+        site.play("preflight")
+        site.pod("train")
+
+
+class TestNamespaces:
+    """Namespaces come and go."""
+
+    def test_one_that_is_deleted_under_a_job_is_left_in_peace(self, site: Site, served: Pool) -> None:
+        other = served.lend()
+        training(site)
+        training(other)
+
+        site.cluster.delete({"kind": "Namespace", "metadata": {"name": site.namespace}})
+        site.cluster.wait_gone("Namespace", site.namespace)
+        other.play("train", "evaluate")
+
+        assert has_condition(other.wait_for_job(), "Complete")
+        refused = [seen for seen in served.seen(site) if seen.status >= 400]
+        assert len(refused) < 10
+        assert served.operator.exit_code is None
+
+
+class TestQuota:
+    """Namespaces that are full."""
+
+    @pytest.mark.parametrize(
+        ("hard", "message"),
+        [
+            (
+                {"count/jobs.batch": "0"},
+                "asked for count/jobs.batch=1, used count/jobs.batch=0, limit count/jobs.batch=0",
+            ),
+            (
+                {"persistentvolumeclaims": "2"},
+                "asked for persistentvolumeclaims=1, used persistentvolumeclaims=2, limit persistentvolumeclaims=2",
+            ),
+            ({"limits.cpu": "3"}, "asked for limits.cpu=4, used limits.cpu=0, limit limits.cpu=3"),
+        ],
+        ids=["jobs", "claims", "cpu"],
+    )
+    def test_it_is_told_with_its_numbers_and_work_goes_on_when_it_grows(
+        self, site: Site, hard: Object, message: str
+    ) -> None:
+        site.bring(site.job_manifest())
+        quota = site.cluster.create(
+            {
+                "apiVersion": "v1",
+                "kind": "ResourceQuota",
+                "metadata": {"name": "small", "namespace": site.namespace},
+                "spec": {"hard": hard},
+            }
+        )
+        site.wait("ResourceQuota", "small", where=lambda found: "hard" in found.get("status", {}))
+        site.job(resources={"limits": {"cpu": "4"}})
+
+        told = site.wait_for_job(where=lambda now: "quota" in stage(now, "preflight").get("message", ""))
+        assert message in stage(told, "preflight")["message"]
+        assert condition(told, "Trained")["reason"] == "QuotaExceeded"
+        site.patch(quota, spec={"hard": dict.fromkeys(hard, "100")})
+        site.play("preflight")
+        site.pod("train")
+
+
+class TestStatusOfAStranger:
+    """The status is ours, but anybody with the right may write it."""
+
+    def test_what_is_taken_out_of_it_is_found_again_and_nothing_starts_twice(self, site: Site) -> None:
+        running = training(site)
+        job = site.get("Job", "demo-train")
+
+        site.patch_status(running, phase="Failed", conditions=[], stages=[], startTime=None)
+
+        def is_told(now: Object) -> bool:
+            return is_running("train")(now) and now["status"]["phase"] == "Training" and has_condition(now, "Relocated")
+
+        site.wait_for_job(where=is_told)
+        assert uid(site.get("Job", "demo-train")) == uid(job)
+        site.play("train", "evaluate")
+        assert has_condition(site.wait_for_job(), "Complete")
+
+    def test_an_end_that_was_written_by_hand_is_an_end(self, site: Site, served: Pool) -> None:
+        running = training(site)
+        told = [
+            {
+                "type": "Complete",
+                "status": "True",
+                "reason": "Succeeded",
+                "message": "by hand",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ]
+
+        site.patch_status(running, conditions=told)
+
+        site.wait_gone("Job", "demo-train")
+        assert rests(served, site)
+        assert condition(site.get("FineTuningJob"), "Complete")["message"] == "by hand"
+        assert site.names("Job") == {"demo-preflight"}
+
+
+class TestEndIsFinal:
+    """Whatever happens to what a finished job leaves."""
+
+    def test_it_never_runs_again(self, cluster: Cluster, namespace: str, start: Callable[..., OperatorProcess]) -> None:
+        site = Site(cluster, namespace)
+        first = start(RESYNC_SECONDS="1")
+        site.job()
+        site.play("preflight", "train", "evaluate")
+        done = site.wait_for_job()
+        for kind in ("Job", "EvaluationJob", "PersistentVolumeClaim", "Relocation"):
+            for each in cluster.objects(kind, namespace):
+                cluster.delete(each)
+        site.wait_gone("Job", "demo-train")
+        site.wait_gone("PersistentVolumeClaim", "demo-adapter")
+        assert first.stop() == 0
+
+        again = start(RESYNC_SECONDS="1")
+        lists = again.metric("finetuning_api_requests_total", verb="list")
+        wait_until(
+            lambda: again.metric("finetuning_api_requests_total", verb="list") > lists + 20, what="everything is listed"
+        )
+
+        assert site.get("FineTuningJob") == done
+        assert site.names("Job") == site.names("Relocation") == site.names("PersistentVolumeClaim") == set()
+
+
+class TestStopping:
+    """Suspension, deadlines and the time after the end."""
+
+    def test_a_job_that_is_suspended_from_the_start_makes_nothing(self, site: Site, served: Pool) -> None:
+        made = site.job(suspend=True)
+        told = site.wait_for_job(where=lambda now: has_condition(now, "Suspended"))
+        assert (told["status"]["phase"], condition(told, "Suspended")["message"]) == ("Suspended", SUSPENDED)
+        assert rests(served, site)
+        assert site.names("Job") | site.names("PersistentVolumeClaim") <= set(site.names("Relocation"))
+
+        site.patch(made, spec={"suspend": False})
+        site.play("preflight", "train", "evaluate")
+        done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert condition(done, "Suspended")["status"] == "False"
+
+    def test_training_is_stopped_and_goes_on(self, site: Site) -> None:
+        running = training(site)
+        first = site.get("Job", "demo-train")
+        pod = site.pod("train")
+
+        site.patch(running, spec={"suspend": True})
+        site.wait_gone("Job", "demo-train")
+        told = site.wait_for_job(where=lambda now: has_condition(now, "Suspended"))
+        assert (stage(told, "train")["state"], stage(told, "train")["message"]) == ("Pending", "suspended")
+        assert site.find("Pod", pod["metadata"]["name"]) is None
+
+        site.patch(running, spec={"suspend": False})
+        site.wait_for_uid("Job", "demo-train", other_than=first)
+        site.play("train", "evaluate")
+        done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert stage(done, "train")["attempts"] == 1
+
+    def test_a_job_that_is_active_for_too_long_is_stopped(self, site: Site) -> None:
+        training(site, activeDeadlineSeconds=5)
+        failed = site.wait_for_job()
+        assert condition(failed, "Failed") == {
+            "status": "True",
+            "reason": "DeadlineExceeded",
+            "message": "the job was active for 5 seconds (activeDeadlineSeconds)",
+        }
+        site.wait_gone("Job", "demo-train")
+
+    def test_a_pod_that_fits_nowhere_ends_the_job_at_its_deadline_with_the_cause(self, site: Site) -> None:
+        site.job(resources={"limits": {"nvidia.com/gpu": 4000}}, pendingDeadlineSeconds=3)
+        site.play("preflight")
+        failed = site.wait_for_job()
+        told = condition(failed, "Failed")
+        assert told["reason"] == "DeadlineExceeded"
+        assert told["message"].startswith("train: waited 3 s: Unschedulable: no node has enough nvidia.com/gpu left")
+        site.wait_gone("Job", "demo-train")
+
+    def test_a_pod_that_is_taken_away_costs_no_retry(self, site: Site) -> None:
+        training(site, backoffLimit=0)
+        pod = site.pod("train")
+        pods.evict(site.cluster, pod)
+        site.pod("train", other_than=(pod["metadata"]["name"],))
+        site.play("train", "evaluate")
+        done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert stage(done, "train")["attempts"] == 2
+
+    def test_a_finished_job_goes_when_its_time_is_over_with_what_it_owns(self, site: Site) -> None:
+        site.job(ttlSecondsAfterFinished=1)
+        site.play("preflight", "train", "evaluate")
+        site.wait_gone("FineTuningJob", "demo")
+        for kind, name in (("Job", "demo-train"), ("PersistentVolumeClaim", "demo-adapter")):
+            site.wait_gone(kind, name)
+        site.wait_gone("EvaluationJob", "demo-evaluation")
+        assert len(site.names("Relocation")) == 2
+
+
+class TestRetention:
+    """What becomes of an adapter when its job is deleted."""
+
+    def test_deleted_kept_and_thrown_away(
+        self, cluster: Cluster, namespace: str, start: Callable[..., OperatorProcess]
+    ) -> None:
+        site = Site(cluster, namespace)
+        start(RESYNC_SECONDS="1", TRASH_TTL_SECONDS="2")
+        for policy in ("Delete", "Retain", "Trash"):
+            site.job(policy.lower(), storage={"retention": policy})
+        claims = {f"{name}-adapter" for name in ("delete", "retain", "trash")}
+        cluster.wait_for(lambda: claims <= site.names("PersistentVolumeClaim"), what="all claims are there")
+
+        for name in ("delete", "retain", "trash"):
+            cluster.delete(site.get("FineTuningJob", name))
+
+        site.wait_gone("PersistentVolumeClaim", "delete-adapter")
+        marked = site.wait("PersistentVolumeClaim", "trash-adapter", where=is_marked)
+        assert marked["metadata"]["labels"]["finetuning.dev/retention"] == "Trash"
+        site.wait_gone("PersistentVolumeClaim", "trash-adapter")
+        assert "retain-adapter" in site.names("PersistentVolumeClaim")
+
+
+def is_marked(claim: Object) -> bool:
+    """Return whether a claim is about to be thrown away."""
+    return "finetuning.dev/trashed-at" in claim["metadata"]["annotations"]
+
+
+class TestKueue:
+    """A queue of Kueue's decides when steps start; its part is played here."""
+
+    def test_steps_wait_for_it_and_nobody_else_starts_or_stops_them(self, site: Site, served: Pool) -> None:
+        site.job(queueName="team")
+        child = site.wait("Job", "demo-preflight")
+        assert child["spec"]["suspend"] is True
+        assert child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+        told = site.wait_for_job(where=lambda now: "queue" in stage(now, "preflight").get("message", ""))
+        assert stage(told, "preflight")["message"] == "waits in the queue team"
+        assert rests(served, site)
+
+        for step in ("demo-preflight", "demo-train"):
+            site.patch(site.wait("Job", step), spec={"suspend": False})
+            site.play(step.removeprefix("demo-")) if step == "demo-preflight" else site.pod("train")
+        # Kueue takes the step back: its pods end, and it waits again.
+        site.wait_for_job(where=is_running("train"))
+        train = site.patch(site.get("Job", "demo-train"), spec={"suspend": True})
+        site.wait_for_job(where=lambda now: "queue" in stage(now, "train").get("message", ""))
+        assert uid(site.get("Job", "demo-train")) == uid(train)
+        assert site.get("Job", "demo-train")["spec"]["suspend"] is True
+        assert [write for write in served.writes(site) if write == "patch jobs"] == []
+
+
+class TestHostileInput:
+    """Names, labels and texts of the greatest length."""
+
+    def test_names_and_labels_of_the_greatest_length_make_a_whole_job(self, site: Site) -> None:
+        name = "n" * 52
+        labels = {f"example.com/{LABEL}": LABEL}
+        site.job(name, serving={}, pod={"labels": labels})
+        site.play("preflight", "train", "evaluate")
+        done = site.wait_for_job(name)
+        assert has_condition(done, "Complete")
+        assert done["status"]["serving"]["url"] == f"http://{name}.{site.namespace}.svc:8000"
+        assert all(len(child) <= 63 for child in site.names("Job") | site.names("PersistentVolumeClaim"))
+
+    @pytest.mark.parametrize("text", ["x" * 1_000_000, "\x00\x1b[2J\ufffd" * 1000, "[1,", '{"reason": []}'])
+    def test_whatever_a_pod_says_its_job_ends_with_bounded_words(self, site: Site, text: str) -> None:
+        training(site, backoffLimit=0)
+        pods.finish(site.cluster, site.pod("train"), exit_code=203, message=text[:200_000])
+        told = condition(site.wait_for_job(), "Failed")
+        assert told["reason"] == "Internal"
+        assert len(told["message"]) < 4096
+        assert told["message"].replace("\n", " ").isprintable()
