@@ -14,7 +14,7 @@
 | FINETUNING_PROGRESS_CA | PEM file with which pods verify it; set all three or none | made at each start |
 | FINETUNING_STATUS_DELAY | Seconds that ordinary changes of a status are held to share one write | 1 |
 | FINETUNING_RESYNC_SECONDS | Seconds between full lists | 300 |
-| FINETUNING_API_QPS, FINETUNING_API_BURST | Writes a second to the API server, at length and at once | 50, 100 |
+| FINETUNING_API_QPS, FINETUNING_API_BURST | Writes a second to the API server, at length and at once | 200, 400 |
 | FINETUNING_WORKERS | Objects reconciled at the same time | 16 |
 | FINETUNING_HEALTH_PORT | Port of /healthz, /readyz and /metrics | 8080 |
 | FINETUNING_LEASE_NAME | Lease that elects the active replica; empty elects nobody | finetuning-operator |
@@ -113,8 +113,8 @@ class Options:
     progress: ProgressOptions | None = None
     status_delay: float = 1.0
     resync_seconds: float = 300.0
-    api_qps: float = 50.0
-    api_burst: int = 100
+    api_qps: float = 200.0
+    api_burst: int = 400
     workers: int = 16
     health_port: int = 8080
     lease_name: str | None = "finetuning-operator"

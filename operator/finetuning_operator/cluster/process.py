@@ -41,7 +41,7 @@ _STOP_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 _STUCK_SECONDS = 300.0
 """Work on one object that takes longer than this is stuck."""
-_PROGRESS_SHARE = 0.25
+_PROGRESS_SHARE = 1 / 16
 """Part of the write rate that progress may use."""
 
 
@@ -127,6 +127,7 @@ class Operator:
                 delay=options.status_delay,
                 budget=ProgressBudget(per_second=options.api_qps * _PROGRESS_SHARE),
                 wake=self._wake,
+                waiting=lambda: self._queue.depth,
             ),
             progress=self._progress,
             metrics=metrics,

@@ -17,13 +17,16 @@ from finetuning_operator.cluster.statuses import ProgressBudget, StatusClock, Ur
 from finetuning_operator.reconcile.conditions import shorten
 from finetuning_operator.reconcile.plan import Event, Plan
 
+_SECONDS_OF_ONE = 0.02
+"""How much longer an ordinary change is held for each object that waits for work."""
+_LONGEST_RUSH_SECONDS = 10.0
 _ENDED_STAGES = frozenset({StageState.SUCCEEDED, StageState.FAILED})
 
 
 class Reporter:
     """Writes statuses and events. A status is written at the version that it was computed from, or not at all."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what it writes with, and when)
         self,
         api: ClusterApi,
         cache: Cache,
@@ -33,8 +36,10 @@ class Reporter:
         delay: float,
         budget: ProgressBudget,
         wake: Callable[[Iterable[ObjectKey]], None],
+        waiting: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``waiting`` says how many objects wait for work: in a rush, what they need goes before what is told."""
         self._api = api
         self._cache = cache
         self._recorder = recorder
@@ -42,6 +47,7 @@ class Reporter:
         self._delay = delay
         self._budget = budget
         self._wake = wake
+        self._waiting = waiting
         self._clock = clock
 
     async def report(self, key: ObjectKey, resource: Resource, plan: Plan, *, held: StatusClock) -> float | None:
@@ -53,7 +59,8 @@ class Reporter:
         if plan.status is stored:
             return held.wait({}, {}, now=self._clock(), delay=self._delay)
         old, new = stored.to_wire(), plan.status.to_wire()
-        wait = held.wait(old, new, now=self._clock(), delay=self._delay)
+        rush = min(self._waiting() * _SECONDS_OF_ONE, _LONGEST_RUSH_SECONDS)
+        wait = held.wait(old, new, now=self._clock(), delay=self._delay + rush)
         if wait == 0 and urgency(old, new) is Urgency.PROGRESS:
             wait = self._budget.wait(held, self._clock())
         if wait is None or wait > 0:

@@ -20,7 +20,7 @@ def test_an_empty_environment_gives_defaults_that_work() -> None:
     options = Options.from_environment({})
 
     assert options == Options()
-    assert (options.namespaces, options.health_port, options.api_qps, options.api_burst) == ((), 8080, 50.0, 100)
+    assert (options.namespaces, options.health_port, options.api_qps, options.api_burst) == ((), 8080, 200.0, 400)
     assert set(options.images) == set(ImageRole)
     assert options.storage_profiles == {"default": StorageProfile()}
     assert options.lease_name == "finetuning-operator"
