@@ -6,10 +6,11 @@ it writes.
 
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from tests.support import pods
-from tests.support.cluster import Cluster, Object, has_condition
-from tests.support.operator_process import Identity, OperatorProcess
+from tests.support.cluster import Cluster, Object, Refused, has_condition
+from tests.support.operator_process import ACCOUNT, Identity, OperatorProcess
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
 from tests.support.site import ENV, Pool, Site, condition, is_running, pool, resource, stage, uid
@@ -170,13 +171,11 @@ class TestEditedByHand:
 
         site.patch(found, spec={"replicas": 3})
         site.wait("Deployment", "answers", where=lambda now: now["spec"]["replicas"] == 1)
-        change = [{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "example/else:1"}]
-        path = site.cluster.path("Deployment", "answers", namespace=site.namespace)
-        site.cluster.request("PATCH", path, body=change, content_type="application/json-patch+json")  # type: ignore[arg-type]
+        site.patch(found, spec={"template": {"spec": {"containers": [program | {"image": "example/else:1"}]}}})
 
         def is_mended(now: Object) -> bool:
-            image: str = now["spec"]["template"]["spec"]["containers"][0]["image"]
-            return image == program["image"]
+            image = now["spec"]["template"]["spec"]["containers"][0]["image"]
+            return bool(image == program["image"])
 
         site.wait("Deployment", "answers", where=is_mended)
         done = [seen for seen in served.seen(site) if seen.asked.target == "deployments" and seen.status < 300]
@@ -515,6 +514,89 @@ class TestKueue:
         assert uid(site.get("Job", "demo-train")) == uid(train)
         assert site.get("Job", "demo-train")["spec"]["suspend"] is True
         assert [write for write in served.writes(site) if write == "patch jobs"] == []
+
+
+class TestRights:
+    """Somebody takes the operator's rights away, and gives them back."""
+
+    def test_it_says_so_and_goes_on(self, site: Site, served: Pool) -> None:
+        training(site)
+        binding = site.cluster.get("ClusterRoleBinding", ACCOUNT)
+
+        site.cluster.delete(binding)
+        wait_until(lambda: is_refused(served), what="the API server refuses the operator")
+        served.proxy.drop_watches()
+        site.play("train")
+        wait_until(lambda: "is forbidden" in served.operator.logs, what="the operator says what it may not do")
+        Identity.install(site.cluster)
+
+        site.play("evaluate")
+        assert has_condition(site.wait_for_job(), "Complete")
+        assert served.operator.exit_code is None
+
+
+def is_refused(served: Pool) -> bool:
+    """Whether the operator's account may not list jobs; it takes a moment until every part of the server knows."""
+    identity = {"authorization": f"Bearer {served.token}"}
+    try:
+        served.cluster.request("GET", served.cluster.path("FineTuningJob"), **identity)
+    except Refused as refused:
+        return refused.status == httpx.codes.FORBIDDEN
+    return False
+
+
+class TestNewerDefinitions:
+    """Definitions of a newer release than the operator's: fields and values that it does not know."""
+
+    def test_unknown_fields_do_no_harm_and_those_of_the_status_are_kept(self, site: Site) -> None:
+        with_newer_fields(site)
+        running = training(site, novelty="spec")
+        site.patch_status(running, novelty="status")
+
+        site.play("train", "evaluate")
+
+        done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert (done["spec"]["novelty"], done["status"]["novelty"]) == ("spec", "status")
+
+    def test_an_object_that_it_cannot_read_is_refused_and_hinders_nobody(self, site: Site, served: Pool) -> None:
+        with_newer_fields(site)
+        manifest = site.job_manifest("strange")
+        site.bring(manifest)
+        manifest["spec"]["method"] = {"type": "newest"}
+        site.cluster.create(manifest)
+
+        told = condition(site.wait_for_job("strange", where=lambda now: bool(condition(now, "Accepted"))), "Accepted")
+
+        assert (told["status"], told["reason"]) == ("False", "InvalidSpec")
+        assert told["message"].startswith("spec.method.type: ")
+        assert told["message"].endswith("; this version of the operator cannot read the object")
+        assert rests(served, site)
+        training(site)
+        assert site.names("Job") == {"demo-preflight", "demo-train"}
+
+
+def with_newer_fields(site: Site) -> None:
+    """Let the API server know of jobs what a newer release might have."""
+    definition = site.cluster.get("CustomResourceDefinition", "finetuningjobs.finetuning.dev")
+    version = definition["spec"]["versions"][0]
+    fields = version["schema"]["openAPIV3Schema"]["properties"]
+    for part in ("spec", "status"):
+        fields[part]["properties"]["novelty"] = {"type": "string"}
+    values = fields["spec"]["properties"]["method"]["properties"]["type"]["enum"]
+    values += [] if "newest" in values else ["newest"]
+    site.patch(definition, spec={"versions": [version]})
+
+    def is_served() -> bool:
+        probe = site.job_manifest("probe", novelty="here", method={"type": "newest"})
+        path = site.cluster.path("FineTuningJob", namespace=site.namespace) + "?dryRun=All"
+        try:
+            made = site.cluster.request("POST", path, body=probe, content_type="application/json")
+        except Refused:
+            return False
+        return "novelty" in made["spec"]
+
+    wait_until(is_served, what="the newer fields are served")
 
 
 class TestHostileInput:
