@@ -178,8 +178,6 @@ class Pool:
     cluster: Cluster
     operator: OperatorProcess
     proxy: ApiProxy
-    token: str
-    """Of the operator's account."""
 
     def lend(self, prefix: str = "run") -> Site:
         """Make a namespace; its prefix decides what pods do there."""
@@ -202,7 +200,7 @@ def pool(cluster: Cluster, identity: Identity, *, folder: Path, **options: str) 
         proxy = stack.enter_context(ApiProxy(cluster.server, server_ca=cluster.ca, folder=folder))
         operator = stack.enter_context(running_operator(identity, folder=folder, env=env, via=proxy))
         operator.wait_ready()
-        yield Pool(cluster, operator, proxy, identity.token)
+        yield Pool(cluster, operator, proxy)
 
 
 def _needs(manifest: Object) -> tuple[Need, ...]:
