@@ -17,7 +17,7 @@ from tests.support.processes import wait_until
 from tests.support.whole_job import (
     Outcome,
     deleted,
-    is_complete,
+    is_told,
     made,
     manifest,
     outcome,
@@ -43,20 +43,12 @@ def undisturbed(
         env = FASTER | {"FINETUNING_NAMESPACES": namespace}
         stack.enter_context(running_operator(operator_identity, folder=folder, env=env, via=proxy)).wait_ready()
         cluster.create(manifest(namespace))
-        wait_until(lambda: is_complete(cluster, namespace), what="the job is complete")
-        wait_until(lambda: is_told(cluster, namespace), what="the end is told")
+        wait_until(lambda: is_told(cluster, namespace), what="the job is complete, and that is told")
         yield outcome(cluster, namespace), len(own_writes(proxy, namespace))
 
 
 def _proxy(cluster: Cluster, folder: Path) -> ApiProxy:
     return ApiProxy(cluster.server, server_ca=cluster.ca, folder=folder, keep_bodies=True)
-
-
-def is_told(cluster: Cluster, namespace: str) -> bool:
-    """Whether a job ended and all was said of it."""
-    if not is_complete(cluster, namespace):
-        return False
-    return {"Succeeded", "GatePassed"} <= {event["reason"] for event in cluster.events(namespace, name="demo")}
 
 
 def stop_after(writes: int, namespace: str) -> tuple[Fault, Fault]:
@@ -102,9 +94,9 @@ def test_killed_after_any_write_it_ends_as_if_nothing_had_happened(
         first.kill()
         cut = [namespace for namespace in stops if not is_told(cluster, namespace)]
         proxy.heal()
-        run_operator(env=env, via=proxy).wait_ready()
+        second = run_operator(env=env, via=proxy)
 
-        wait_for_outcomes(cluster, dict.fromkeys(stops, expected))
+        wait_for_outcomes(cluster, dict.fromkeys(stops, expected), operator=second)
         for namespace, number in stops.items():
             assert not [again for again in made(proxy, namespace).items() if again[1] > 1], number
             assert deleted(proxy, namespace) == [], number

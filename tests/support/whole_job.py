@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.support.api_proxy import ApiProxy, Seen
 from tests.support.cluster import WAIT_SECONDS, Cluster, Object, has_condition
+from tests.support.operator_process import OperatorProcess
 from tests.support.processes import wait_until
 
 NAME = "demo"
@@ -22,7 +23,11 @@ CHILD_KINDS = (
     "Service",
     "NetworkPolicy",
 )
+_PASSING = frozenset({"VolumeUnavailable"})
+"""Told of a pod that was looked at before its new claim was bound, which depends on the cluster's speed."""
 _TIMES = frozenset({"startTime", "completionTime", "lastTransitionTime"})
+_SHOWN = 4000
+"""Characters of a log, in the message of a failure."""
 _REPORTER = "finetuning-operator"
 
 
@@ -67,12 +72,15 @@ def outcome(cluster: Cluster, namespace: str) -> Outcome:
         events=Counter(
             (each["involvedObject"]["kind"], each["involvedObject"]["name"], each["reason"])
             for each in told
+            if each["reason"] not in _PASSING
             for _ in range(each["count"])
         ),
     )
 
 
-def wait_for_outcomes(cluster: Cluster, expected: Mapping[str, Outcome], *, seconds: float = WAIT_SECONDS) -> None:
+def wait_for_outcomes(
+    cluster: Cluster, expected: Mapping[str, Outcome], *, operator: OperatorProcess, seconds: float = WAIT_SECONDS
+) -> None:
     """Return once every namespace shows what is expected of it; fail with all differences."""
     waiting = dict(expected)
 
@@ -87,6 +95,7 @@ def wait_for_outcomes(cluster: Cluster, expected: Mapping[str, Outcome], *, seco
     except AssertionError as error:
         for namespace in waiting:
             error.add_note(f"{namespace}: {difference(outcome(cluster, namespace), expected[namespace])}")
+        error.add_note(operator.logs[-_SHOWN:])
         raise
 
 
@@ -98,10 +107,23 @@ def difference(found: Outcome, expected: Outcome) -> dict[str, Any]:
     return {name: pair for name, pair in parts.items() if pair[0] != pair[1]}
 
 
-def is_complete(cluster: Cluster, namespace: str) -> bool:
-    """Whether the job of a namespace says that it is complete and served."""
-    found = cluster.find("FineTuningJob", NAME, namespace)
-    return found is not None and all(has_condition(found, each) for each in ("Complete", "Serving"))
+def is_complete(cluster: Cluster, namespace: str, name: str = NAME, *, served: bool = True) -> bool:
+    """Whether a job says that it is complete and, where that was asked for, served."""
+    found = cluster.find("FineTuningJob", name, namespace)
+    wanted = ("Complete", "Serving") if served else ("Complete",)
+    return found is not None and all(has_condition(found, each) for each in wanted)
+
+
+def is_told(cluster: Cluster, namespace: str, *, served: bool = True) -> bool:
+    """Whether the job ended and all was said of it."""
+    if not is_complete(cluster, namespace, served=served):
+        return False
+    return {"Succeeded", "GatePassed"} <= {event["reason"] for event in cluster.events(namespace, name=NAME)}
+
+
+def stage_states(job: Object) -> list[tuple[str, str]]:
+    """Return the stages of a job with their states."""
+    return [(stage["name"], stage["state"]) for stage in job.get("status", {}).get("stages", ())]
 
 
 def own_writes(proxy: ApiProxy, namespace: str | None = None) -> list[Seen]:
