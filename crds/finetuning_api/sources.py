@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, ClassVar
 from urllib.parse import unquote
@@ -55,6 +56,7 @@ class ParsedSource(ApiModel):
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://")
 
 
+@lru_cache(maxsize=4096)
 def parse_source(source: str) -> ParsedSource:
     """Split a source reference into its parts.
 
@@ -218,14 +220,36 @@ def relocation_key(ref: SourceRef) -> str:
 
     Credentials and volume size do not enter: they do not change the bytes.
     """
+    return _key(
+        ref.source,
+        endpoint=ref.endpoint or "",
+        revision=ref.revision or "",
+        checksum=ref.checksum or "",
+        include=tuple(ref.include),
+        exclude=tuple(ref.exclude),
+        conversion=ref.conversion,
+    )
+
+
+@lru_cache(maxsize=4096)  # A job asks for the same few keys at every look at it.
+def _key(
+    source: str,
+    *,
+    endpoint: str,
+    revision: str,
+    checksum: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    conversion: Conversion,
+) -> str:
     identity = {
-        "source": ref.parsed.canonical,
-        "endpoint": (ref.endpoint or "").rstrip("/"),
-        "revision": ref.revision or "",
-        "checksum": ref.checksum or "",
-        "include": sorted(ref.include),
-        "exclude": sorted(ref.exclude),
-        "conversion": ref.conversion.value,
+        "source": parse_source(source).canonical,
+        "endpoint": endpoint.rstrip("/"),
+        "revision": revision,
+        "checksum": checksum,
+        "include": sorted(include),
+        "exclude": sorted(exclude),
+        "conversion": conversion.value,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
 
