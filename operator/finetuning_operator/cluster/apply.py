@@ -183,7 +183,7 @@ class Applier:
             return await self._start(owner, step)
         if step.name not in observed.steps and not existing.deleting:
             if await self._knew_too_little(existing):
-                return None
+                return Blocked()
             # It ended and took its result with it: made again, its program finds its work done and tells once more.
             await self._delete(JOB, existing.key, uid=existing.uid, propagation=Propagation.BACKGROUND)
             return None
@@ -194,12 +194,15 @@ class Applier:
         return None
 
     async def _knew_too_little(self, job: StepJob) -> bool:
-        """Ask for the pods of a Job whose result seems lost: of a stream that lags, nothing may be concluded."""
+        """Ask for the pods of a Job whose result seems lost: of a stream that lags, nothing may be concluded.
+
+        They are compared with what was concluded from, because the stream may have told the rest by now.
+        """
         found = await self._api.list(POD, job.key.namespace, label_selector=f"{_POD_OF_JOB}={job.uid}")
-        news = [self._cache.put(POD.kind, pod) for pod in found.items]
-        for concerned in news:
-            self._wake(concerned)
-        return any(news)
+        for pod in found.items:
+            self._learn(_key_of(pod), pod)
+        known = {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in job.pods}
+        return any(known.get(pod["metadata"]["uid"]) != pod["metadata"]["resourceVersion"] for pod in found.items)
 
     async def _start(self, owner: Resource, step: Step) -> Blocked | None:
         namespace = owner.metadata.namespace
