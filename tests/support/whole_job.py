@@ -85,6 +85,7 @@ def wait_for_outcomes(
     waiting = dict(expected)
 
     def are_as_expected() -> bool:
+        assert operator.exit_code is None, f"the operator ended with {operator.exit_code}"
         for namespace, outcome_ in tuple(waiting.items()):
             if is_complete(cluster, namespace) and outcome(cluster, namespace) == outcome_:
                 del waiting[namespace]

@@ -29,6 +29,13 @@ class LeaseTiming:
     renew_every: float = 5.0
     retry_every: float = 2.0
 
+    @classmethod
+    def lasting(cls, seconds: float) -> "LeaseTiming":
+        """Return the usual proportions for another duration."""
+        standard = cls()
+        times = (standard.margin, standard.renew_every, standard.retry_every)
+        return cls(seconds, *(each * seconds / standard.duration for each in times))
+
 
 def boot_clock() -> float:
     """Return seconds that also pass while the machine sleeps, where the system can tell."""

@@ -18,6 +18,7 @@
 | FINETUNING_WORKERS | Objects reconciled at the same time | 16 |
 | FINETUNING_HEALTH_PORT | Port of /healthz, /readyz and /metrics | 8080 |
 | FINETUNING_LEASE_NAME | Lease that elects the active replica; empty elects nobody | finetuning-operator |
+| FINETUNING_LEASE_SECONDS | Seconds after which another replica takes over from one that is silent | 15 |
 | FINETUNING_TRASH_TTL_SECONDS | Seconds that a trashed adapter outlives its job | 604800 |
 | FINETUNING_STALL_SECONDS | Seconds without a new byte after which a transfer has stalled | 60 |
 | FINETUNING_STALLED_AFTER_SECONDS | Seconds of silence after which a running stage is called stalled | 600 |
@@ -118,6 +119,7 @@ class Options:
     workers: int = 16
     health_port: int = 8080
     lease_name: str | None = "finetuning-operator"
+    lease_seconds: int = 15
     trash_ttl_seconds: int = 7 * 24 * 3600
     log_level: str = LogLevel.INFO
     settings: Settings = field(default_factory=Settings)
@@ -142,6 +144,7 @@ class Options:
             workers=read.number("WORKERS", standard.workers, kind=int, least=1),
             health_port=read.port("HEALTH_PORT", standard.health_port),
             lease_name=read.optional("LEASE_NAME", standard.lease_name),
+            lease_seconds=read.number("LEASE_SECONDS", standard.lease_seconds, kind=int, least=3),
             trash_ttl_seconds=read.number("TRASH_TTL_SECONDS", standard.trash_ttl_seconds, kind=int, least=0),
             log_level=read.choice("LOG_LEVEL", LogLevel.INFO),
             settings=read.settings(standard.settings),

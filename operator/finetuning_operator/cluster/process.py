@@ -18,7 +18,7 @@ from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.health import HealthServer, at_most, must
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import NETWORK_POLICY, OWN_KINDS
-from finetuning_operator.cluster.lease import Leadership
+from finetuning_operator.cluster.lease import Leadership, LeaseTiming
 from finetuning_operator.cluster.metrics import Metrics
 from finetuning_operator.cluster.options import Options, ProgressOptions
 from finetuning_operator.cluster.progress.address import ProgressKey
@@ -81,7 +81,11 @@ class _Election:
         # A container that was restarted in its pod goes on at once; two processes of one machine are told apart.
         identity = f"{socket.gethostname()}-{os.getpid()}"
         self._leadership = Leadership(
-            api, namespace=options.operator_namespace, name=options.lease_name, identity=identity
+            api,
+            namespace=options.operator_namespace,
+            name=options.lease_name,
+            identity=identity,
+            timing=LeaseTiming.lasting(options.lease_seconds),
         )
 
     def may_write(self) -> bool:
