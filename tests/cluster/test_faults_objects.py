@@ -11,6 +11,7 @@ import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused, has_condition
 from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, Identity, OperatorProcess
+from tests.support.player import play
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
 from tests.support.site import ENV, Pool, Site, condition, is_running, pool, resource, stage, uid
@@ -129,6 +130,35 @@ class TestGone:
         site.play("train", "evaluate")
 
         assert has_condition(site.wait_for_job(), "Complete")
+
+    def test_what_was_brought_onto_a_claim_that_is_gone_is_brought_again(self, site: Site) -> None:
+        with play(site.cluster, namespace=site.namespace) as player:
+            first = site.cluster.create(site.job_manifest())
+            assert has_condition(site.wait_for_job(), "Complete")
+            site.cluster.delete(first)
+            site.wait_gone("PersistentVolumeClaim", "demo-adapter")
+            [kept, lost] = [site.get("Relocation", name) for name in sorted(site.names("Relocation"))]
+
+            site.cluster.delete(site.get("PersistentVolumeClaim", lost["metadata"]["name"]))
+            site.wait_gone("PersistentVolumeClaim", lost["metadata"]["name"])
+            site.cluster.create(site.job_manifest())
+
+            assert has_condition(site.wait_for_job(), "Complete")
+        assert site.get("Relocation", kept["metadata"]["name"]) == kept
+        assert uid(site.get("Relocation", lost["metadata"]["name"])) != uid(lost)
+        assert [step for step, _ in player.played].count("relocate") == 3
+
+    def test_a_claim_that_a_user_lost_is_told(self, site: Site) -> None:
+        site.create(site.job_manifest(suspend=True))
+        lost = min(site.names("Relocation"))
+
+        site.cluster.delete(site.get("PersistentVolumeClaim", lost))
+        site.patch(site.get("FineTuningJob"), spec={"suspend": False})
+        told = site.wait("Relocation", lost, where=lambda now: has_condition(now, "Failed"))
+
+        message = f"claim {lost} is gone, and what was brought with it; delete this Relocation and create it again"
+        assert condition(told, "Failed") == {"status": "True", "reason": "VolumeUnavailable", "message": message}
+        assert condition(site.wait_for_job(), "Failed")["reason"] == "VolumeUnavailable"
 
     def test_a_server_is_made_again_piece_by_piece(self, site: Site, served: Pool) -> None:
         server(site)

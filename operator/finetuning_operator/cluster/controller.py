@@ -15,14 +15,14 @@ from finetuning_operator.cluster.errors import ApiError, Conflict, NamespaceTerm
 from finetuning_operator.cluster.inquiries import Answers
 from finetuning_operator.cluster.jsonlog import about
 from finetuning_operator.cluster.keys import ObjectKey
-from finetuning_operator.cluster.kinds import NETWORK_POLICY, OWN_KINDS
+from finetuning_operator.cluster.kinds import CLAIM, NETWORK_POLICY, OWN_KINDS
 from finetuning_operator.cluster.metrics import Metrics
 from finetuning_operator.cluster.progress.address import Owner
 from finetuning_operator.cluster.progress.store import ProgressStore
 from finetuning_operator.cluster.queue import WorkQueue
 from finetuning_operator.cluster.report import Reporter
 from finetuning_operator.cluster.statuses import StatusClock
-from finetuning_operator.cluster.view import Known, Obstacle, StepJob, UnreadableObjectError, View
+from finetuning_operator.cluster.view import Known, Obstacle, StepJob, UnreadableObjectError, View, promised_claim
 from finetuning_operator.reconcile import reconcile
 from finetuning_operator.reconcile.lifecycle import soonest
 from finetuning_operator.reconcile.plan import Observed, Plan, Settings, StepPhase
@@ -42,6 +42,7 @@ class _Memory:
     obstacles: dict[str, Obstacle] = field(default_factory=dict)
     hindrances: dict[tuple[str, str], LastWords] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
+    lost: frozenset[str] = frozenset()
 
     def note(self, applied: Applied, now: datetime) -> bool:
         """Remember what keeps anything from being made, and of steps since when; return whether that is news."""
@@ -206,6 +207,7 @@ class Controller:
         now = self._now().replace(microsecond=0)
         jobs = self._view.step_jobs(resource)
         inquire = await self._inquire(resource, memory, jobs=jobs, now=now)
+        memory.lost = await self._lost(key, resource)
         observed, plan = self._plan(key, resource, memory=memory, targets=targets, jobs=jobs, now=now)
         if plan.expired:
             kind = OWN_KINDS[key.kind]
@@ -235,6 +237,22 @@ class Controller:
             waits.append(await memory.answers.ask_about_server(self._api, deployment, pods, now=now))
         return soonest(*waits)
 
+    async def _lost(self, key: ObjectKey, resource: Resource) -> frozenset[str]:
+        """Return the claims with what an object has brought that are gone, or that go while nobody needs them."""
+        name = promised_claim(resource)
+        if name is None:
+            return frozenset()
+        claim = ObjectKey(CLAIM.kind, key.namespace, name)
+        if claim in self._cache:
+            goes = self._cache.is_deleting(claim) and not self._view.users(key)
+            return frozenset({name}) if goes else frozenset()
+        try:
+            # That of a user is not watched.
+            await self._api.get(CLAIM, key.namespace, name)
+        except NotFound:
+            return frozenset({name})
+        return frozenset()
+
     def _plan(
         self,
         key: ObjectKey,
@@ -245,7 +263,12 @@ class Controller:
         jobs: tuple[StepJob, ...],
         now: datetime,
     ) -> tuple[Observed, Plan]:
-        known = Known(obstacles=memory.obstacles, hindrances=memory.hindrances, diagnoses=memory.answers.diagnoses)
+        known = Known(
+            obstacles=memory.obstacles,
+            hindrances=memory.hindrances,
+            lost=memory.lost,
+            diagnoses=memory.answers.diagnoses,
+        )
         observed = self._view.observed(key, resource, targets=targets, jobs=jobs, known=known, now=now)
         return observed, reconcile(resource, observed=observed, now=now, settings=self._settings)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetuning_api.base import Resource, StagedStatus, StageState
+from finetuning_api.base import ConditionType, Resource, StagedStatus, StageState
 from finetuning_api.evaluationjob import EvaluationJob
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
@@ -21,6 +21,7 @@ from finetuning_operator.cluster.observe import observe_server, observe_step
 from finetuning_operator.cluster.progress.address import ProgressKey
 from finetuning_operator.cluster.progress.store import ProgressStore
 from finetuning_operator.reconcile import labels, references
+from finetuning_operator.reconcile.conditions import is_true
 from finetuning_operator.reconcile.plan import Observed, ServerState, StepPhase, StepState
 
 MODELS: Mapping[str, type[Resource]] = {
@@ -73,6 +74,7 @@ class Known:
     """By step."""
     hindrances: Mapping[tuple[str, str], LastWords] = field(default_factory=dict)
     """What keeps everything else from being made, by kind and name."""
+    lost: frozenset[str] = frozenset()
     diagnoses: Mapping[str, Diagnosis | None] = field(default_factory=dict)
     """By the name of the Job or Deployment."""
 
@@ -149,7 +151,8 @@ class View:
             steps=self._steps(resource, jobs, known=known, now=now),
             resources={name: found for name, found in read.items() if found is not None},
             servers=self._servers(resource, known),
-            users=self._users(key),
+            users=self.users(key),
+            lost=known.lost,
             hindrances=dict(known.hindrances),
         )
 
@@ -185,7 +188,8 @@ class View:
                 states[name] = replace(states.get(name, ServerState()), current=False, hindrance=words)
         return states
 
-    def _users(self, key: ObjectKey) -> tuple[str, ...]:
+    def users(self, key: ObjectKey) -> tuple[str, ...]:
+        """Return the unfinished objects that refer to one."""
         users = (user for user in self._cache.referrers(key) if user in self._cache)
         return tuple(f"{user.kind}/{user.name}" for user in users if not self._cache.is_finished(user))
 
@@ -200,6 +204,13 @@ class View:
         return tuple(
             pod for pod in pods if pod is not None and labels.STEP not in (pod["metadata"].get("labels") or {})
         )
+
+
+def promised_claim(resource: Resource) -> str | None:
+    """Return the claim with what an object says that it has brought."""
+    if not isinstance(resource, Relocation) or not is_true(resource.status.conditions, ConditionType.READY):
+        return None
+    return resource.status.artifact.claim.claim_name if resource.status.artifact else None
 
 
 def _hindered(obstacle: Obstacle) -> StepState:

@@ -179,6 +179,8 @@ class Observed:
     """Unfinished objects that refer to this one, as Kind/name."""
     hindrances: dict[tuple[str, str], LastWords] = field(default_factory=dict)
     """What keeps objects other than steps and servers from being made, by (kind, name)."""
+    lost: frozenset[str] = frozenset()
+    """Claims of which the status tells that something lies there, and that are gone."""
 
 
 @dataclass(frozen=True, slots=True)

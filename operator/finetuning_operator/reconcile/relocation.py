@@ -143,7 +143,8 @@ def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: dat
     if is_true(old.conditions, ConditionType.FAILED):
         return _kept_failure(relocation, observed, now)
     if is_true(old.conditions, ConditionType.READY):
-        return _kept(relocation, observed, now)
+        claim = old.artifact.claim.claim_name if old.artifact else ""
+        return _lost(relocation, claim, now) if claim in observed.lost else _kept(relocation, observed, now)
     view = _View(relocation, observed, settings)
     if view.scheme is Scheme.FILE and not settings.local:
         return _refused(view, now)
@@ -177,6 +178,30 @@ def _kept(relocation: Relocation, observed: Observed, now: datetime) -> Plan:
         status = status.model_copy(update={"last_used_time": unused_since})
     left = seconds_left(ttl, unused_since, now)
     return Plan(status=status, expired=left == 0, requeue_after=left or None)
+
+
+def _lost(relocation: Relocation, claim: str, now: datetime) -> Plan:
+    """Return the plan of an artifact whose claim somebody deleted: whoever needs it makes a new object for it.
+
+    One that a user made stays, and tells what happened.
+    """
+    old = relocation.status
+    if made_for_jobs(relocation):
+        return Plan(status=old, expired=True)
+    message = f"claim {claim} is gone, and what was brought with it; delete this Relocation and create it again"
+    conditions = tuple(old.conditions)
+    for kind, holds in ((ConditionType.READY, False), (ConditionType.FAILED, True)):
+        told = condition(
+            kind,
+            holds=holds,
+            reason=Reason.VOLUME_UNAVAILABLE,
+            message=message,
+            generation=relocation.metadata.generation,
+            now=now,
+        )
+        conditions = set_condition(conditions, told)
+    status = old.model_copy(update={"phase": RelocationPhase.FAILED, "conditions": list(conditions)})
+    return Plan(status=status, events=events_between(old.conditions, conditions))
 
 
 def _kept_failure(relocation: Relocation, observed: Observed, now: datetime) -> Plan:
