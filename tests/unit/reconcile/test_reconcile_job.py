@@ -5,7 +5,7 @@ import pytest
 from tests.support.objects import DIGEST, NOW, RESULTS, World, failed, job
 
 from finetuning_api.base import ConditionStatus, ConditionType, StageState
-from finetuning_api.finetuningjob import FineTuningJob, JobPhase
+from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobStatus, JobPhase
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation
@@ -20,9 +20,10 @@ from finetuning_api.runconfig import (
     TrainingInputs,
 )
 from finetuning_api.sources import SourceRef
+from finetuning_operator.reconcile import reconcile
 from finetuning_operator.reconcile.conditions import find_condition
 from finetuning_operator.reconcile.names import evaluation_name
-from finetuning_operator.reconcile.plan import ClaimMount, Settings, StepPhase, StepState
+from finetuning_operator.reconcile.plan import ClaimMount, Observed, Settings, StepPhase, StepState
 
 GATE: dict[str, Any] = {"metrics": ["exact-match"], "gate": [{"metric": "exact-match", "minDelta": 0.1}]}
 KEY = ("FineTuningJob", "demo")
@@ -431,6 +432,25 @@ def test_artifacts_name_what_was_used_and_made() -> None:
     assert artifacts.adapter.digest == f"sha256:{'c' * 64}"
     assert (artifacts.model.digest, artifacts.model.resolved_revision) == (DIGEST, "c0ffee")
     assert (artifacts.dataset.rows, artifacts.dataset.columns) == (10, ["message", "triage"])
+
+
+def test_what_keeps_an_object_from_being_made_is_told_of_its_stage() -> None:
+    resource = job()
+    words = LastWords(reason=Reason.NAME_CONFLICT, message="EvaluationJob demo-evaluation exists", hint="Delete it.")
+    status = trained(resource).job().status
+    observed = Observed(hindrances={EVALUATION: words})
+
+    plan = reconcile(resource.model_copy(update={"status": status}), observed=observed, now=NOW, settings=Settings())
+
+    assert isinstance(plan.status, FineTuningJobStatus)
+    stage = next(stage for stage in plan.status.stages if stage.name == "evaluate")
+    assert (stage.state, stage.message) == (
+        StageState.PENDING,
+        "EvaluationJob demo-evaluation exists. Delete it.",
+    )
+    told = find_condition(plan.status.conditions, ConditionType.EVALUATED)
+    assert told is not None
+    assert told.reason is Reason.NAME_CONFLICT
 
 
 def test_long_names_are_cut_and_stay_distinct() -> None:

@@ -175,6 +175,37 @@ def test_ready_relocation_stays_ready_when_its_steps_are_forgotten() -> None:
     assert later == Plan(status=ready)
 
 
+def lost(resource: Relocation) -> Plan:
+    """Return the plan of an artifact whose claim is gone."""
+    ready = plan_of(resource, local=True, relocate=succeeded("relocate")).status
+    kept = resource.model_copy(update={"status": ready})
+    observed = Observed(lost=frozenset({resource.metadata.name}))
+    return reconcile(kept, observed=observed, now=NOW, settings=Settings())
+
+
+def test_what_was_made_for_jobs_makes_room_when_its_claim_is_gone() -> None:
+    resource = relocation("hf://a/b")
+    resource.metadata.labels["app.kubernetes.io/managed-by"] = "finetuning-operator"
+
+    assert lost(resource).expired
+
+
+def test_what_a_user_made_fails_for_good_when_its_claim_is_gone() -> None:
+    plan = lost(relocation("hf://a/b"))
+
+    status = status_of(plan)
+    failed_, ready = (find_condition(status.conditions, each) for each in (ConditionType.FAILED, ConditionType.READY))
+    assert failed_ is not None
+    assert ready is not None
+    assert (failed_.status, failed_.reason, failed_.message) == (
+        "True",
+        Reason.VOLUME_UNAVAILABLE,
+        "claim reloc-0 is gone, and what was brought with it; delete this Relocation and create it again",
+    )
+    assert (ready.status, status.phase, plan.expired) == ("False", RelocationPhase.FAILED, False)
+    assert [(event.reason, event.warning) for event in plan.events] == [(Reason.VOLUME_UNAVAILABLE, True)]
+
+
 def test_repair_brings_the_revision_that_was_recorded() -> None:
     resource = relocation("hf://a/b")
     ready = status_of(plan_of(resource, local=True, relocate=succeeded("relocate")))
