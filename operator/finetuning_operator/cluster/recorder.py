@@ -1,5 +1,6 @@
 """Events: what happened to an object, told once to whoever describes it."""
 
+import asyncio
 import hashlib
 import logging
 import re
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetuning_operator.cluster.api import ClusterApi
-from finetuning_operator.cluster.errors import AlreadyExists, ApiError
+from finetuning_operator.cluster.errors import AlreadyExists, ApiError, Unavailable
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import EVENT, OWN_KINDS
 from finetuning_operator.reconcile.plan import Event
@@ -19,6 +20,8 @@ _COMPONENT = "finetuning-operator"
 _LONGEST_MESSAGE = 1024
 """In bytes, as the API server counts."""
 _REMEMBERED = 4096
+_REPETITIONS = 2
+_PAUSE_SECONDS = 0.2
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -45,7 +48,7 @@ class Recorder:
         if f"{key.namespace}/{name}" in self._told:
             return
         try:
-            await self._api.create(EVENT, key.namespace, manifest)
+            await self._write(key.namespace, manifest)
         except AlreadyExists:
             pass
         except ApiError as error:
@@ -54,6 +57,17 @@ class Recorder:
         self._told[f"{key.namespace}/{name}"] = None
         if len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
+
+    async def _write(self, namespace: str, manifest: dict[str, Any]) -> None:
+        """Create an Event, again where no answer says that it was not: nothing else will bring it up once more."""
+        for _ in range(_REPETITIONS):
+            try:
+                await self._api.create(EVENT, namespace, manifest)
+            except Unavailable:
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                return
+        await self._api.create(EVENT, namespace, manifest)
 
 
 def event_manifest(key: ObjectKey, uid: str, event: Event, *, instance: str, now: datetime) -> dict[str, Any]:
