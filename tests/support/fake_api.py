@@ -82,6 +82,24 @@ class FakeApi(ClusterApi):
         self._refuse_now("patch")
         return self._wrote("patch", self.store(_merged(self._find(kind, namespace, name), body)))
 
+    async def replace_parts(
+        self, kind: KindRef, namespace: str | None, name: str, *, parts: Mapping[str, Any], resource_version: str
+    ) -> Manifest:
+        self._refuse_now("replace")
+        found = deepcopy(self._find(kind, namespace, name))
+        if found["metadata"]["resourceVersion"] != resource_version:
+            raise Conflict("the object has been modified", status=409)
+        for place, value in parts.items():
+            _, part, field = place.split("/")
+            found[part][field] = value
+        admitted = self.admit(found)
+        unchanged = admitted == self._find(kind, namespace, name)
+        return self._wrote("replace", admitted if unchanged else self.store(admitted))
+
+    def admit(self, manifest: Manifest) -> Manifest:
+        """Return what admission makes of an object; a test may put its own in this place."""
+        return manifest
+
     async def patch_status(
         self, kind: KindRef, namespace: str | None, name: str, *, status: Mapping[str, Any], resource_version: str
     ) -> Manifest:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.support.fake_api import FakeApi
 from tests.support.lifecycle import job, relocation
+from tests.support.objects import DIGEST, NOW
 
 from finetuning_operator.cluster.apply import Applier
 from finetuning_operator.cluster.cache import Cache
@@ -281,3 +282,55 @@ def test_policies_of_a_namespace_without_pods_are_not_put_back() -> None:
     core.queue.add(ObjectKey("NetworkPolicy", "elsewhere", ""))
     core.settle()
     assert core.api.writes == []
+
+
+def answering(core: Core) -> ObjectKey:
+    """Have a server whose model is there, and return its Deployment."""
+    key = ObjectKey("InferenceServer", "team", "answers")
+    spec = {"model": {"source": "hf://acme/tiny", "revision": "v1"}}
+    head = {"name": key.name, "namespace": key.namespace}
+    core.see({"apiVersion": "finetuning.dev/v1alpha1", "kind": key.kind, "metadata": head, "spec": spec})
+    core.settle()
+    [model] = [each for each in core.api.objects.values() if each["kind"] == "Relocation"]
+    claim = model["metadata"]["name"]
+    core.see({"kind": "PersistentVolumeClaim", "metadata": {"name": claim, "namespace": "team"}, "spec": {}})
+    artifact = {"claim": {"claimName": claim, "path": "artifact"}, "digest": DIGEST, "bytes": 1, "files": 1}
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Succeeded",
+        "message": "",
+        "lastTransitionTime": NOW.isoformat(),
+    }
+    core.see(model | {"status": {"phase": "Ready", "conditions": [ready], "artifact": artifact}})
+    core.settle()
+    return ObjectKey("Deployment", key.namespace, key.name)
+
+
+def edit(core: Core, key: ObjectKey, **change: object) -> None:
+    """Change the specification of an object as somebody else would."""
+    stored = core.api.objects[key]
+    core.see(stored | {"spec": stored["spec"] | change})
+    core.settle()
+
+
+def test_a_server_that_somebody_changed_is_mended_with_one_write() -> None:
+    core = Core()
+    deployment = answering(core)
+    before = core.api.objects[deployment]["spec"]
+    core.api.writes.clear()
+    edit(core, deployment, replicas=7)
+    assert core.api.objects[deployment]["spec"] == before
+    assert core.api.writes == [("replace", "Deployment/answers")]
+
+
+def test_what_an_admission_webhook_insists_on_is_written_once_and_then_left() -> None:
+    core = Core()
+    deployment = answering(core)
+    core.api.admit = lambda manifest: manifest | {"spec": manifest["spec"] | {"replicas": 7}}  # type: ignore[method-assign]
+    core.api.writes.clear()
+    edit(core, deployment, replicas=7)
+    assert core.api.writes == [("replace", "Deployment/answers")]
+    core.controller.revisit()
+    core.settle()
+    assert core.api.writes == [("replace", "Deployment/answers")]
