@@ -101,7 +101,7 @@ class TestGone:
         site.play("train", "evaluate")
         assert has_condition(site.wait_for_job("kept"), "Complete")
         assert uid(site.get("FineTuningJob", "kept")) == uid(kept)
-        assert site.names("Job") == {"kept-preflight", "kept-train", "kept-evaluation-evaluate"}
+        assert site.job_names() == {"kept-preflight", "kept-train", "kept-evaluation-evaluate"}
         assert again.exit_code is None
 
     def test_a_train_job_that_is_deleted_by_hand_is_started_again(self, site: Site) -> None:
@@ -293,7 +293,7 @@ class TestSameName:
             f" (kubectl delete persistentvolumeclaims demo-adapter -n {site.namespace}) or choose another name for this"
             " object."
         )
-        assert site.names("Job") == set()
+        assert site.job_names() == set()
         site.cluster.delete(claim)
         site.play("preflight")
         site.pod("train")
@@ -392,7 +392,7 @@ class TestStatusOfAStranger:
         site.wait_gone("Job", "demo-train")
         assert rests(served, site)
         assert condition(site.get("FineTuningJob"), "Complete")["message"] == "by hand"
-        assert site.names("Job") == {"demo-preflight"}
+        assert site.job_names() == {"demo-preflight"}
 
 
 class TestEndIsFinal:
@@ -418,7 +418,7 @@ class TestEndIsFinal:
         )
 
         assert site.get("FineTuningJob") == done
-        assert site.names("Job") == site.names("Relocation") == site.names("PersistentVolumeClaim") == set()
+        assert site.job_names() == site.names("Relocation") == site.names("PersistentVolumeClaim") == set()
 
 
 class TestStopping:
@@ -429,7 +429,7 @@ class TestStopping:
         told = site.wait_for_job(where=lambda now: has_condition(now, "Suspended"))
         assert (told["status"]["phase"], condition(told, "Suspended")["message"]) == ("Suspended", SUSPENDED)
         assert rests(served, site)
-        assert site.names("Job") | site.names("PersistentVolumeClaim") <= set(site.names("Relocation"))
+        assert site.job_names() | site.names("PersistentVolumeClaim") <= set(site.names("Relocation"))
 
         site.patch(made, spec={"suspend": False})
         site.play("preflight", "train", "evaluate")
@@ -611,7 +611,7 @@ class TestNewerDefinitions:
         assert told["message"].endswith("; this version of the operator cannot read the object")
         assert rests(served, site)
         training(site)
-        assert site.names("Job") == {"demo-preflight", "demo-train"}
+        assert site.job_names() == {"demo-preflight", "demo-train"}
 
 
 def with_newer_fields(site: Site, served: Pool) -> None:
@@ -650,7 +650,7 @@ class TestHostileInput:
         done = site.wait_for_job(name)
         assert has_condition(done, "Complete")
         assert done["status"]["serving"]["url"] == f"http://{name}.{site.namespace}.svc:8000"
-        assert all(len(child) <= 63 for child in site.names("Job") | site.names("PersistentVolumeClaim"))
+        assert all(len(child) <= 63 for child in site.job_names() | site.names("PersistentVolumeClaim"))
 
     @pytest.mark.parametrize("text", ["x" * 1_000_000, "\x00\x1b[2J\ufffd" * 1000, "[1,", '{"reason": []}'])
     def test_whatever_a_pod_says_its_job_ends_with_bounded_words(self, site: Site, text: str) -> None:

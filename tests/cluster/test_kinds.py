@@ -16,6 +16,7 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import EvaluateResult, LastWords
 
 GATE = {"metrics": ["exact-match"], "gate": [{"metric": "exact-match", "minDelta": 0.5}]}
+OF_SERVER = "finetuning.dev/kind=InferenceServer"
 PLACES = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
@@ -107,7 +108,7 @@ class TestEvaluationJob:
         told = condition(failed, "Failed")
         assert told["reason"] == "DependencyFailed"
         assert told["message"] == "wait: FineTuningJob late failed: preflight: there is not one row"
-        assert site.names("Job") == {"late-preflight"}
+        assert site.job_names() == {"late-preflight"}
 
 
 def waits(found: Object, job: str) -> bool:
@@ -149,7 +150,7 @@ class TestInferenceServer:
             assert container[probe]["periodSeconds"] == 7
         service = site.get("Service", "answers")["spec"]
         assert [(port["port"], port["targetPort"]) for port in service["ports"]] == [(8000, "http")]
-        pod = pods.wait_for_pod(site.cluster, site.namespace, phase="Running")
+        pod = pods.wait_for_pod(site.cluster, site.namespace, labels=OF_SERVER, phase="Running")
         assert service["selector"].items() <= pod["metadata"]["labels"].items()
 
     def test_it_is_scaled_by_kubectl(self, site: Site) -> None:
@@ -171,7 +172,7 @@ class TestInferenceServer:
         waiting = site.wait("InferenceServer", "answers", where=lambda now: now.get("status", {}).get("replicas") == 1)
         assert not is_ready(waiting)
 
-        pods.run(site.cluster, pods.wait_for_pod(site.cluster, site.namespace))
+        pods.run(site.cluster, pods.wait_for_pod(site.cluster, site.namespace, labels=OF_SERVER))
 
         site.wait("InferenceServer", "answers", where=is_ready)
 

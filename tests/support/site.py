@@ -157,6 +157,10 @@ class Site:
         found = self.cluster.objects(kind, self.namespace)
         return {each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"]}
 
+    def job_names(self) -> set[str]:
+        """Return the names of all Jobs but those of relocations: what was brought here is measured for a moment."""
+        return {name for name in self.names("Job") if not name.startswith("reloc-")}
+
     def patch(self, target: Object, **change: object) -> Object:
         """Merge a change into an object."""
         return self.cluster.patch(target, change)
