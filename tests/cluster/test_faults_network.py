@@ -1,0 +1,231 @@
+"""Between the operator and its API server things go wrong: the job ends as if nothing had happened, and did it once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+from tests.support import pods
+from tests.support.api_proxy import WRITES, ApiProxy, Asked, Fault, Trouble
+from tests.support.cluster import Cluster, temporary_namespace
+from tests.support.operator_process import Identity, OperatorProcess, running_operator
+from tests.support.player import Script, play, scripted
+from tests.support.private_plane import PrivatePlane
+from tests.support.processes import wait_until
+from tests.support.whole_job import (
+    Outcome,
+    deleted,
+    is_complete,
+    is_told,
+    made,
+    manifest,
+    outcome,
+    stage_states,
+    wait_for_outcomes,
+)
+
+RunOperator = Callable[..., OperatorProcess]
+READS = frozenset({"get", "list"})
+FASTER = {"FINETUNING_STATUS_DELAY": "0.2"}
+
+
+@pytest.fixture(scope="module")
+def expected(cluster: Cluster, operator_identity: Identity, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What a job leaves that nothing happened to."""
+    with ExitStack() as stack:
+        namespace = stack.enter_context(temporary_namespace(cluster, "auto"))
+        env = FASTER | {"FINETUNING_NAMESPACES": namespace}
+        stack.enter_context(running_operator(operator_identity, folder=tmp_path_factory.mktemp("undisturbed"), env=env))
+        cluster.create(manifest(namespace))
+        wait_until(lambda: is_told(cluster, namespace), what="the job is complete, and that is told")
+        return outcome(cluster, namespace)
+
+
+def refused(status: HTTPStatus, *, retry_after: int | None = None, times: int = 2) -> dict[str, object]:
+    return {"trouble": Trouble.STATUS, "status": status, "retry_after": retry_after, "times": times}
+
+
+TROUBLES: dict[str, dict[str, object]] = {
+    "conflict": refused(HTTPStatus.CONFLICT),
+    "throttled": refused(HTTPStatus.TOO_MANY_REQUESTS, retry_after=1),
+    "internal-error": refused(HTTPStatus.INTERNAL_SERVER_ERROR),
+    "unavailable": refused(HTTPStatus.SERVICE_UNAVAILABLE, retry_after=1),
+    "gateway-timeout": refused(HTTPStatus.GATEWAY_TIMEOUT),
+    "cut-before": {"trouble": Trouble.CUT_BEFORE, "times": 2},
+    "cut-after": {"trouble": Trouble.CUT_AFTER, "times": 1},
+    "time-out": {"trouble": Trouble.DELAY, "seconds": 90.0, "times": 1},
+}
+CALLS = {
+    "create-relocations": ({"create"}, "relocations"),
+    "create-claims": ({"create"}, "persistentvolumeclaims"),
+    "create-jobs": ({"create"}, "jobs"),
+    "create-evaluation": ({"create"}, "evaluationjobs"),
+    "create-server": ({"create"}, "inferenceservers"),
+    "create-deployment": ({"create"}, "deployments"),
+    "create-service": ({"create"}, "services"),
+    "apply-policies": ({"patch"}, "networkpolicies"),
+    "status-of-jobs": ({"patch"}, "finetuningjobs/status"),
+    "status-of-relocations": ({"patch"}, "relocations/status"),
+    "status-of-evaluations": ({"patch"}, "evaluationjobs/status"),
+    "status-of-servers": ({"patch"}, "inferenceservers/status"),
+    "read": (READS, None),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_on_any_call_changes_nothing_in_the_end(
+    trouble: str, cluster: Cluster, proxy: ApiProxy, run_operator: RunOperator, expected: Outcome
+) -> None:
+    """Every call has its trouble in a namespace of its own, at its first occurrence; all are served by one operator."""
+    with ExitStack() as stack:
+        # No read is answered with a conflict.
+        calls = [call for call in CALLS if (trouble, call) != ("conflict", "read")]
+        places = {stack.enter_context(temporary_namespace(cluster, "auto")): call for call in calls}
+        operator = run_operator(env=FASTER | {"FINETUNING_NAMESPACES": ",".join(places)}, via=proxy)
+        operator.wait_ready()
+        for namespace, call in places.items():
+            verbs, target = CALLS[call]
+            is_here = _within(namespace)
+            proxy.fail(Fault(verbs=frozenset(verbs), target=target, where=is_here, **TROUBLES[trouble]))  # type: ignore[arg-type]  # A table of arguments.
+            cluster.create(manifest(namespace))
+
+        wait_for_outcomes(cluster, dict.fromkeys(places, expected), operator=operator, seconds=120)
+
+        for namespace, call in places.items():
+            assert not [again for again in made(proxy, namespace).items() if again[1] > 1], call
+            assert deleted(proxy, namespace) == [], call
+
+
+def _within(namespace: str) -> Callable[[Asked], bool]:
+    return lambda asked: asked.namespace == namespace
+
+
+def test_all_calls_fail_at_random_for_a_while(
+    cluster: Cluster, proxy: ApiProxy, run_operator: RunOperator, auto_namespace: str, expected: Outcome
+) -> None:
+    """Every third call is cut off before or after the server did it, reads as well as writes."""
+    is_here = _within(auto_namespace)
+    calls = WRITES | READS
+    for first in range(0, 90, 3):
+        trouble = Trouble.CUT_AFTER if first % 2 else Trouble.CUT_BEFORE
+        proxy.fail(Fault(trouble, verbs=calls, skip=first, where=is_here))
+    operator = run_operator(env=FASTER | {"FINETUNING_NAMESPACES": auto_namespace}, via=proxy)
+    cluster.create(manifest(auto_namespace))
+    wait_for_outcomes(cluster, {auto_namespace: expected}, operator=operator, seconds=120)
+    assert not [again for again in made(proxy, auto_namespace).items() if again[1] > 1]
+    assert deleted(proxy, auto_namespace) == []
+
+
+BREAKS: dict[str, Callable[[ApiProxy], int]] = {
+    "dropped": ApiProxy.drop_watches,
+    "expired": ApiProxy.expire_watches,
+    "silent": ApiProxy.silence_watches,
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_what_happened_while_nothing_was_watched_is_caught_up_with(
+    broken: str, cluster: Cluster, proxy: ApiProxy, run_operator: RunOperator, namespace: str, expected: Outcome
+) -> None:
+    """Meanwhile one object is made, one is deleted, one changes, and the pod of one ends."""
+    env = FASTER | {"FINETUNING_NAMESPACES": namespace, "FINETUNING_RESYNC_SECONDS": "3"}
+    run_operator(env=env, via=proxy).wait_ready()
+    with play(cluster, _held_up_in("train"), namespace=namespace):
+        for name in ("demo", "gone", "halted"):
+            cluster.create(manifest(namespace, name))
+        for name in ("demo", "gone", "halted"):
+            _wait_for_stage(cluster, namespace, name, "train", "Running")
+
+    assert BREAKS[broken](proxy) > 0
+    cluster.create(manifest(namespace, "late"))
+    cluster.delete(cluster.get("FineTuningJob", "gone", namespace))
+    cluster.patch(cluster.get("FineTuningJob", "halted", namespace), {"spec": {"suspend": True}})
+    with play(cluster, namespace=namespace):
+        for name in ("demo", "late"):
+            wait_until(lambda: is_complete(cluster, namespace, name), what=f"{name} is complete")  # noqa: B023
+        cluster.wait_gone("Job", "halted-train", namespace)
+        wait_until(lambda: not _jobs_of(cluster, namespace, "gone"), what="nothing is left of what was deleted")
+    assert outcome(cluster, namespace).status == expected.status
+    # Of the deleted one, the operator may see what the garbage collector does before it hears why.
+    created = made(proxy, namespace).items()
+    assert not [again for again in created if again[1] > 1 and not again[0][1].startswith("gone-")]
+    assert [gone for gone in deleted(proxy, namespace) if not gone.startswith("jobs gone-")] == ["jobs halted-train"]
+
+
+def _jobs_of(cluster: Cluster, namespace: str, name: str) -> list[str]:
+    found = (job["metadata"]["name"] for job in cluster.objects("Job", namespace))
+    return [each for each in found if each.startswith(f"{name}-")]
+
+
+def _held_up_in(step: str) -> Script:
+    return scripted({step: None})
+
+
+def _wait_for_stage(cluster: Cluster, namespace: str, name: str, stage: str, state: str) -> None:
+    cluster.wait_for_object("FineTuningJob", name, namespace, where=lambda found: (stage, state) in stage_states(found))
+
+
+def test_streams_that_break_again_and_again_lose_nothing(
+    cluster: Cluster, proxy: ApiProxy, run_operator: RunOperator, auto_namespace: str, expected: Outcome
+) -> None:
+    operator = run_operator(env=FASTER | {"FINETUNING_NAMESPACES": auto_namespace}, via=proxy)
+    operator.wait_ready()
+    cluster.create(manifest(auto_namespace))
+
+    def broken_and_complete() -> bool:
+        proxy.drop_watches()
+        proxy.expire_watches()
+        return is_complete(cluster, auto_namespace)
+
+    wait_until(broken_and_complete, what="the job is complete")
+    wait_for_outcomes(cluster, {auto_namespace: expected}, operator=operator)
+    assert not [again for again in made(proxy, auto_namespace).items() if again[1] > 1]
+
+
+def test_a_result_that_only_the_pod_stream_would_have_told_is_asked_for(
+    cluster: Cluster, proxy: ApiProxy, run_operator: RunOperator, auto_namespace: str
+) -> None:
+    """The Jobs are seen to complete, their pods are not seen at all: no finished work is thrown away."""
+    run_operator(env=FASTER | {"FINETUNING_NAMESPACES": auto_namespace}, via=proxy).wait_ready()
+    wait_until(lambda: proxy.open_watches("pods") > 0, what="pods are watched")
+    assert proxy.silence_watches("pods") == 1
+    cluster.create(manifest(auto_namespace, serving=None))
+    wait_until(lambda: is_told(cluster, auto_namespace, served=False), what="the job is complete")
+    assert not [again for again in made(proxy, auto_namespace).items() if again[1] > 1]
+    assert deleted(proxy, auto_namespace) == []
+
+
+@pytest.fixture
+def restarting(private_plane: PrivatePlane, tmp_path: Path) -> Iterator[tuple[PrivatePlane, str, OperatorProcess]]:
+    """An operator on a control plane of its own."""
+    identity = Identity.install(private_plane.cluster)
+    with temporary_namespace(private_plane.cluster, "run") as namespace:
+        env = FASTER | {"FINETUNING_NAMESPACES": namespace}
+        with running_operator(identity, folder=tmp_path, env=env) as operator:
+            operator.wait_ready()
+            yield private_plane, namespace, operator
+
+
+def test_an_api_server_restarts_in_the_middle_of_a_job(
+    restarting: tuple[PrivatePlane, str, OperatorProcess], expected: Outcome
+) -> None:
+    plane, namespace, operator = restarting
+    cluster = plane.cluster
+    with play(cluster, _held_up_in("train"), namespace=namespace):
+        cluster.create(manifest(namespace, serving=None))
+        _wait_for_stage(cluster, namespace, "demo", "train", "Running")
+    before = {job["metadata"]["uid"] for job in cluster.objects("Job", namespace)}
+    pod = pods.wait_for_pod(cluster, namespace, labels="finetuning.dev/step=train", phase="Running")
+
+    plane.restart("kube-apiserver")
+
+    pods.succeed(cluster, pod)
+    with play(cluster, namespace=namespace):
+        wait_until(lambda: is_told(cluster, namespace, served=False), what="the job is complete, and that is told")
+    assert operator.exit_code is None
+    assert before < {job["metadata"]["uid"] for job in cluster.objects("Job", namespace)}
+    found = outcome(cluster, namespace)
+    assert found.children["Job"] == expected.children["Job"]
+    assert {told: count for told, count in found.events.items() if count > 1} == {}
+    assert found.status["stages"] == expected.status["stages"][:-1]
