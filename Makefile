@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down lint types format crds docs clean
+.PHONY: bench help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -41,6 +41,10 @@ cluster-up: cluster-binaries ## Start a control plane with fake nodes on this ma
 cluster-down: venv ## Stop it, without a trace.
 	@$(BIN)/python -m hack.cluster down
 
+bench: cluster-binaries ## Measure the operator and its progress endpoint; half an hour, on a quiet machine.
+	$(BIN)/python -m bench.operator.bench_operator latency burst writes stored growth
+	$(BIN)/python -m bench.progress.bench_progress
+
 lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,7 +53,7 @@ lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/finetune crds --check
 
 types: venv
-	$(BIN)/mypy $(PACKAGES) hack tests examples
+	$(BIN)/mypy $(PACKAGES) bench hack tests examples
 
 format: venv ## Put the code into the house style.
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""How quick and how frugal the operator is, on a real API server: ``python bench/operator/bench_operator.py PART ...``.
+"""How quick and how frugal the operator is, on a real API server: ``python -m bench.operator.bench_operator PART ...``.
 
 | Part | What it does |
 |---|---|
