@@ -417,7 +417,8 @@ def _leaving(claim: ObjectKey) -> Blocked:
         message=f"claim {claim.name} is being deleted",
         hint="It is made again, empty, once no pod uses it.",
     )
-    return Blocked(words, retry_seconds=_SOON_SECONDS)
+    # When it is gone, its event has the owner looked at.
+    return Blocked(words)
 
 
 def _refused(error: Forbidden | Invalid) -> Blocked:
