@@ -185,6 +185,8 @@ class Pool:
 
     def lend(self, prefix: str = "run") -> Site:
         """Make a namespace; its prefix decides what pods do there."""
+        code = self.operator.exit_code
+        assert code is None, f"the operator ended with {code}:\n{self.operator.logs[-4000:]}"
         return Site(self.cluster, new_namespace(self.cluster, prefix))
 
     def writes(self, site: Site) -> list[str]:
