@@ -27,7 +27,8 @@ from tests.support.whole_job import (
 
 RunOperator = Callable[..., OperatorProcess]
 READS = frozenset({"get", "list"})
-FASTER = {"FINETUNING_STATUS_DELAY": "0.2"}
+FASTER = {"FINETUNING_STATUS_DELAY": "0.2", "FINETUNING_LEASE_SECONDS": "60"}
+"""And a Lease that outlasts what a burst on a small machine delays: leadership has tests of its own."""
 
 
 @pytest.fixture(scope="module")

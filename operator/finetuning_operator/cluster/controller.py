@@ -131,6 +131,8 @@ class Controller:
             self._queue.forget(key)
             result = "gone"
         except NotLeader:
+            # A renewal that is answered late makes this process lead again, and then somebody waits for this.
+            self._queue.add_failed(key)
             result = "not leading"
         except (Conflict, NotFound) as error:
             result = await self._refresh(key, error) if key.kind in OWN_KINDS else "gone"

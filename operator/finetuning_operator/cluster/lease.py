@@ -21,13 +21,16 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LeaseTiming:
-    """Seconds. A leader stops to write ``margin`` before others may take over from it."""
+    """Seconds. A leader stops to write ``margin`` before others may take over from it.
+
+    Two renewals in a row may stay without an answer: a burst of the operator's own writes delays them, too.
+    """
 
     duration: float = 15.0
     """How long others let an unrenewed Lease stand."""
-    margin: float = 5.0
-    renew_every: float = 5.0
-    retry_every: float = 2.0
+    margin: float = 3.0
+    renew_every: float = 3.0
+    retry_every: float = 1.0
 
     @classmethod
     def lasting(cls, seconds: float) -> "LeaseTiming":

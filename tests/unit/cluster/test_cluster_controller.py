@@ -194,13 +194,21 @@ def test_an_object_that_is_gone_is_forgotten_quietly() -> None:
     assert core.queue.failures(MODEL) == 0
 
 
-@pytest.mark.parametrize("error", [NamespaceTerminating("going", status=403), NotLeader("not leading")])
-def test_work_that_nobody_needs_any_more_is_dropped(error: ApiError) -> None:
+def test_work_that_nobody_needs_any_more_is_dropped() -> None:
     core = Core()
-    core.api.refuse("apply", error)
+    core.api.refuse("apply", NamespaceTerminating("going", status=403))
     core.see(relocation("team"))
     core.settle()
     assert (core.queue.failures(MODEL), core.queue.next_due_seconds) == (0, None)
+
+
+def test_work_that_a_late_renewal_interrupts_is_taken_up_again() -> None:
+    core = Core()
+    core.api.refuse("apply", NotLeader("not leading"))
+    core.see(relocation("team"))
+    core.settle()
+    assert core.queue.failures(MODEL) == 1
+    assert core.queue.next_due_seconds is not None
 
 
 def test_nothing_is_made_for_an_object_on_its_way_out() -> None:
