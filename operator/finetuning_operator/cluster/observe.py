@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords, TrainerStatus
@@ -19,6 +19,8 @@ from finetuning_operator.cluster.jobview import JobView, seconds
 from finetuning_operator.reconcile.plan import ServerState, StepPhase, StepState
 
 STOPPING = LastWords(reason=Reason.STOPPING, message="the step is being stopped: it saves and ends")
+_VOLUME_PATIENCE = timedelta(seconds=10)
+"""How long a claim may take to get its volume before anybody is told: for some moments every new one has none."""
 
 
 def observe_step(
@@ -172,7 +174,13 @@ def _hindrance(view: JobView, diagnosis: Diagnosis | None) -> LastWords | None:
     explained = next((words for words in told if words is not None), None)
     # The scheduler knows only that a claim has no volume; the claim's own Events know why.
     vague = explained is None or explained.reason is Reason.VOLUME_UNAVAILABLE
-    return known if known and vague else explained
+    if known and vague:
+        return known
+    return None if vague and _has_just_begun_to_wait(view) else explained
+
+
+def _has_just_begun_to_wait(view: JobView) -> bool:
+    return view.pending_since is not None and view.now - view.pending_since < _VOLUME_PATIENCE
 
 
 def _lost(pod: PodFacts) -> LastWords:

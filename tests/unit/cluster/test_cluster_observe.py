@@ -48,6 +48,14 @@ def hindrance(job: Object, *pods: Object, seconds: float = 100, diagnosis: Diagn
     return state.hindrance
 
 
+UNBOUND = condition(
+    "PodScheduled",
+    status="False",
+    reason="Unschedulable",
+    message="0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+)
+
+
 def taken_away(reason: str) -> Object:
     return ended_pod(exit_code=143, conditions=[condition("DisruptionTarget", reason=reason, at=10)])
 
@@ -271,15 +279,14 @@ class TestWaiting:
         assert told.reason is Reason.IMAGE_PULL_FAILED
 
     def test_a_claim_without_a_volume_is_explained_by_its_events(self) -> None:
-        unbound = condition(
-            "PodScheduled",
-            status="False",
-            reason="Unschedulable",
-            message="0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
-        )
         told = LastWords(reason=Reason.VOLUME_UNAVAILABLE, message="the claim adapter has no StorageClass")
         asked = Diagnosis(uid="demo-train-1-uid", hindrance=told)
-        assert hindrance(batch_job(), pod(conditions=[unbound]), diagnosis=asked) == told
+        assert hindrance(batch_job(), pod(conditions=[UNBOUND]), diagnosis=asked) == told
+
+    @pytest.mark.parametrize(("seconds", "reason"), [(9, None), (10, Reason.VOLUME_UNAVAILABLE)])
+    def test_a_claim_has_some_moments_to_get_its_volume(self, seconds: float, reason: Reason | None) -> None:
+        told = hindrance(batch_job(), pod(conditions=[UNBOUND]), seconds=seconds)
+        assert (told.reason if told else None) is reason
 
     def test_a_diagnosis_of_a_pod_that_is_gone_is_not_shown(self) -> None:
         old = Diagnosis(uid="demo-train-0-uid", hindrance=LastWords(reason=Reason.VOLUME_CONFLICT))
