@@ -126,8 +126,12 @@ def test_nothing_is_written_once_nothing_changes_and_a_restart_writes_nothing(
 
 
 def own_writes(proxy: ApiProxy) -> list[str]:
-    """Every write but the renewals of the Lease."""
-    return [f"{seen.asked.verb} {seen.asked.target}" for seen in proxy.writes() if seen.asked.resource != "leases"]
+    """Every write but the renewals of the Lease, with what was written."""
+    return [
+        f"{seen.asked.verb} {seen.asked.target}: {seen.body!r}"
+        for seen in proxy.writes()
+        if seen.asked.resource != "leases"
+    ]
 
 
 def test_suspending_stops_the_training_and_resuming_goes_on_to_the_end(

@@ -131,7 +131,7 @@ class TestUsersWishes:
             ({"env": [{"name": "HOME", "value": "/root"}]}, "are set by the operator; remove the variable"),
             ({"labels": {"finetuning.dev/network": "open"}}, "labels of finetuning.dev"),
             ({"volumes": [{"name": "a", "mountPath": "/volumes/a", "claimName": "a"}]}, "mountPath would hide"),
-            ({"volumes": [{"name": "a", "mountPath": "/mnt/../volumes", "claimName": "a"}]}, "should match"),
+            ({"volumes": [{"name": "a", "mountPath": "/mnt/../volumes", "claimName": "a"}]}, "absolute folder"),
             ({"volumes": [{"name": "a", "mountPath": "/mnt/a"}]}, "set exactly one"),
             (
                 {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}},

@@ -246,7 +246,7 @@ def install_definitions(cluster: Cluster, folder: Path) -> None:
 
 def has_condition(target: Object, kind: str, status: str = "True") -> bool:
     """Whether an object's status has a condition of a type."""
-    conditions = target.get("status", {}).get("conditions", [])
+    conditions = target.get("status", {}).get("conditions") or []  # Of a new definition they are null.
     return any(each["type"] == kind and each["status"] == status for each in conditions)
 
 
