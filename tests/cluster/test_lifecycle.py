@@ -117,8 +117,11 @@ def test_nothing_is_written_once_nothing_changes_and_a_restart_writes_nothing(
     with play(cluster, scripted({"train": None}), namespace=namespace):
         cluster.create(relocation(namespace))
         cluster.create(job(namespace))
-        training = cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+        # What was seen last may still be on its way into the status; what swings never comes to rest.
+        wait_until(lambda: rest() == [], seconds=60, what="everything is told")
         assert rest() == []
+        training = cluster.get("FineTuningJob", "demo", namespace)
         assert first.stop() == 0
         serve(via=proxy, RESYNC_SECONDS="1")
         assert rest() == []
