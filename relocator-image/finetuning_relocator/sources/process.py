@@ -1,8 +1,10 @@
 """Clients that are programs: run under the same watch as everything else."""
 
+import os
 import subprocess
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _POLL_SECONDS = 0.1
@@ -24,7 +26,7 @@ def run_client(
 
     The program is ended when the iterator is closed. Raises ClientFailed with its output.
     """
-    seen = _size(folder)
+    seen = folder_bytes(folder)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -32,12 +34,12 @@ def run_client(
         try:
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)
-                now = _size(folder)
+                now = folder_bytes(folder)
                 yield max(0, now - seen)
                 seen = max(seen, now)
         finally:
             _end(process)
-    yield max(0, _size(folder) - seen)
+    yield max(0, folder_bytes(folder) - seen)
     if process.returncode != 0:
         raise ClientFailed(log.read_text(errors="replace"))
 
@@ -52,12 +54,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.wait()
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files below a folder; files come and go while it is read."""
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; files and folders come and go while it is read."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    # Path.rglob raises where a folder goes between its listing and its visit (Python 3.11); os.walk passes over it.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
     return total

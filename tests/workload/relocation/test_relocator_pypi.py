@@ -46,7 +46,8 @@ def test_a_whole_wheel_is_taken_without_its_code(index: PackageIndex, relocator:
 
 
 def test_a_second_run_does_not_start_pip(index: PackageIndex, relocator: Relocator, destination: Path) -> None:
-    relocator.relocate("pypi://tiny-model==1.0", destination, endpoint=index.index_url)
+    first = relocator.relocate("pypi://tiny-model==1.0", destination, endpoint=index.index_url)
+    assert first.exit_code == ExitCode.DONE, first.log
     asked = len(index.seen)
     again = relocator.relocate("pypi://tiny-model==1.0", destination, endpoint=index.index_url)
     assert (again.artifact.transferred_bytes, len(index.seen)) == (0, asked)
