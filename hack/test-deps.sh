@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests use from Debian, where that is possible: as root, with apt. Elsewhere the tests that need it say so.
+# Installs what tests use from Debian, where that is possible: as root, with apt. Elsewhere the tests that need it fail and say so.
 set -euo pipefail
 
 packages=(docker-registry git)
@@ -11,9 +11,9 @@ if [[ ${#missing[@]} -eq 0 ]]; then
     exit 0
 fi
 if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
-    echo "Some tests are skipped without: ${missing[*]} (Debian: apt-get install ${missing[*]})" >&2
+    echo "Some tests fail without: ${missing[*]} (Debian, as root: apt-get install ${missing[*]})" >&2
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
-    echo "Could not install ${missing[*]}; the tests that need them are skipped." >&2
+    echo "Could not install ${missing[*]}; the tests that need them fail." >&2

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from finetuning_api import patterns
@@ -17,6 +17,16 @@ API_VERSION: Literal["finetuning.dev/v1alpha1"] = "finetuning.dev/v1alpha1"
 LONGEST_MESSAGE = 4096
 """Characters of a message in status; a longer one is clipped, because a status must always be writable."""
 INT32_MAX = 2**31 - 1
+
+LIST_TYPE = "x-kubernetes-list-type"
+LIST_KEYS = "x-kubernetes-list-map-keys"
+A_SET: dict[str, JsonValue] = {LIST_TYPE: "set"}
+"""Schema of a list whose values are different; server-side apply merges it by value."""
+
+
+def keyed_by(field: str) -> dict[str, JsonValue]:
+    """Return the schema of a list whose items differ in one field; server-side apply merges it by that field."""
+    return {LIST_TYPE: "map", LIST_KEYS: [field]}
 
 
 def _clip(text: object) -> object:
@@ -271,13 +281,13 @@ class StagedStatus(ApiModel):
         default_factory=list,
         max_length=16,
         description="Stages in order.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=keyed_by("name"),
     )
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=16,
         description="Conditions.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        json_schema_extra=keyed_by("type"),
     )
     warnings: list[Message] = Field(
         default_factory=list,

@@ -14,6 +14,7 @@ from finetuning_api.base import (
     Resource,
     ResourceRequirements,
     StagedStatus,
+    keyed_by,
 )
 from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import (
@@ -77,7 +78,7 @@ class EvaluationJobSpec(RunOptions, EvaluationOptions):
         min_length=1,
         max_length=8,
         description="Models to compare.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=keyed_by("name"),
     )
     dataset: DatasetSpec = Field(description="Data; only its held-out rows are evaluated.")
     output: ClaimRef | None = Field(default=None, description="Where the report is written; unset makes a small claim.")
@@ -94,7 +95,7 @@ class EvaluationJobStatus(StagedStatus):
         default_factory=list,
         max_length=32,
         description="Results.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["metric"]},
+        json_schema_extra=keyed_by("metric"),
     )
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     gates: list[GateResult] = Field(default_factory=list, max_length=16, description="Outcome of each rule.")

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from finetuning_api import patterns
 from finetuning_api.base import (
+    A_SET,
     INT32_MAX,
     SHORT_NAME,
     ApiModel,
@@ -23,6 +24,7 @@ from finetuning_api.base import (
     SecretRef,
     StagedStatus,
     Url,
+    keyed_by,
 )
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy
 from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Verdict
@@ -165,7 +167,7 @@ class VolumeSpec(ApiModel):
         default_factory=list,
         max_length=4,
         description="Access modes of the claim.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+        json_schema_extra=A_SET,
     )
 
 
@@ -219,7 +221,7 @@ class EvaluationOptions(ApiModel):
         min_length=1,
         max_length=16,
         description="Metrics to compute on the held-out rows.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+        json_schema_extra=A_SET,
     )
     gate: list[GateRule] = Field(
         default_factory=list, max_length=16, description="Rules that the tuned candidate must pass."
@@ -306,7 +308,7 @@ class NotificationSpec(ApiModel):
         min_length=1,
         max_length=8,
         description="Events to tell.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+        json_schema_extra=A_SET,
     )
 
 
@@ -398,19 +400,19 @@ class PodOptions(ApiModel):
         default_factory=list,
         max_length=8,
         description="Secrets for private image registries.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=keyed_by("name"),
     )
     env: list[EnvVar] = Field(
         default_factory=list,
         max_length=64,
         description="Extra environment variables.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=keyed_by("name"),
     )
     volumes: list[ExtraVolume] = Field(
         default_factory=list,
         max_length=16,
         description="Extra volumes.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=keyed_by("name"),
     )
     shared_memory_size: Quantity | None = Field(
         default=None, description="Size of /dev/shm, which counts as memory; unset is 2Gi at most."
@@ -555,7 +557,7 @@ class FineTuningJobStatus(StagedStatus):
         default_factory=list,
         max_length=32,
         description="Results.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["metric"]},
+        json_schema_extra=keyed_by("metric"),
     )
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     serving: ServingStatus | None = Field(default=None, description="Where the result is served.")

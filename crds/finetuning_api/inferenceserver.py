@@ -18,6 +18,7 @@ from finetuning_api.base import (
     ResourceRequirements,
     SecretRef,
     Url,
+    keyed_by,
 )
 from finetuning_api.finetuningjob import EnvVar, PodOptions, StorageSpec
 from finetuning_api.sources import SourceRef
@@ -90,7 +91,7 @@ class InferenceServerSpec(ApiModel):
         default_factory=list,
         max_length=64,
         description="Adapters of the base model.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=keyed_by("name"),
     )
     variant: ServerVariant = Field(default=ServerVariant.BUILTIN, description="builtin, command, vllm or nim.")
     image: str | None = Field(default=None, min_length=1, max_length=512, description="Container image of the server.")
@@ -101,7 +102,7 @@ class InferenceServerSpec(ApiModel):
         default_factory=list,
         max_length=64,
         description="Extra environment variables.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=keyed_by("name"),
     )
     port: int = Field(default=8000, ge=1, le=65535, description="Port that the server listens on.")
     replicas: int = Field(default=1, ge=0, le=1024, description="Server pods.")
@@ -137,7 +138,7 @@ class InferenceServerStatus(ApiModel):
         default_factory=list,
         max_length=16,
         description="Conditions.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        json_schema_extra=keyed_by("type"),
     )
 
 

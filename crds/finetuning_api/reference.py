@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetuning_api import KINDS
-from finetuning_api.base import API_VERSION, Mutability, Resource
+from finetuning_api.base import API_VERSION, LIST_KEYS, Mutability, Resource
 from finetuning_api.patterns import PATTERNS
-from finetuning_api.schema import INT_OR_STRING, LIST_KEYS, NAMES, RULES, Schema, structural_schema
+from finetuning_api.schema import INT_OR_STRING, NAMES, RULES, Schema, structural_schema
 
 _HEAD = f"""\
 # Manifest reference

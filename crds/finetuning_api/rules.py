@@ -7,8 +7,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from finetuning_api.base import Resource
-from finetuning_api.schema import LIST_KEYS, LIST_TYPE, RULES, Schema, structural_schema
+from finetuning_api.base import LIST_KEYS, LIST_TYPE, Resource
+from finetuning_api.schema import RULES, Schema, structural_schema
 
 if TYPE_CHECKING:
     from celpy import Environment, Runner

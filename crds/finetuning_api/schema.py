@@ -11,7 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from finetuning_api import KINDS
-from finetuning_api.base import GROUP, INT32_MAX, VERSION, ApiModel, CelRule, Resource
+from finetuning_api.base import GROUP, INT32_MAX, LIST_TYPE, VERSION, ApiModel, CelRule, Resource
 from finetuning_api.immutability import rules_of
 from finetuning_api.patterns import PATTERNS
 
@@ -19,8 +19,6 @@ Schema = dict[str, Any]
 """A node of an OpenAPI v3 schema, as an API server reads it."""
 
 RULES = "x-kubernetes-validations"
-LIST_TYPE = "x-kubernetes-list-type"
-LIST_KEYS = "x-kubernetes-list-map-keys"
 INT_OR_STRING = "x-kubernetes-int-or-string"
 _WORDS = {pattern.regex: pattern.words for pattern in PATTERNS}
 _GENERATED = "# Written by `finetune crds` from crds/finetuning_api; change the types, not this file.\n"

@@ -106,6 +106,10 @@ def _member(member: str, *, source: str) -> str:
     return path
 
 
+PATH_ADVICE = "upload it and name it by s3:// gs:// hf:// https:// oci:// or pvc://, or put it into a ConfigMap"
+"""What to do with a path of one machine that a cluster is to read."""
+
+
 class Conversion(StrEnum):
     """What is done to relocated bytes before they are an artifact."""
 

@@ -14,7 +14,7 @@ from finetuning_api.base import API_VERSION, GROUP, Resource
 from finetuning_api.manifests import Document, ManifestSyntaxError, load_manifests
 from finetuning_api.rules import Path, Violation, violations
 from finetuning_api.schema import Schema, structural_schema
-from finetuning_api.sources import Scheme, SourceError, SourceRef
+from finetuning_api.sources import PATH_ADVICE, Scheme, SourceError, SourceRef
 from finetuning_api.wording import got, need, shown, suggestion
 
 __all__ = [
@@ -140,7 +140,7 @@ def cluster_only_errors(resource: Resource) -> list[FieldError]:
             (*path, "source"),
             source.source,
             "is a path on this machine, which a cluster cannot read",
-            hint="upload it and name it by s3:// gs:// hf:// https:// oci:// or pvc://, or put it into a ConfigMap",
+            hint=PATH_ADVICE,
         )
         for path, source in _sources(resource, path=())
         if _scheme(source) is Scheme.FILE

@@ -1,7 +1,6 @@
 """Certificates of a control plane: one authority, one server, and a client for each component."""
 
 import datetime as dt
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from finetuning_operator.cluster.progress.certificates import general_name, key_usage
 
 _VALID_FOR = dt.timedelta(days=30)
 
@@ -32,7 +33,7 @@ class Authority:
         certificate = (
             _builder(self._name, issuer=self._name, key=self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
+            .add_extension(key_usage(signs_certificates=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -40,7 +41,7 @@ class Authority:
 
     def server(self, name: str, *, hosts: tuple[str, ...]) -> KeyPair:
         """Make a certificate for host names and addresses."""
-        alternatives = x509.SubjectAlternativeName([_host(host) for host in hosts])
+        alternatives = x509.SubjectAlternativeName([general_name(host) for host in hosts])
         return self._issue(name, subject=_subject(name), alternatives=alternatives)
 
     def client(self, name: str, *, user: str, group: str = "") -> KeyPair:
@@ -55,7 +56,7 @@ class Authority:
         builder = (
             _builder(subject, issuer=self._name, key=key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs=False), critical=True)
+            .add_extension(key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
             # Python 3.13 refuses certificates that do not name the key of their issuer.
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
@@ -106,24 +107,3 @@ def _subject(user: str, *, group: str = "") -> x509.Name:
     if group:
         attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, group))
     return x509.Name(attributes)
-
-
-def _host(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
-def _usage(*, signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs,
-        key_cert_sign=signs,
-        crl_sign=signs,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )

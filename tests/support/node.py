@@ -8,7 +8,6 @@ Works in namespaces named ``hold-*``, whose pods wait for somebody to play them.
 """
 
 import base64
-import json
 import os
 import signal
 import subprocess
@@ -61,10 +60,6 @@ class ProgramNode:
     def volumes(self) -> Path:
         """The folder that holds one folder for each claim."""
         return self.folder / "claims"
-
-    def log(self, pod: str) -> str:
-        """Return what the program of a pod wrote."""
-        return (self.folder / "pods" / pod / "log").read_text(errors="replace")
 
     def run(self) -> None:
         """Look at the pods again and again until stopped; then end what still runs."""
@@ -202,10 +197,3 @@ def program_node(cluster: Cluster, namespace: str, *, folder: Path) -> Iterator[
     finally:
         node.stop()
         thread.join(timeout=60)
-
-
-def words_of(pod: Object) -> Object:
-    """Return the last words in a pod's status."""
-    (container,) = pod["status"]["containerStatuses"]
-    words: Object = json.loads(container["state"]["terminated"]["message"])
-    return words

@@ -1,13 +1,14 @@
 """Which jobs are accepted, and which of their fields do nothing here: nothing is ignored in silence."""
 
+from collections.abc import Sequence
+
 from pydantic.alias_generators import to_camel
 
 from finetuning_api.evaluationjob import EvaluationJobSpec
 from finetuning_api.finetuningjob import FineTuningJobSpec, MethodType, ParallelStrategy
 from finetuning_api.reasons import Reason
-from finetuning_api.sources import SourceRef
+from finetuning_api.sources import PATH_ADVICE, Scheme, SourceRef
 from finetuning_operator.reconcile.lifecycle import Refusal
-from finetuning_operator.reconcile.needs import local_paths
 from finetuning_operator.reconcile.plan import Settings
 
 _FOR_CLUSTERS = (
@@ -25,22 +26,31 @@ _NOT_YET = ("notifications", "tracking")
 
 def refusal_of(spec: FineTuningJobSpec, settings: Settings) -> Refusal | None:
     """Return why a job is not accepted, None when it is."""
-    fields = () if settings.local else local_paths(_sources(spec))
-    if fields:
-        message = f"{', '.join(fields)} is a path of one machine; a cluster cannot read it"
-        return Refusal(Reason.INVALID_SPEC, message)
+    paths = refused_paths(_sources(spec), settings)
+    if paths is not None:
+        return paths
     unsupported = _unsupported(spec)
     return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported)) if unsupported else None
 
 
-def _sources(spec: FineTuningJobSpec) -> tuple[tuple[str, SourceRef], ...]:
-    named = (
+def refused_paths(refs: Sequence[tuple[str, SourceRef | None]], settings: Settings) -> Refusal | None:
+    """Return why sources, by the fields that hold them, cannot be read: paths mean something on one machine only."""
+    files = [(field, ref) for field, ref in refs if ref is not None and ref.parsed.scheme is Scheme.FILE]
+    paths = [f"{field}.source {ref.source!r}" for field, ref in files]
+    if settings.local or not paths:
+        return None
+    are, it = ("is a path", "it") if len(paths) == 1 else ("are paths", "them")
+    message = f"{' and '.join(paths)} {are} of one machine; a cluster cannot read {it}: {PATH_ADVICE}"
+    return Refusal(Reason.INVALID_SPEC, message)
+
+
+def _sources(spec: FineTuningJobSpec) -> tuple[tuple[str, SourceRef | None], ...]:
+    return (
         ("spec.model", spec.model),
         ("spec.tokenizer", spec.tokenizer),
         ("spec.dataset", spec.dataset),
         ("spec.evaluation.reference", spec.evaluation.reference),
     )
-    return tuple((field, ref) for field, ref in named if ref is not None)
 
 
 def _unsupported(spec: FineTuningJobSpec) -> tuple[str, ...]:

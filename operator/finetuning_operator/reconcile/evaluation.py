@@ -17,7 +17,7 @@ from finetuning_api.runconfig import (
     ModelInput,
 )
 from finetuning_api.sources import SourceRef
-from finetuning_operator.reconcile.accept import idle_warnings
+from finetuning_operator.reconcile.accept import idle_warnings, refused_paths
 from finetuning_operator.reconcile.conditions import (
     events_between,
     is_terminal,
@@ -44,7 +44,6 @@ from finetuning_operator.reconcile.needs import (
     dataset_input,
     dataset_need,
     input_mounts,
-    local_paths,
     model_input,
     need,
     relocation_outcome,
@@ -315,18 +314,11 @@ def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
 
 
 def _refusal(view: _View) -> Refusal | None:
-    if view.settings.local:
-        return None
-    refs: list[tuple[str, SourceRef]] = [("spec.dataset", view.job.spec.dataset)]
+    refs: list[tuple[str, SourceRef | None]] = [("spec.dataset", view.job.spec.dataset)]
     for index, candidate in enumerate(view.job.spec.candidates):
-        if candidate.model is not None:
-            refs.append((f"spec.candidates[{index}].model", candidate.model))
-        if candidate.tokenizer is not None:
-            refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))
-    fields = local_paths(refs)
-    if not fields:
-        return None
-    return Refusal(Reason.INVALID_SPEC, f"{', '.join(fields)} is a path of one machine; a cluster cannot read it")
+        refs.append((f"spec.candidates[{index}].model", candidate.model))
+        refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))
+    return refused_paths(refs, view.settings)
 
 
 def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> Common:

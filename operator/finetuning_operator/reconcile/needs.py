@@ -273,8 +273,3 @@ def input_mounts(needs: Sequence[Need], observed: Observed, settings: Settings) 
     artifacts = [artifact for wanted in needs if (artifact := wanted.artifact(observed)) is not None]
     claims = dict.fromkeys(artifact.claim.claim_name for artifact in artifacts)
     return tuple(claim_mount(claim, settings) for claim in claims)
-
-
-def local_paths(refs: Sequence[tuple[str, SourceRef]]) -> tuple[str, ...]:
-    """Return the fields whose sources are paths of one machine."""
-    return tuple(f"{field}.source" for field, ref in refs if ref.parsed.scheme is Scheme.FILE)

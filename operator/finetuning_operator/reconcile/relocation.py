@@ -19,6 +19,7 @@ from finetuning_api.runconfig import (
     VerifyConfig,
 )
 from finetuning_api.sources import Conversion, Scheme, SourceRef
+from finetuning_operator.reconcile.accept import refused_paths
 from finetuning_operator.reconcile.conditions import (
     condition,
     events_between,
@@ -28,7 +29,7 @@ from finetuning_operator.reconcile.conditions import (
     set_condition,
     shorten,
 )
-from finetuning_operator.reconcile.lifecycle import seen
+from finetuning_operator.reconcile.lifecycle import Refusal, seen
 from finetuning_operator.reconcile.needs import claim_mount, is_pinned, made_for_jobs
 from finetuning_operator.reconcile.plan import (
     ClaimMount,
@@ -146,8 +147,9 @@ def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: dat
         claim = old.artifact.claim.claim_name if old.artifact else ""
         return _lost(relocation, claim, now) if claim in observed.lost else _kept(relocation, observed, now)
     view = _View(relocation, observed, settings)
-    if view.scheme is Scheme.FILE and not settings.local:
-        return _refused(view, now)
+    refused = refused_paths([("spec", relocation.spec)], settings)
+    if refused is not None:
+        return _refused(view, refused, now)
     course = follow(
         _rules(view),
         view,
@@ -438,14 +440,13 @@ def _warnings(view: _View, artifact: RelocationArtifact | None) -> list[str]:
     return [shorten(advice, 1024)]
 
 
-def _refused(view: _View, now: datetime) -> Plan:
+def _refused(view: _View, refusal: Refusal, now: datetime) -> Plan:
     relocation = view.relocation
-    message = f"spec.source is the path {relocation.spec.source!r} of one machine; a cluster cannot read it"
     told = condition(
         ConditionType.FAILED,
         holds=True,
-        reason=Reason.INVALID_SPEC,
-        message=message,
+        reason=refusal.reason,
+        message=refusal.message,
         generation=relocation.metadata.generation,
         now=now,
     )

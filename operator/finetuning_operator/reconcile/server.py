@@ -15,6 +15,7 @@ from finetuning_api.inferenceserver import (
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import AdapterInput, JobIdentity, LastWords, ModelInput, ServeConfig
 from finetuning_api.sources import Scheme, SourceRef
+from finetuning_operator.reconcile.accept import refused_paths
 from finetuning_operator.reconcile.conditions import events_between
 from finetuning_operator.reconcile.dependencies import Dependency, dependency, made_adapter
 from finetuning_operator.reconcile.labels import selector
@@ -24,7 +25,6 @@ from finetuning_operator.reconcile.needs import (
     Need,
     claim_mount,
     input_mounts,
-    local_paths,
     model_input,
     relocation_outcome,
     relocations,
@@ -118,10 +118,7 @@ def reconcile_server(server: InferenceServer, *, observed: Observed, now: dateti
 
 def _refusal(view: _View) -> Refusal | None:
     named = (("spec.model", view.server.spec.model), ("spec.tokenizer", view.server.spec.tokenizer))
-    fields = local_paths([(field, ref) for field, ref in named if ref is not None])
-    if not fields:
-        return None
-    return Refusal(Reason.INVALID_SPEC, f"{', '.join(fields)} is a path of one machine; a cluster cannot read it")
+    return refused_paths(named, view.settings)
 
 
 def _relocate(view: _View) -> Outcome:

@@ -185,16 +185,16 @@ def test_job_that_goes_away_is_waited_for_again() -> None:
     assert evaluation(made).status.stages[0].message == "waits for FineTuningJob demo (not there yet)"
 
 
-@pytest.mark.parametrize("place", ["dataset", "candidates[0].model"])
-def test_path_of_one_machine_is_refused_on_a_cluster(place: str) -> None:
+@pytest.mark.parametrize(("place", "path"), [("dataset", "rows.jsonl"), ("candidates[0].model", "/models/tiny")])
+def test_path_of_one_machine_is_refused_on_a_cluster(place: str, path: str) -> None:
     if place == "dataset":
-        made = world(comparison(dataset=DATA | {"source": "rows.jsonl"}))
+        made = world(comparison(dataset=DATA | {"source": path}))
     else:
-        made = world(comparison({"name": "base", "model": {"source": "/models/tiny"}}))
+        made = world(comparison({"name": "base", "model": {"source": path}}))
 
     condition = find_condition(evaluation(made).status.conditions, ConditionType.FAILED)
     assert condition is not None
-    assert condition.message.startswith(f"spec.{place}.source is a path of one machine")
+    assert condition.message.startswith(f"spec.{place}.source {path!r} is a path of one machine")
 
 
 def test_finished_evaluation_is_left_alone() -> None:

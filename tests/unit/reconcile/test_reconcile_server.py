@@ -280,7 +280,8 @@ def test_path_of_one_machine_is_refused() -> None:
     made = world(server(model={"source": "/models/tiny"}), with_job=False)
 
     assert told(made, ConditionType.ACCEPTED).message == (
-        "spec.model.source is a path of one machine; a cluster cannot read it"
+        "spec.model.source '/models/tiny' is a path of one machine; a cluster cannot read it: upload it and name it by"
+        " s3:// gs:// hf:// https:// oci:// or pvc://, or put it into a ConfigMap"
     )
     assert made.plans[KEY].children == ()
 

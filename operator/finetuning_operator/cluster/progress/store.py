@@ -91,11 +91,6 @@ class ProgressStore:
             if self._entries[key].uid == owner.uid:
                 self._drop(key)
 
-    def forget_step(self, key: ProgressKey) -> None:
-        """Drop the report of an earlier attempt, or of a step that has ended."""
-        if key in self._entries:
-            self._drop(key)
-
     def _of(self, key: ProgressKey, uid: str) -> _Entry | None:
         entry = self._entries.get(key)
         return entry if entry is not None and entry.uid == uid else None

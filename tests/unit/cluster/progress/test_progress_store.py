@@ -122,16 +122,6 @@ def test_a_forgotten_object_leaves_nothing_and_its_successor_stays() -> None:
     assert store._steps == {}
 
 
-def test_an_earlier_attempt_is_forgotten() -> None:
-    store = ProgressStore()
-    store.put(TRAIN, _status(80), uid=OWNER.uid)
-
-    store.forget_step(TRAIN)
-    store.forget_step(TRAIN)
-
-    assert (store.get(TRAIN, uid=OWNER.uid), len(store)) == (None, 0)
-
-
 def test_the_store_is_bounded_and_who_was_silent_longest_goes_first() -> None:
     store = ProgressStore(capacity=2)
     keys = [replace(TRAIN, name=name) for name in ("a", "b", "c")]
