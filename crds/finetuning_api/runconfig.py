@@ -197,6 +197,8 @@ class AdapterInput(ContractModel):
     name: str
     path: str
     digest: str | None = None
+    awaited: bool = False
+    """Whether the folder may be incomplete when a server starts: it is served from the moment that it is complete."""
 
 
 class ServeConfig(RunConfigBase):
@@ -209,6 +211,19 @@ class ServeConfig(RunConfigBase):
     adapters: tuple[AdapterInput, ...] = ()
     host: str = "0.0.0.0"  # noqa: S104  (in a pod; who may reach it is decided by the network policy)
     port: int = Field(default=8000, ge=1, le=65535)
+    tokens_path: str | None = None
+    """Folder with a file for each accepted token, named after its holder: the token in the first line and, optionally,
+    ``expires: <RFC 3339 time>`` in the second. It is read again when it changes. None lets everybody ask."""
+    max_running: int = Field(default=16, ge=1, le=1024)
+    """Requests that generate at the same time."""
+    max_waiting: int = Field(default=64, ge=0, le=65536)
+    """Requests that wait for their turn; one more is refused with status 429."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    request_seconds: int = Field(default=600, ge=1)
+    """How long one request may take, its wait included."""
+    drain_seconds: int = Field(default=45, ge=0)
+    """How long running requests may go on after the server was asked to end."""
+    log_prompts: bool = False
 
 
 RunConfig = Annotated[

@@ -1,0 +1,1 @@
+"""Generation for many requests at once: one base model in memory, any number of adapters beside it."""
