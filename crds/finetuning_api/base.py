@@ -140,6 +140,7 @@ class ConditionType(StrEnum):
     RELOCATED = "Relocated"
     TRAINED = "Trained"
     EVALUATED = "Evaluated"
+    PREDICTED = "Predicted"
     GATE_PASSED = "GatePassed"
     SERVING = "Serving"
     READY = "Ready"

@@ -44,6 +44,15 @@ class DatasetSplit(ApiModel):
     )
 
 
+def learned_prompt_rule(*, unless: str = "") -> CelRule:
+    """Return the rule of a spec whose data is learned or compared: a prompt alone has nothing that could be."""
+    return CelRule(
+        rule=f"{unless and f'{unless} || '}!has(self.dataset.prompt) || has(self.dataset.completion)",
+        message="prompt needs completion: the part that the model learns to write",
+        field="dataset.prompt",
+    )
+
+
 class RowFormat(ApiModel):
     """How rows are read and rendered; the part of a data set that programs in pods need."""
 
@@ -53,11 +62,6 @@ class RowFormat(ApiModel):
             message="set one of completion, messages and text: they are three ways to make a sample of a row",
             field="completion",
         ),
-        CelRule(
-            rule="!has(self.prompt) || has(self.completion)",
-            message="prompt needs completion: the part that the model learns to write",
-            field="prompt",
-        ),
     )
 
     format: DataFormat = Field(default=DataFormat.AUTO, description="File format; auto decides by file name.")
@@ -66,7 +70,7 @@ class RowFormat(ApiModel):
         max_length=16384,
         pattern=patterns.TEMPLATE.regex,
         description="Template of the input with {column} placeholders, for example 'Triage this:\\n{message}\\n'."
-        " Carries no loss.",
+        " Carries no loss. Only what is predicted (mode predict of an EvaluationJob) needs no completion.",
     )
     completion: str | None = Field(
         default=None,

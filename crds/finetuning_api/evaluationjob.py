@@ -1,5 +1,6 @@
-"""EvaluationJob: candidates compared on the same rows, with intervals and a gate."""
+"""EvaluationJob: candidates compared on the same rows, with intervals and a gate, or their completions written."""
 
+from enum import StrEnum
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from finetuning_api.base import (
     ApiModel,
     CelRule,
     ClaimRef,
+    Digest,
     Mutability,
     Name,
     Resource,
@@ -16,7 +18,7 @@ from finetuning_api.base import (
     StagedStatus,
     keyed_by,
 )
-from finetuning_api.dataset import DatasetSpec
+from finetuning_api.dataset import DatasetSpec, learned_prompt_rule
 from finetuning_api.finetuningjob import (
     EvaluationOptions,
     JobPhase,
@@ -27,6 +29,13 @@ from finetuning_api.finetuningjob import (
 )
 from finetuning_api.metrics import EvaluationRow, GateResult, Verdict
 from finetuning_api.sources import SourceRef
+
+
+class EvaluationMode(StrEnum):
+    """What is done with the candidates."""
+
+    EVALUATE = "evaluate"
+    PREDICT = "predict"
 
 
 class CandidateSpec(ApiModel):
@@ -67,24 +76,53 @@ class EvaluationJobSpec(RunOptions, EvaluationOptions):
             message="a gate judges the candidate named tuned; add one",
             field="gate",
         ),
-        completions_rule("self.metrics", unless="false"),
+        completions_rule("self.metrics", unless="self.mode == 'predict'"),
+        learned_prompt_rule(unless="self.mode == 'predict'"),
+        CelRule(
+            rule="self.mode == 'evaluate' || self.gate.size() == 0",
+            message="mode predict computes no metrics, so there is nothing to gate on; remove gate",
+            field="gate",
+        ),
+        CelRule(
+            rule="self.mode == 'evaluate' || has(self.dataset.prompt) || has(self.dataset.messages)",
+            message="mode predict needs dataset.prompt or dataset.messages: what the candidates go on from",
+            field="dataset",
+        ),
     )
 
     mutability: ClassVar[Mutability | None] = Mutability(
         changeable=("suspend", "ttlSecondsAfterFinished"), advice="create a new EvaluationJob with another name"
     )
 
+    mode: EvaluationMode = Field(
+        default=EvaluationMode.EVALUATE,
+        description="evaluate compares the candidates on the held-out rows; predict writes what every candidate makes"
+        " of every row, held out or not, to a file: greedily, at most 256 tokens unless generation says otherwise.",
+    )
     candidates: list[CandidateSpec] = Field(
         min_length=1,
         max_length=8,
         description="Models to compare.",
         json_schema_extra=keyed_by("name"),
     )
-    dataset: DatasetSpec = Field(description="Data; only its held-out rows are evaluated.")
-    output: ClaimRef | None = Field(default=None, description="Where the report is written; unset makes a small claim.")
+    dataset: DatasetSpec = Field(description="Data; only its held-out rows are evaluated, all of its rows predicted.")
+    output: ClaimRef | None = Field(
+        default=None, description="Where the report, or the predictions, are written; unset makes a claim for them."
+    )
     resources: ResourceRequirements = Field(default_factory=ResourceRequirements, description="Compute resources.")
     pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pod.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes.")
+
+
+class PredictionsArtifact(ApiModel):
+    """Where the predictions lie."""
+
+    claim_name: str = Field(max_length=253, description="Claim that holds them.")
+    path: str = Field(max_length=1024, description="Folder inside the claim; predictions.jsonl is in it.")
+    rows: int = Field(ge=0, description="Rows of the data; each has a line for every candidate.")
+    tokens: int = Field(ge=0, description="Tokens that were generated.")
+    digest: Digest = Field(description="Digest of the folder.")
+    size_bytes: int = Field(ge=0, alias="bytes", description="Size in bytes.")
 
 
 class EvaluationJobStatus(StagedStatus):
@@ -100,10 +138,11 @@ class EvaluationJobStatus(StagedStatus):
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     gates: list[GateResult] = Field(default_factory=list, max_length=16, description="Outcome of each rule.")
     report: ClaimRef | None = Field(default=None, description="Folder of the report.")
+    predictions: PredictionsArtifact | None = Field(default=None, description="What mode predict wrote.")
 
 
 class EvaluationJob(Resource):
-    """Compare models on the same held-out rows."""
+    """Compare models on the same held-out rows, or write what they make of every row."""
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (*Resource.cel_rules, SHORT_NAME)
 

@@ -26,7 +26,7 @@ from finetuning_api.base import (
     Url,
     keyed_by,
 )
-from finetuning_api.dataset import DatasetSpec, OverlongPolicy
+from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
 from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Verdict
 from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.sources import SourceRef
@@ -462,6 +462,7 @@ class FineTuningJobSpec(RunOptions):
             field="serving.afterGate",
         ),
         completions_rule("self.evaluation.metrics", unless="!self.evaluation.enabled"),
+        learned_prompt_rule(),
     )
 
     mutability: ClassVar[Mutability | None] = Mutability(
@@ -492,6 +493,7 @@ class JobPhase(StrEnum):
     RELOCATING = "Relocating"
     TRAINING = "Training"
     EVALUATING = "Evaluating"
+    PREDICTING = "Predicting"
     SERVING = "Serving"
     SUSPENDED = "Suspended"
     COMPLETE = "Complete"

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     PREFLIGHT = "Preflight"
     TRAINING = "Training"
     EVALUATING = "Evaluating"
+    PREDICTING = "Predicting"
     SERVING = "Serving"
     SUCCEEDED = "Succeeded"
     SUSPENDED = "Suspended"
@@ -124,6 +125,7 @@ LIFE_CYCLE_REASONS: frozenset[Reason] = frozenset(
         Reason.PREFLIGHT,
         Reason.TRAINING,
         Reason.EVALUATING,
+        Reason.PREDICTING,
         Reason.SERVING,
         Reason.SUCCEEDED,
         Reason.SUSPENDED,

@@ -179,6 +179,27 @@ class EvaluateConfig(RunConfigBase):
     """Folder of results.json, report.md, report.html and samples."""
 
 
+DEFAULT_PREDICTED_TOKENS = 256
+"""Tokens of a predicted completion at most, where nobody says otherwise: there need not be references to plan from."""
+
+
+class PredictConfig(RunConfigBase):
+    """Write what every candidate makes of every row, in the order of the rows."""
+
+    kind: Literal["predict"] = "predict"
+    candidates: tuple[CandidateInput, ...]
+    dataset: DatasetInput
+    """Its split is not looked at: all rows are predicted, also where they hold no completion."""
+    limit: int | None = None
+    """Only the first rows, of those that the data set's own limit leaves."""
+    max_new_tokens: int = Field(default=DEFAULT_PREDICTED_TOKENS, ge=1)
+    stop: tuple[str, ...] = ()
+    max_running: int = Field(default=16, ge=1, le=1024)
+    """Completions that are generated at the same time."""
+    output_path: str
+    """Folder of predictions.jsonl."""
+
+
 class PromptConfig(RunConfigBase):
     """Answer one prompt with every candidate, side by side."""
 
@@ -234,6 +255,7 @@ RunConfig = Annotated[
     | PreflightConfig
     | TrainConfig
     | EvaluateConfig
+    | PredictConfig
     | PromptConfig
     | ServeConfig,
     Field(discriminator="kind"),
@@ -317,8 +339,24 @@ class EvaluateResult(ContractModel):
     warnings: tuple[str, ...] = ()
 
 
+class PredictResult(ContractModel):
+    """Finished predictions."""
+
+    kind: Literal["predict"] = "predict"
+    rows: int = Field(ge=0)
+    """Rows of the data; each has a line for every candidate."""
+    unanswered: int = Field(default=0, ge=0)
+    """Lines without a completion: the prompt was empty, or left no room in the model's context."""
+    tokens: int = Field(ge=0)
+    """Tokens generated, closing EOS included, by all candidates."""
+    digest: str
+    size_bytes: int = Field(ge=0)
+    warnings: tuple[str, ...] = ()
+
+
 Result = Annotated[
-    MeasureResult | ArtifactResult | PreflightResult | TrainResult | EvaluateResult, Field(discriminator="kind")
+    MeasureResult | ArtifactResult | PreflightResult | TrainResult | EvaluateResult | PredictResult,
+    Field(discriminator="kind"),
 ]
 
 

@@ -100,7 +100,26 @@ NAMES: Mapping[str, Names] = {
     "EvaluationJob": Names(
         plural="evaluationjobs",
         short="evj",
-        columns=(_PHASE, _STAGE, _PERCENT, _ETA, _METRIC, _BASE, _TUNED, _VERDICT, _WHY, _AGE, _DELTA),
+        columns=(
+            _PHASE,
+            _STAGE,
+            _PERCENT,
+            _ETA,
+            _METRIC,
+            _BASE,
+            _TUNED,
+            _VERDICT,
+            Column(
+                name="Predicted",
+                path=".status.predictions.rows",
+                type="integer",
+                description="Rows that were predicted, in mode predict.",
+            ),
+            _WHY,
+            _AGE,
+            _DELTA,
+            Column(name="Mode", path=".spec.mode", priority=1, description="What is done with the candidates."),
+        ),
     ),
     "Relocation": Names(
         plural="relocations",

@@ -48,6 +48,11 @@ def _compared(*rules: Mapping[str, object], **evaluation_spec: object) -> Manife
     return evaluation(**({"dataset": data, "metrics": ["exact-match"], "gate": list(rules)} | evaluation_spec))
 
 
+def _predicted(**spec: object) -> Manifest:
+    data = {"source": "rows.jsonl", "prompt": "{question}"}
+    return evaluation(**({"mode": "predict", "dataset": data} | spec))
+
+
 def _candidate(**candidate: object) -> Manifest:
     return evaluation(candidates=[{"name": "base", **candidate}])
 
@@ -184,6 +189,25 @@ RULE_CASES: tuple[RuleCase, ...] = (
         evaluation(metrics=["accuracy"]),
     ),
     RuleCase(
+        "plain text has no completions",
+        "spec.metrics",
+        _predicted(metrics=["rouge"]),
+        _predicted(mode="evaluate", dataset={"source": "rows.jsonl"}, metrics=["rouge"]),
+    ),
+    RuleCase("prompt needs completion", "spec.dataset.prompt", _predicted(), _predicted(mode="evaluate")),
+    RuleCase(
+        "mode predict computes no metrics",
+        "spec.gate",
+        _predicted(),
+        _predicted(metrics=["exact-match"], gate=[_DELTA]),
+    ),
+    RuleCase(
+        "mode predict needs dataset.prompt",
+        "spec.dataset",
+        _predicted(dataset={"source": "rows.jsonl", "messages": "turns"}),
+        _predicted(dataset={"source": "rows.jsonl", "completion": "{text}"}),
+    ),
+    RuleCase(
         "an adapter is on a claim",
         "spec.adapters[0].claim",
         server(adapters=[{"name": "a", "jobRef": "b"}]),
@@ -283,6 +307,7 @@ _JOB_CHANGES = (
     Change("tracking", {"experiment": "a"}, {"experiment": "b"}),
 )
 _EVALUATION_CHANGES = (
+    Change("mode", None, "predict"),
     Change("metrics", ["cola"], ["rouge"]),
     Change("gate", [], [_DELTA]),
     Change("limit", None, 5),
