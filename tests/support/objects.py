@@ -18,6 +18,7 @@ from finetuning_api.runconfig import (
     EvaluateResult,
     LastWords,
     MeasureResult,
+    PredictResult,
     PreflightResult,
     Result,
     TrainResult,
@@ -46,6 +47,7 @@ RESULTS: Mapping[str, Result] = {
         gates=(GateResult(metric=Metric.EXACT_MATCH, verdict=Verdict.PASS, message="0.8 >= 0.1"),),
         verdict=Verdict.PASS,
     ),
+    "predict": PredictResult(rows=10, tokens=120, digest=f"sha256:{'d' * 64}", size_bytes=2000),
 }
 """What each step reports when it succeeds."""
 

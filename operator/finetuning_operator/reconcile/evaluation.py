@@ -1,11 +1,11 @@
-"""EvaluationJob: relocate the candidates, wait for the jobs that make them, evaluate, decide the gate."""
+"""EvaluationJob: relocate the candidates, wait for the jobs that make them, then evaluate and decide, or predict."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from posixpath import join
 
 from finetuning_api.base import ClaimRef, ConditionType, StageState
-from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob, EvaluationJobSpec
+from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob, EvaluationJobSpec, EvaluationMode
 from finetuning_api.finetuningjob import FineTuningJob, JobPhase, MethodType, StorageSpec, VolumeSpec
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import (
@@ -15,6 +15,8 @@ from finetuning_api.runconfig import (
     EvaluateResult,
     JobIdentity,
     ModelInput,
+    PredictConfig,
+    PredictResult,
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.accept import idle_warnings, refused_paths
@@ -60,9 +62,15 @@ from finetuning_operator.reconcile.plan import (
     StepPhase,
     Volume,
 )
+from finetuning_operator.reconcile.predictions import (
+    idle_in_predict,
+    predict_config,
+    predictions_artifact,
+    predictions_volume,
+)
 from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
 
-EVALUATE = "evaluate"
+EVALUATE, PREDICT = "evaluate", "predict"
 _REPORT_BYTES = 256 * 2**20
 """A report holds tables and samples: small, whatever the model."""
 
@@ -105,15 +113,29 @@ class _View:
         return evaluation_needs(self.job, observed=self.observed)
 
     @property
-    def output(self) -> ClaimRef:
-        return self.job.spec.output or ClaimRef(claim_name=child_name(self.job.metadata.name, "report"))
+    def predicts(self) -> bool:
+        return self.job.spec.mode is EvaluationMode.PREDICT
 
     @property
-    def result(self) -> EvaluateResult | None:
-        state = self.observed.steps.get(EVALUATE)
+    def work(self) -> str:
+        """The stage, and its one step, that works with the candidates."""
+        return PREDICT if self.predicts else EVALUATE
+
+    @property
+    def output(self) -> ClaimRef:
+        suffix = "predictions" if self.predicts else "report"
+        return self.job.spec.output or ClaimRef(claim_name=child_name(self.job.metadata.name, suffix))
+
+    @property
+    def result(self) -> EvaluateResult | PredictResult | None:
+        state = self.observed.steps.get(self.work)
         done = state is not None and state.phase is StepPhase.SUCCEEDED and state.last_words is not None
         result = state.last_words.result if done and state and state.last_words else None
-        return result if isinstance(result, EvaluateResult) else None
+        return result if isinstance(result, PredictResult if self.predicts else EvaluateResult) else None
+
+    @property
+    def evaluated(self) -> EvaluateResult | None:
+        return self.result if isinstance(self.result, EvaluateResult) else None
 
     def path(self, place: ClaimRef) -> str:
         return join(self.settings.volumes_root, place.claim_name, place.path).rstrip("/")
@@ -159,7 +181,7 @@ def _rules(view: _View) -> tuple[StageRule[_View], ...]:
     return (
         *wait,
         StageRule("relocate", _relocate, ConditionType.RELOCATED),
-        StageRule(EVALUATE, _evaluate, ConditionType.EVALUATED),
+        StageRule(view.work, _work, ConditionType.PREDICTED if view.predicts else ConditionType.EVALUATED),
     )
 
 
@@ -191,17 +213,18 @@ def _relocate(view: _View) -> Outcome:
     )
 
 
-def _evaluate(view: _View) -> Outcome:
+def _work(view: _View) -> Outcome:
     dataset = dataset_input(view.job.spec.dataset, view.dataset, observed=view.observed, settings=view.settings)
     inputs = [(candidate, _model(view, candidate)) for candidate in view.candidates]
     ready = [(candidate, model) for candidate, model in inputs if model is not None]
     if dataset is None or len(ready) != len(view.job.spec.candidates):
         return Outcome(StageState.PENDING, Reason.WAITING, "waits for its inputs")
     spec = view.job.spec
+    candidates = tuple(_candidate_input(view, *pair) for pair in ready)
     step = Step(
-        name=EVALUATE,
-        image=ImageRole.EVALUATOR,
-        config=_config(view, dataset, tuple(_candidate_input(view, *pair) for pair in ready)),
+        name=view.work,
+        image=ImageRole.SERVER if view.predicts else ImageRole.EVALUATOR,
+        config=_config(view, dataset, candidates),
         mounts=_mounts(view),
         resources=spec.resources,
         pod=spec.pod,
@@ -209,16 +232,21 @@ def _evaluate(view: _View) -> Outcome:
         priority_class=spec.priority_class_name,
         queue=spec.queue_name,
     )
-    state = view.observed.steps.get(EVALUATE)
-    outcome = step_outcome(step, state, running=Reason.EVALUATING, volumes=_volumes(view))
+    state = view.observed.steps.get(view.work)
+    running = Reason.PREDICTING if view.predicts else Reason.EVALUATING
+    outcome = step_outcome(step, state, running=running, volumes=_volumes(view))
     if outcome.state is StageState.SUCCEEDED and view.result is None:
-        message = "the evaluation ended without telling its result; its log has the details"
+        message = f"the program ({view.work}) ended without telling its result; its log has the details"
         return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
     return outcome
 
 
-def _config(view: _View, dataset: DatasetInput, candidates: tuple[CandidateInput, ...]) -> EvaluateConfig:
+def _config(
+    view: _View, dataset: DatasetInput, candidates: tuple[CandidateInput, ...]
+) -> EvaluateConfig | PredictConfig:
     spec, metadata = view.job.spec, view.job.metadata
+    if view.predicts:
+        return predict_config(view.job, candidates=candidates, dataset=dataset, output_path=view.path(view.output))
     metrics = (metric for requested in spec.metrics for metric in requested.metrics())
     return EvaluateConfig(
         job=JobIdentity(kind=view.job.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
@@ -251,6 +279,10 @@ def _mounts(view: _View) -> tuple[ClaimMount, ...]:
 def _volumes(view: _View) -> tuple[Volume, ...]:
     if view.job.spec.output is not None:
         return ()
+    if view.predicts:
+        data = view.dataset.artifact(view.observed)
+        size = data.size_bytes if data else 0
+        return (predictions_volume(view.output.claim_name, view.job.spec, dataset_bytes=size),)
     spec = view.job.spec.storage
     volume = Volume(
         name=view.output.claim_name,
@@ -335,7 +367,7 @@ def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> 
             generation=writer.generation,
             progress=course.active.progress,
         )
-    result = view.result
+    result = view.evaluated
     conditions = gate_condition(
         writer,
         course.conditions,
@@ -353,7 +385,7 @@ def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> 
 
 
 def _phase(course: Course) -> JobPhase:
-    phases = {"wait": JobPhase.PENDING, "relocate": JobPhase.RELOCATING}
+    phases = {"wait": JobPhase.PENDING, "relocate": JobPhase.RELOCATING, PREDICT: JobPhase.PREDICTING}
     return phases.get(course.active_name, JobPhase.EVALUATING)
 
 
@@ -381,11 +413,14 @@ def _findings(view: _View, course: Course | None) -> dict[str, object]:
         noted = (
             *view.job.status.warnings,
             *(() if _is_stage(view.job) else idle_warnings(view.job.spec, view.settings)),
+            *(idle_in_predict(view.job.spec) if view.predicts else ()),
             *warnings(view.needs, view.observed),
             *(result.warnings if result else ()),
         )
         found["warnings"] = short_list(noted)
-    if result is not None:
+    if isinstance(result, PredictResult):
+        found["predictions"] = predictions_artifact(view.output, result)
+    elif result is not None:
         found |= {
             "evaluation": list(result.rows),
             "verdict": result.verdict,

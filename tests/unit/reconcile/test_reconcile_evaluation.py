@@ -3,14 +3,15 @@ from collections.abc import Mapping
 import pytest
 from tests.support.objects import World, failed, job
 
-from finetuning_api.base import ClaimRef, ConditionType, ObjectMeta
-from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec
+from finetuning_api.base import ClaimRef, ConditionStatus, ConditionType, ObjectMeta
+from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec, PredictionsArtifact
 from finetuning_api.finetuningjob import JobPhase
 from finetuning_api.metrics import Metric, Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation
+from finetuning_api.runconfig import JobIdentity, PredictConfig
 from finetuning_operator.reconcile.conditions import find_condition
-from finetuning_operator.reconcile.plan import ClaimMount
+from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, StepPhase, StepState
 
 KEY = ("EvaluationJob", "compare")
 JOB = ("FineTuningJob", "demo")
@@ -206,3 +207,105 @@ def test_finished_evaluation_is_left_alone() -> None:
 
     assert made.apply(KEY).status == before.status
     assert made.plans[KEY].steps == ()
+
+
+def prediction(**spec: object) -> EvaluationJob:
+    data = {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}"}
+    return comparison(
+        **({"mode": "predict", "dataset": data, "metrics": ["perplexity", "completion-perplexity"]} | spec)
+    )
+
+
+def test_predictions_are_written_by_the_server_s_program_and_told_in_the_status() -> None:
+    made = world(prediction(limit=5, generation={"maxNewTokens": 40, "stop": ["\n"]}))
+    made.finish_relocations()
+    (step,) = made.plans[KEY].steps
+    running = evaluation(made).status.phase
+    made.finish(KEY, "predict")
+
+    assert (step.name, step.image, step.network) == ("predict", ImageRole.SERVER, False)
+    config = step.config
+    assert isinstance(config, PredictConfig)
+    assert config == PredictConfig(
+        job=JobIdentity(kind="EvaluationJob", name="compare"),
+        candidates=config.candidates,
+        dataset=config.dataset,
+        limit=5,
+        max_new_tokens=40,
+        stop=("\n",),
+        output_path="/volumes/compare-predictions",
+    )
+    assert running is JobPhase.PREDICTING
+    status = evaluation(made).status
+    assert [stage.name for stage in status.stages] == ["relocate", "predict"]
+    assert {each.type for each in status.conditions if each.status is ConditionStatus.TRUE} == {
+        ConditionType.ACCEPTED,
+        ConditionType.RELOCATED,
+        ConditionType.PREDICTED,
+        ConditionType.COMPLETE,
+    }
+    assert status.phase is JobPhase.COMPLETE
+    assert status.predictions == PredictionsArtifact(
+        claim_name="compare-predictions", path="", rows=10, tokens=120, digest=f"sha256:{'d' * 64}", size_bytes=2000
+    )
+    assert (status.evaluation, status.report, status.warnings) == ([], None, [])
+
+
+def test_claim_of_predictions_has_room_for_the_prompts_of_every_candidate_twice() -> None:
+    made = world(
+        prediction(candidates=[BASE, {"name": "tuned", "model": BASE["model"], "adapter": {"claimName": "a"}}])
+    )
+    made.finish_relocations()
+
+    (volume,) = made.plans[KEY].volumes
+    assert (volume.name, volume.size_bytes, volume.spec.size) == ("compare-predictions", 2**30 + 2 * 2 * 1000, None)
+
+
+def test_size_and_place_of_predictions_can_be_chosen() -> None:
+    sized = world(prediction(storage={"adapter": {"size": "5Gi"}}))
+    sized.finish_relocations()
+    placed = world(prediction(output={"claimName": "mine", "path": "out"}))
+    placed.finish_relocations()
+
+    assert sized.plans[KEY].volumes[0].spec.size == "5Gi"
+    (step,) = placed.plans[KEY].steps
+    assert placed.plans[KEY].volumes == ()
+    assert step.config.kind == "predict"
+    assert step.config.output_path == "/volumes/mine/out"
+
+
+def test_metrics_of_predictions_are_said_to_have_no_effect() -> None:
+    made = world(prediction(metrics=["rouge"]))
+
+    assert evaluation(made).status.warnings == ["spec.metrics: without effect in mode predict, which computes none"]
+
+
+def test_completions_are_of_256_tokens_at_most_unless_told_otherwise() -> None:
+    made = world(prediction())
+    made.finish_relocations()
+    (step,) = made.plans[KEY].steps
+
+    assert step.config.kind == "predict"
+    assert step.config.max_new_tokens == 256
+
+
+def test_predictions_of_a_job_wait_for_it() -> None:
+    made = world(prediction(candidates=[{"name": "tuned", "jobRef": "demo"}]))
+
+    assert [(stage.name, stage.message) for stage in evaluation(made).status.stages] == [
+        ("wait", "waits for FineTuningJob demo (not there yet)"),
+        ("relocate", ""),
+        ("predict", ""),
+    ]
+
+
+def test_program_that_predicts_and_says_nothing_fails_the_job() -> None:
+    made = world(prediction())
+    made.finish_relocations()
+    made.finish(KEY, "predict", StepState(StepPhase.SUCCEEDED))
+
+    condition = find_condition(evaluation(made).status.conditions, ConditionType.FAILED)
+    assert condition is not None
+    assert (
+        condition.message == "predict: the program (predict) ended without telling its result; its log has the details"
+    )

@@ -1,0 +1,65 @@
+"""What an EvaluationJob of mode predict runs, where that writes, and what the status tells of it."""
+
+from finetuning_api.base import ClaimRef
+from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec, PredictionsArtifact
+from finetuning_api.runconfig import (
+    DEFAULT_PREDICTED_TOKENS,
+    CandidateInput,
+    DatasetInput,
+    JobIdentity,
+    PredictConfig,
+    PredictResult,
+)
+from finetuning_operator.reconcile.plan import Volume
+
+_LEAST_BYTES = 2**30
+_COPIES = 2
+"""Finished rows lie beside the file that is made of them at the end."""
+
+
+def predict_config(
+    job: EvaluationJob, *, candidates: tuple[CandidateInput, ...], dataset: DatasetInput, output_path: str
+) -> PredictConfig:
+    """Return what the program is told."""
+    spec, metadata = job.spec, job.metadata
+    return PredictConfig(
+        job=JobIdentity(kind=job.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
+        candidates=candidates,
+        dataset=dataset,
+        limit=spec.limit,
+        max_new_tokens=spec.generation.max_new_tokens or DEFAULT_PREDICTED_TOKENS,
+        stop=tuple(spec.generation.stop),
+        output_path=output_path,
+    )
+
+
+def predictions_volume(name: str, spec: EvaluationJobSpec, *, dataset_bytes: int) -> Volume:
+    """Return the claim for predictions: as large as the user says, else by the prompts, which each candidate repeats.
+
+    How many completions there will be is not known before the data is read, so room for a gigabyte of them is added.
+    """
+    return Volume(
+        name=name,
+        spec=spec.storage.adapter,
+        profile=spec.storage.profile,
+        size_bytes=_LEAST_BYTES + _COPIES * len(spec.candidates) * dataset_bytes,
+    )
+
+
+def predictions_artifact(place: ClaimRef, result: PredictResult) -> PredictionsArtifact:
+    """Return what the status tells of finished predictions."""
+    return PredictionsArtifact(
+        claim_name=place.claim_name,
+        path=place.path,
+        rows=result.rows,
+        tokens=result.tokens,
+        digest=result.digest,
+        size_bytes=result.size_bytes,
+    )
+
+
+def idle_in_predict(spec: EvaluationJobSpec) -> tuple[str, ...]:
+    """Return a warning of metrics that were asked for where none is computed."""
+    if spec.metrics == EvaluationJobSpec.model_fields["metrics"].get_default(call_default_factory=True):
+        return ()
+    return ("spec.metrics: without effect in mode predict, which computes none",)
