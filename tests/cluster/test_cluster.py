@@ -478,7 +478,7 @@ class TestLife:
         for name in ("etcd", "kube-apiserver", "kubectl"):
             (tmp_path / name).touch()
 
-        with pytest.raises(BuildError, match=r"not built yet: kube-controller-manager, kube-scheduler, kwok.* `make"):
+        with pytest.raises(BuildError, match=r"not built yet: kube-controller-manager, kube-scheduler, kwok, helm.* `make"):
             require_binaries()
 
 
