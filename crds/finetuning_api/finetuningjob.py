@@ -28,6 +28,7 @@ from finetuning_api.base import (
 )
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
 from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Verdict
+from finetuning_api.notification import MOST_NOTIFICATIONS, NotificationSpec, NotificationStatus
 from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.sources import SourceRef
 
@@ -276,40 +277,16 @@ class ServingSpec(ApiModel):
     """Serving of the result."""
 
     replicas: int = Field(default=1, ge=0, le=1024, description="Server pods.")
-    after_gate: bool = Field(default=True, description="Serve only what passed the gate.")
-
-
-class NotificationType(StrEnum):
-    """Where a notification goes."""
-
-    SLACK = "slack"
-    WEBHOOK = "webhook"
-    CLOUDEVENTS = "cloudevents"
-    EMAIL = "email"
-
-
-class NotificationEvent(StrEnum):
-    """What a notification tells."""
-
-    STARTED = "Started"
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
-    GATE = "Gate"
-    STALLED = "Stalled"
-
-
-class NotificationSpec(ApiModel):
-    """Somebody who wants to know."""
-
-    type: NotificationType = Field(description="Format and transport.")
-    secret_ref: SecretRef = Field(description="Secret with the address and its credentials.")
-    events: list[NotificationEvent] = Field(
-        default=[NotificationEvent.SUCCEEDED, NotificationEvent.FAILED],
-        min_length=1,
-        max_length=8,
-        description="Events to tell.",
-        json_schema_extra=A_SET,
+    after_gate: bool = Field(
+        default=True,
+        description="Serve only what passed the gate; false serves the base model as soon as it is there, and the"
+        " adapter under the job's name as soon as it is trained.",
     )
+    resources: ResourceRequirements | None = Field(
+        default=None, description="Compute resources of each server pod; unset is the job's."
+    )
+    auth_secret_ref: SecretRef | None = Field(default=None, description="Secret with tokens; unset is public.")
+    expose: bool = Field(default=False, description="Answer outside the cluster as well, as an InferenceServer.")
 
 
 class TrackingSpec(ApiModel):
@@ -491,6 +468,7 @@ class JobPhase(StrEnum):
 
     PENDING = "Pending"
     RELOCATING = "Relocating"
+    PREPARING = "Preparing"
     TRAINING = "Training"
     EVALUATING = "Evaluating"
     PREDICTING = "Predicting"
@@ -563,6 +541,12 @@ class FineTuningJobStatus(StagedStatus):
     )
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     serving: ServingStatus | None = Field(default=None, description="Where the result is served.")
+    notifications: list[NotificationStatus] = Field(
+        default_factory=list,
+        max_length=MOST_NOTIFICATIONS,
+        description="What was told to whom, or is about to be.",
+        json_schema_extra=keyed_by("name"),
+    )
 
 
 class FineTuningJob(Resource):

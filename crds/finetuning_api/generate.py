@@ -11,8 +11,14 @@ from finetuning_api.schema import crd_documents
 
 def generated_files() -> Mapping[Path, str]:
     """Return the text of every generated file by its path below the repository's root."""
-    crds = {Path("crds") / name: text for name, text in crd_documents().items()}
-    return {**crds, Path("docs/manifest-reference.md"): reference_markdown()}
+    documents = crd_documents()
+    crds = {Path("crds") / name: text for name, text in documents.items()}
+    return {
+        **crds,
+        # A chart cannot read what lies outside its folder.
+        Path("charts/finetuning-operator/crds.yaml"): "---\n".join(documents.values()),
+        Path("docs/manifest-reference.md"): reference_markdown(),
+    }
 
 
 def write_generated(root: Path, *, check: bool) -> list[Path]:

@@ -11,6 +11,7 @@ from finetuning_api.base import (
     CelRule,
     ClaimRef,
     Condition,
+    Message,
     Mutability,
     Name,
     ObjectName,
@@ -21,10 +22,13 @@ from finetuning_api.base import (
     keyed_by,
 )
 from finetuning_api.finetuningjob import EnvVar, PodOptions, StorageSpec
+from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec
 from finetuning_api.sources import SourceRef
 
 CommandWord = Annotated[str, Field(max_length=4096)]
 """One word of a command; no shell reads it."""
+Command = Annotated[list[CommandWord], Field(min_length=1, max_length=64)]
+"""A program and its arguments."""
 
 
 class ServerVariant(StrEnum):
@@ -49,19 +53,48 @@ class AdapterRef(ApiModel):
 
     name: Name = Field(description="Model name that requests use.")
     claim: ClaimRef | None = Field(default=None, description="Folder that holds the adapter.")
-    job_ref: Name | None = Field(default=None, description="Finished FineTuningJob whose adapter is served.")
+    job_ref: Name | None = Field(
+        default=None,
+        description="FineTuningJob whose adapter is served once the job is complete and has passed its gate, if any.",
+    )
+    awaited: bool = Field(
+        default=False,
+        description="Serve the rest now, and the adapter from the moment that it is complete, whatever its gate says,"
+        " without a restart; false waits for it. Variant builtin only.",
+    )
 
 
 class HealthCheck(ApiModel):
     """When a replica is healthy."""
 
-    path: str = Field(
-        default="/healthz", max_length=256, pattern=patterns.HTTP_PATH.regex, description="HTTP path that is asked."
+    path: str | None = Field(
+        default=None,
+        max_length=256,
+        pattern=patterns.HTTP_PATH.regex,
+        description="HTTP path that is asked; unset is the variant's own: builtin /readyz before it gets requests and"
+        " /healthz else, command /healthz, vllm /health, nim /v1/health/ready.",
     )
     initial_delay_seconds: int = Field(default=0, ge=0, le=3600, description="Seconds before the first check.")
     period_seconds: int = Field(default=10, ge=1, le=3600, description="Seconds between checks.")
-    failure_threshold: int = Field(default=3, ge=1, le=100, description="Failed checks before a restart.")
-    expected_status: int = Field(default=200, ge=200, le=399, description="HTTP status of a healthy replica.")
+    timeout_seconds: int = Field(default=5, ge=1, le=300, description="Seconds that an answer may take.")
+    failure_threshold: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="Failed checks after which a replica gets no requests and is started again.",
+    )
+    expected_status: int = Field(
+        default=200,
+        ge=200,
+        le=399,
+        description="HTTP status of a healthy replica; Kubernetes takes any from 200 to 399 for healthy.",
+    )
+    startup_seconds: int = Field(
+        default=1800,
+        ge=1,
+        le=86400,
+        description="Seconds that a replica may take to load; a rollout without progress for twice as long failed.",
+    )
 
 
 class InferenceServerSpec(ApiModel):
@@ -77,6 +110,17 @@ class InferenceServerSpec(ApiModel):
             rule="self.variant != 'command' || self.command.size() > 0",
             message="variant command needs command",
             field="command",
+        ),
+        CelRule(
+            rule="self.variant == 'builtin' || self.adapters.all(one, !one.awaited)",
+            message="only variant builtin takes up an adapter later: remove awaited, or set variant to builtin",
+            field="adapters",
+        ),
+        CelRule(
+            rule="!has(self.autoscaling) || self.replicas <= 1",
+            message="autoscaling decides how many replicas there are: change its minReplicas and maxReplicas and leave"
+            " replicas at 1, or at 0 to switch the server off",
+            field="replicas",
         ),
     )
 
@@ -98,6 +142,11 @@ class InferenceServerSpec(ApiModel):
     command: list[CommandWord] = Field(
         default_factory=list, max_length=64, description="Start command of variant command."
     )
+    pre_start: list[Command] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Commands that each pod runs before the server, in order, with its image, volumes and environment.",
+    )
     env: list[EnvVar] = Field(
         default_factory=list,
         max_length=64,
@@ -105,9 +154,23 @@ class InferenceServerSpec(ApiModel):
         json_schema_extra=keyed_by("name"),
     )
     port: int = Field(default=8000, ge=1, le=65535, description="Port that the server listens on.")
-    replicas: int = Field(default=1, ge=0, le=1024, description="Server pods.")
+    replicas: int = Field(
+        default=1, ge=0, le=1024, description="Server pods; with autoscaling 1, or 0 to switch the server off."
+    )
+    autoscaling: AutoscalingSpec | None = Field(default=None, description="Let the number of pods follow the load.")
+    disruption: DisruptionSpec | None = Field(
+        default=None,
+        description="What a drain must leave; unset allows one pod to be taken away where there can be several.",
+    )
+    revision_history_limit: int = Field(
+        default=2, ge=0, le=100, description="Former revisions of the Deployment that are kept."
+    )
     health: HealthCheck = Field(default_factory=HealthCheck, description="When a replica is healthy.")
     auth_secret_ref: SecretRef | None = Field(default=None, description="Secret with tokens; unset is public.")
+    expose: bool = Field(
+        default=False,
+        description="Answer outside the cluster as well, under <name>.<namespace>.<domain of the installation>.",
+    )
     resources: ResourceRequirements = Field(default_factory=ResourceRequirements, description="Compute resources.")
     pod: PodOptions = Field(default_factory=PodOptions, description="Placement and environment of the pods.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Volumes of model and tokenizer.")
@@ -133,7 +196,16 @@ class InferenceServerStatus(ApiModel):
     selector: str = Field(
         default="", max_length=512, description="Label selector of the pods, for the scale subresource."
     )
-    url: Url = Field(default="", description="Address inside the cluster.")
+    url: Url = Field(
+        default="", description="Address inside the cluster; it stays the same for the life of the object."
+    )
+    external_url: Url = Field(default="", description="Address outside the cluster; empty where there is none.")
+    revision: int = Field(
+        default=0, ge=0, description="Revision of the Deployment; it grows with every change of the pods."
+    )
+    warnings: list[Message] = Field(
+        default_factory=list, max_length=32, description="What does not work as it was asked for, and what to do."
+    )
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=16,

@@ -80,6 +80,9 @@ class Reason(StrEnum):
     METRIC_UNAVAILABLE = "MetricUnavailable"
     CANDIDATES_IDENTICAL = "CandidatesIdentical"
 
+    # Notifications
+    NOTIFICATION_FAILED = "NotificationFailed"
+
     # Machine
     OUT_OF_MEMORY = "OutOfMemory"
     DISK_FULL = "DiskFull"
@@ -97,6 +100,7 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONFIGURATION_MISSING = "ConfigurationMissing"
     CONTAINER_START_FAILED = "ContainerStartFailed"
+    ROLLOUT_STALLED = "RolloutStalled"
     UNSCHEDULABLE = "Unschedulable"
     VOLUME_UNAVAILABLE = "VolumeUnavailable"
     VOLUME_CONFLICT = "VolumeConflict"

@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from finetuning_api.dataset import RowFormat
 from finetuning_api.finetuningjob import GenerationSpec, MethodSpec, ParallelismSpec, TrainingSpec
 from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, Verdict
+from finetuning_api.notification import NotificationEvent, NotificationType
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
 
@@ -247,6 +248,30 @@ class ServeConfig(RunConfigBase):
     log_prompts: bool = False
 
 
+class NotifyConfig(RunConfigBase):
+    """Tell somebody what became of a job. Where they are reached is in the Secret alone."""
+
+    kind: Literal["notify"] = "notify"
+    type: NotificationType
+    secret: str
+    """Name of the Secret, for messages."""
+    id: str
+    """The same each time that this notification is sent: receivers can tell repetitions by it."""
+    event: NotificationEvent
+    time: datetime
+    phase: str = ""
+    reason: Reason | None = None
+    """Why the job failed."""
+    message: str = ""
+    """What happened, and what to do, as sentences."""
+    evaluation: tuple[EvaluationRow, ...] = ()
+    verdict: Verdict | None = None
+    gate: str = ""
+    """The numbers behind the verdict, as a sentence."""
+    url: str = ""
+    """Where the result is served, inside the cluster."""
+
+
 RunConfig = Annotated[
     MeasureConfig
     | RelocateConfig
@@ -257,7 +282,8 @@ RunConfig = Annotated[
     | EvaluateConfig
     | PredictConfig
     | PromptConfig
-    | ServeConfig,
+    | ServeConfig
+    | NotifyConfig,
     Field(discriminator="kind"),
 ]
 RUN_CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
@@ -354,8 +380,16 @@ class PredictResult(ContractModel):
     warnings: tuple[str, ...] = ()
 
 
+class NotifyResult(ContractModel):
+    """A notification that its receiver has taken."""
+
+    kind: Literal["notify"] = "notify"
+    host: str
+    """Who took it; the rest of an address may be a secret."""
+
+
 Result = Annotated[
-    MeasureResult | ArtifactResult | PreflightResult | TrainResult | EvaluateResult | PredictResult,
+    MeasureResult | ArtifactResult | PreflightResult | TrainResult | EvaluateResult | PredictResult | NotifyResult,
     Field(discriminator="kind"),
 ]
 

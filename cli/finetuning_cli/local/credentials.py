@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -41,6 +42,21 @@ class Secrets:
             hint = f"Add a Secret document named {name} to the file, or set {' and '.join(missing)} in the environment."
             raise UserError(Reason.AUTHENTICATION_REQUIRED, message, hint)
         return {f"{SECRET_ENV_PREFIX}{key}": value for key, value in own.items() if key.startswith(_PASSED_ON)}
+
+    def receiver(self, name: str, *, own: Mapping[str, str]) -> dict[str, str]:
+        """Return the variables that carry the Secret of a notification to its step.
+
+        Without a document of that name, key ``url`` of Secret ``team-hook`` is the user's own variable TEAM_HOOK_URL.
+        """
+        document = self.documents.get(name)
+        if document is None:
+            prefix = f"{re.sub('[^A-Z0-9]', '_', name.upper())}_"
+            document = {
+                key.removeprefix(prefix).lower(): value
+                for key, value in own.items()
+                if key.startswith(prefix) and value
+            }
+        return {f"{SECRET_ENV_PREFIX}{key}": value for key, value in document.items()}
 
 
 def offline(environment: Mapping[str, str]) -> dict[str, str]:

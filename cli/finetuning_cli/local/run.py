@@ -22,6 +22,7 @@ from finetuning_cli.local.wake import Wake
 from finetuning_cli.manifest import Manifest
 from finetuning_operator.reconcile import reconcile, references
 from finetuning_operator.reconcile.conditions import is_terminal
+from finetuning_operator.reconcile.notify import is_notifying
 from finetuning_operator.reconcile.plan import ImageRole, Observed, Plan, Settings
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import explained_os_errors, write_atomically
@@ -182,6 +183,9 @@ class LocalRun:
                 (self._layout.volumes / volume.name).mkdir(parents=True, exist_ok=True)
         adopted = [self._adopt(child) for child in plan.children]
         saved = self._put(resource.model_copy(update={"status": plan.status}))
+        for event in plan.events:
+            if event.reason is Reason.NOTIFICATION_FAILED:
+                self._display.note(event.message)
         started = self._start(resource, plan)
         return any(adopted) or saved or started
 
@@ -298,7 +302,8 @@ def _rests(resource: Resource) -> bool:
     """Whether nothing more happens to an object in this run."""
     match resource:
         case FineTuningJob() | EvaluationJob():
-            return is_terminal(resource.status.conditions) or resource.spec.suspend
+            quiet = is_terminal(resource.status.conditions) or resource.spec.suspend
+            return quiet and not (isinstance(resource, FineTuningJob) and is_notifying(resource))
         case Relocation():
             return is_terminal(resource.status.conditions) or _is_ready(resource)
     return True

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from finetuning_api.runconfig import (
     TERMINATION_LOG_ENV,
     LastWords,
     MeasureConfig,
+    NotifyConfig,
     RelocateConfig,
 )
 from finetuning_cli.local.credentials import Secrets, offline
@@ -36,8 +38,18 @@ from finetuning_workload.parent import PARENT_ENV
 PROGRAMS: Mapping[ImageRole, str] = {role: f"finetuning_{role.value}" for role in ImageRole}
 """The module that runs each role's program."""
 _STOPPED = frozenset({int(ExitCode.INTERRUPTED), -signal.SIGTERM})
-_AT_ONCE = {True: 2, False: 1}
-"""Steps at the same time, by whether they relocate: two programs that compute would fight over the same cores."""
+
+
+class _Lane(StrEnum):
+    """What kind of work a step is: lanes do not wait for each other."""
+
+    COMPUTE = "compute"
+    RELOCATE = "relocate"
+    NOTIFY = "notify"
+
+
+_AT_ONCE: Mapping[_Lane, int] = {_Lane.COMPUTE: 1, _Lane.RELOCATE: 2, _Lane.NOTIFY: 2}
+"""Steps at the same time, by lane: two programs that compute would fight over the same cores."""
 _LONGEST_BACKOFF_SECONDS = 60.0
 
 
@@ -147,16 +159,13 @@ class Runner:
             return False
         if record is not None and record.phase in {StepPhase.SUCCEEDED, StepPhase.FAILED}:
             return False
-        relocates = step.image is ImageRole.RELOCATOR
-        same = [
-            running for running in self._processes.values() if (running.step.image is ImageRole.RELOCATOR) == relocates
-        ]
-        return len(same) < _AT_ONCE[relocates]
+        lane = _lane(step)
+        return sum(_lane(running.step) is lane for running in self._processes.values()) < _AT_ONCE[lane]
 
     def _start(self, owner: Resource, step: Step) -> None:
         folder = self.layout.owner(owner) / step.name
         before = self._of(owner).get(step.name, StepRecord())
-        attempt = before.attempts + 1
+        attempt = max(before.attempts, step.earlier_attempts) + 1
         environment = self._environment(owner, step, folder)
         with explained_os_errors("write the state folder"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -189,6 +198,8 @@ class Runner:
         if step.secret is not None and isinstance(step.config, MeasureConfig | RelocateConfig):
             scheme = step.config.source.parsed.scheme
             environment |= self.secrets.environment(step.secret, scheme=scheme, own=os.environ)
+        if step.secret is not None and isinstance(step.config, NotifyConfig):
+            environment |= self.secrets.receiver(step.secret, own=os.environ)
         return environment | {
             RUN_CONFIG_ENV: str(folder / CONFIG_NAME),
             TERMINATION_LOG_ENV: str(folder / LAST_WORDS_NAME),
@@ -245,6 +256,12 @@ class Runner:
                     os.killpg(running.process.pid, number)
                 else:
                     os.kill(running.process.pid, number)
+
+
+def _lane(step: Step) -> _Lane:
+    if isinstance(step.config, NotifyConfig):
+        return _Lane.NOTIFY
+    return _Lane.RELOCATE if step.image is ImageRole.RELOCATOR else _Lane.COMPUTE
 
 
 def read_last_words(path: Path) -> LastWords | None:

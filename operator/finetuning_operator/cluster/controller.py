@@ -281,7 +281,7 @@ class Controller:
             return False
         active = any(state.phase in _ACTIVE for state in observed.steps.values())
         waits = plan.requeue_after is not None or held is not None
-        return not (active or waits or plan.children) and applied.complete
+        return not (active or waits or plan.children or plan.steps) and applied.complete
 
     def _settle(self, key: ObjectKey) -> None:
         identity = self._cache.identity(key)

@@ -9,6 +9,7 @@ from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.relocation import Relocation
 from finetuning_operator.reconcile.evaluation import reconcile_evaluation
 from finetuning_operator.reconcile.job import reconcile_job
+from finetuning_operator.reconcile.notify import with_notifications
 from finetuning_operator.reconcile.plan import Observed, Plan, Settings
 from finetuning_operator.reconcile.references import references
 from finetuning_operator.reconcile.relocation import reconcile_relocation
@@ -22,7 +23,8 @@ def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings
     """
     match resource:
         case FineTuningJob():
-            return reconcile_job(resource, observed=observed, now=now, settings=settings)
+            plan = reconcile_job(resource, observed=observed, now=now, settings=settings)
+            return with_notifications(resource, plan, observed=observed, now=now, settings=settings)
         case EvaluationJob():
             return reconcile_evaluation(resource, observed=observed, now=now, settings=settings)
         case Relocation():

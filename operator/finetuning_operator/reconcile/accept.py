@@ -20,7 +20,7 @@ _FOR_CLUSTERS = (
     "pod",
     "storage",
 )
-_NOT_YET = ("notifications", "tracking")
+_NOT_YET = ("tracking",)
 """Fields that no release acts on yet."""
 
 

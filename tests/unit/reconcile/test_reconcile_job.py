@@ -74,7 +74,7 @@ def test_job_goes_from_relocation_to_its_results() -> None:
 
     assert [phase for phase, _ in seen] == [
         JobPhase.RELOCATING,
-        JobPhase.PENDING,
+        JobPhase.PREPARING,
         JobPhase.TRAINING,
         JobPhase.EVALUATING,
     ]
@@ -318,6 +318,53 @@ def test_suspended_job_runs_nothing_and_goes_on_when_it_is_resumed() -> None:
     assert not made.holds(ConditionType.SUSPENDED)
 
 
+def test_stage_that_waited_is_suspended_and_no_longer_says_for_what() -> None:
+    made = world()
+    made.finish_relocations()
+    words = LastWords(reason=Reason.UNSCHEDULABLE, message="no node has a free accelerator")
+    made.finish(KEY, "preflight", StepState(StepPhase.PENDING, attempts=0, hindrance=words))
+    waiting = made.job()
+    made.add(waiting.model_copy(update={"spec": waiting.spec.model_copy(update={"suspend": True})}))
+    made.settle()
+
+    told = [(stage.name, stage.message) for stage in made.job().status.stages if stage.message]
+    assert told == [("preflight", "suspended")]
+
+
+def test_attempts_of_a_stage_count_on_when_what_ran_it_is_gone() -> None:
+    made = world()
+    made.finish_relocations()
+    first = made.plans[KEY].steps[0]
+    made.finish(KEY, "preflight", StepState(StepPhase.RUNNING, attempts=2))
+    del made.steps[KEY]["preflight"]
+    made.settle()
+    second = made.plans[KEY].steps[0]
+
+    assert (first.name, first.earlier_attempts) == ("preflight", 0)
+    assert (second.name, second.earlier_attempts) == ("preflight", 2)
+    assert made.job().status.stages[1].attempts == 2
+
+
+def test_claim_that_goes_when_a_step_ends_is_told_while_it_runs() -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight", StepState(StepPhase.RUNNING))
+    before = made.job().status.stages[1]
+    made.steps[KEY]["preflight"] = StepState(StepPhase.RUNNING, leaving_claims=("demo-adapter",))
+    plan = made.apply(KEY)
+
+    message = (
+        "somebody deleted claim demo-adapter: it goes, with everything on it, when this pod ends. "
+        "That cannot be taken back. Copy what you need while the pod runs"
+    )
+    after = made.job().status.stages[1]
+    assert (before.message, after.message, after.state) == ("", message, StageState.RUNNING)
+    assert [(event.reason, event.message, event.warning) for event in plan.events] == [
+        (Reason.VOLUME_UNAVAILABLE, message, True)
+    ]
+    assert made.apply(KEY).events == ()
+
+
 def test_suspending_a_job_suspends_its_evaluation() -> None:
     made = trained()
     running = made.job()
@@ -409,7 +456,7 @@ def test_fields_without_effect_anywhere_are_told(*, local: bool) -> None:
     notified = [{"type": "slack", "secretRef": {"name": "hook"}}]
     made = world(job(notifications=notified, tracking={"experiment": "a"}), local=local)
 
-    assert made.job().status.warnings == ["spec.notifications, spec.tracking: without effect in this release"]
+    assert made.job().status.warnings == ["spec.tracking: without effect in this release"]
 
 
 def test_transition_time_stays_while_the_status_of_a_condition_stays() -> None:
