@@ -39,6 +39,7 @@ def batch_job(
     started: float | None = 0,
     workers: int = 0,
     labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
     suspend: bool = False,
     deleted: bool = False,
 ) -> Object:
@@ -48,6 +49,8 @@ def batch_job(
     status: Object = {"conditions": list(conditions), "failed": failed, "succeeded": succeeded}
     if labels:
         metadata["labels"] = dict(labels)
+    if annotations:
+        metadata["annotations"] = dict(annotations)
     if deleted:
         metadata["deletionTimestamp"] = stamp(60)
     if started is not None:

@@ -216,6 +216,10 @@ class Cache:
         concerned = {entry.owner for entry in (old, new) if entry is not None and entry.owner is not None}
         if key.kind in OWN_KINDS:
             concerned |= {key, *self._referrers.get(key, ())}
+        if key.kind == "PersistentVolumeClaim" and new is not None and new.deleting:
+            # A claim that is deleted stays for as long as a pod mounts it: whose pod that is wants to know.
+            holders = (self._entries[pod].owner for pod in self._holders.get((key.namespace, key.name), ()))
+            concerned |= {owner for owner in holders if owner is not None}
         return frozenset(concerned)
 
     def _remember_deletion(self, key: ObjectKey, version: int) -> None:

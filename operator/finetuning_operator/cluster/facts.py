@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from finetuning_operator.reconcile import labels
+
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
@@ -114,6 +116,8 @@ class JobFacts:
     queue: str = ""
     indexed: bool = False
     workers: int = 1
+    earlier_attempts: int = 0
+    """How often its step was started by Jobs before it."""
     failed: int = 0
     succeeded: int = 0
     conditions: tuple[tuple[str, Told], ...] = ()
@@ -173,6 +177,7 @@ def read_job(job: Mapping[str, object]) -> JobFacts:
         queue=text(part(metadata, "labels"), QUEUE_LABEL),
         indexed=indexed,
         workers=max(1, number(spec, "completions")) if indexed else 1,
+        earlier_attempts=_count(part(metadata, "annotations"), labels.EARLIER_ATTEMPTS),
         failed=number(status, "failed"),
         succeeded=number(status, "succeeded"),
         conditions=tuple(read_conditions(status)),
@@ -268,7 +273,11 @@ def _end(statuses: Sequence[Mapping[str, object]], state: str) -> End | None:
 
 
 def _index(metadata: Mapping[str, object]) -> int:
-    told = text(part(metadata, "labels"), INDEX_LABEL) or text(part(metadata, "annotations"), INDEX_LABEL)
+    return _count(part(metadata, "labels"), INDEX_LABEL) or _count(part(metadata, "annotations"), INDEX_LABEL)
+
+
+def _count(value: Mapping[str, object], key: str) -> int:
+    told = text(value, key)
     return int(told) if told.isascii() and told.isdecimal() and len(told) < len("1000000") else 0
 
 

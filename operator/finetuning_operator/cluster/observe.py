@@ -91,7 +91,7 @@ def _failed(view: JobView, progress: TrainerStatus | None, diagnosis: Diagnosis 
     told = view.job.condition("Failed")
     return StepState(
         StepPhase.FAILED,
-        attempts=max(1, _attempts(view)),
+        attempts=_attempts(view, least=1),
         started_at=(pod.started_at if pod else None) or view.job.started_at,
         finished_at=(pod.ended_at if pod else None) or (told.at if told else None),
         last_words=_final_words(view, pod),
@@ -104,7 +104,7 @@ def _running(view: JobView, progress: TrainerStatus | None) -> StepState:
     started = [pod.started_at for pod in view.pods if pod.running and pod.started_at]
     return StepState(
         StepPhase.RUNNING,
-        attempts=max(1, _attempts(view)),
+        attempts=_attempts(view, least=1),
         started_at=max(started, default=view.job.started_at),
         last_words=_earlier_words(view),
         progress=progress,
@@ -130,14 +130,17 @@ def _has_told_its_result(view: JobView) -> bool:
     return words.reason is Reason.SUCCEEDED and words.result is not None
 
 
-def _attempts(view: JobView) -> int:
-    """Return how many times the step was started: a pod that never ran is no attempt, one that was taken away is."""
+def _attempts(view: JobView, *, least: int = 0) -> int:
+    """Return how many times the step was started, also by Jobs that are gone; this one did it ``least`` times.
+
+    A pod that never ran is no attempt, one that was taken away is.
+    """
     began = [pod.index for pod in view.pods if pod.ended or pod.started_at]
     by_pods = max((began.count(index) for index in set(began)), default=0)
     # The Job of a pod that seems to run may have counted its end already.
     running = 0 if view.is_behind else sum(pod.running for pod in view.pods)
     counted = view.job.failed + view.job.succeeded + running
-    return max(by_pods, -(-counted // view.job.workers))
+    return view.job.earlier_attempts + max(least, by_pods, -(-counted // view.job.workers))
 
 
 def _final_words(view: JobView, pod: PodFacts | None) -> LastWords | None:

@@ -14,9 +14,10 @@ from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.relocation import Relocation
 from finetuning_api.runconfig import LastWords, ProgressMetric, TrainerMetric, TrainerStatus
-from finetuning_operator.cluster.cache import Cache
+from finetuning_operator.cluster.cache import Cache, claims_held
 from finetuning_operator.cluster.diagnose import Diagnosis
 from finetuning_operator.cluster.keys import ObjectKey
+from finetuning_operator.cluster.kinds import CLAIM
 from finetuning_operator.cluster.observe import observe_server, observe_step
 from finetuning_operator.cluster.progress.address import ProgressKey
 from finetuning_operator.cluster.progress.store import ProgressStore
@@ -169,8 +170,14 @@ class View:
                 diagnosis=known.diagnoses.get(found.key.name),
             )
             if state is not None:
-                states[found.step] = state
+                states[found.step] = replace(state, leaving_claims=self._leaving_claims(found))
         return states
+
+    def _leaving_claims(self, job: StepJob) -> tuple[str, ...]:
+        """Return the claims on their way out that the pods of a step mount. Those of users are not watched."""
+        held = {claim for pod in job.pods for claim in claims_held(pod)}
+        namespace = job.key.namespace
+        return tuple(sorted(name for name in held if self._cache.is_deleting(ObjectKey(CLAIM.kind, namespace, name))))
 
     def _reported(self, resource: Resource, step: str) -> TrainerStatus | None:
         """Return the newest report of a step: after a restart the one that was written last, until the next comes."""

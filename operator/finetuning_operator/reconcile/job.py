@@ -74,7 +74,7 @@ from finetuning_operator.reconcile.needs import (
 )
 from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Observed, Plan, Settings, Step, StepPhase, Volume
 from finetuning_operator.reconcile.sizes import adapter_bytes
-from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, remembered, step_outcome, unmade
+from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, is_running, remembered, step_outcome, unmade
 
 RELOCATE, PREFLIGHT, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "train", "evaluate", "serve"
 ADAPTER_FOLDER, CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "adapter", "checkpoints", "cache", "evaluation"
@@ -281,12 +281,13 @@ def _evaluating(child: EvaluationJob, wanted: EvaluationJob) -> Outcome:
     ended = {StageState.SUCCEEDED, StageState.SKIPPED}
     active = next((stage for stage in child.status.stages if stage.state not in ended), None)
     hindered = (each.reason for each in child.status.conditions if each.reason not in LIFE_CYCLE_REASONS)
+    runs = is_running(child.status)
     return Outcome(
-        StageState.RUNNING,
-        next(hindered, Reason.EVALUATING),
+        StageState.RUNNING if runs else StageState.PENDING,
+        next(hindered, Reason.EVALUATING if runs else Reason.PENDING),
         active.message if active else "",
         percent=progress.percent if progress and active and active.name == EVALUATE else 0,
-        attempts=max((stage.attempts for stage in child.status.stages), default=1) or 1,
+        attempts=max((stage.attempts for stage in child.status.stages), default=0),
         progress=progress,
         children=(wanted,),
     )
@@ -480,7 +481,7 @@ def _phase(course: Course) -> JobPhase:
         return JobPhase.COMPLETE
     phases = {
         RELOCATE: JobPhase.RELOCATING,
-        PREFLIGHT: JobPhase.PENDING,
+        PREFLIGHT: JobPhase.PREPARING,
         TRAIN: JobPhase.TRAINING,
         EVALUATE: JobPhase.EVALUATING,
     }

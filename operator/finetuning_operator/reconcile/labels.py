@@ -15,6 +15,9 @@ RETENTION: Final = "finetuning.dev/retention"
 TRASHED_AT: Final = "finetuning.dev/trashed-at"
 """Annotation on a claim to be thrown away: when its owner was first seen to be gone, in RFC 3339."""
 
+EARLIER_ATTEMPTS: Final = "finetuning.dev/earlier-attempts"
+"""Annotation on what runs a stage again: how often the stage was started before, by what is gone now."""
+
 
 def selector(kind: str, name: str) -> str:
     """Return the label selector of all pods of one object."""

@@ -17,7 +17,7 @@ from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_nam
 from finetuning_operator.reconcile.conditions import find_condition, headline, is_true
 from finetuning_operator.reconcile.labels import MANAGED_BY, OPERATOR
 from finetuning_operator.reconcile.plan import ClaimMount, Observed, Settings
-from finetuning_operator.reconcile.stages import Outcome, sentences
+from finetuning_operator.reconcile.stages import Outcome, is_running, sentences
 
 
 class Role(StrEnum):
@@ -157,14 +157,16 @@ def relocation_outcome(
     if ready == len(found):
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=children)
     percent = sum(_percent(child) for _, child in found) // len(found)
+    runs = any(child is not None and is_running(child.status) for _, child in found)
     refused = {wanted.name: observed.hindrances.get((Relocation.__name__, wanted.name)) for wanted, _ in found}
+    troubles = (_trouble(child, refused[wanted.name]) for wanted, child in found)
     return Outcome(
-        StageState.RUNNING,
-        next(filter(None, (_trouble(child, refused[wanted.name]) for wanted, child in found)), Reason.RELOCATING),
+        StageState.RUNNING if runs else StageState.PENDING,
+        next(filter(None, troubles), Reason.RELOCATING if runs else Reason.PENDING),
         ", ".join(f"{wanted.role} {_where(child, refused[wanted.name])}" for wanted, child in found),
         percent=percent,
-        attempts=1,
-        progress=ProgressStatus(percent=percent),
+        attempts=1 if runs else 0,
+        progress=ProgressStatus(percent=percent) if runs or percent else None,
         children=children,
         pending_since=min(filter(None, (_pending_since(child) for _, child in found)), default=None),
     )

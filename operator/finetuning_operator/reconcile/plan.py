@@ -58,6 +58,8 @@ class Step:
     priority_class: str | None = None
     queue: str | None = None
     """Kueue LocalQueue that decides when the step starts; None starts it at once."""
+    earlier_attempts: int = 0
+    """How often its stage was started before. What runs a step counts on from there when it knows of none itself."""
 
 
 class StepPhase(StrEnum):
@@ -85,6 +87,8 @@ class StepState:
     """What keeps a pending step from running, for example a quota or a full cluster."""
     log_tail: tuple[str, ...] = ()
     """Last lines of a failed attempt's log, bounded and free of control characters."""
+    leaving_claims: tuple[str, ...] = ()
+    """Claims that it mounts and that somebody deleted: they go, with everything on them, when it ends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
-from finetuning_api.base import Condition, ConditionType, ProgressStatus, Resource, Stage, StageState
+from finetuning_api.base import Condition, ConditionType, ProgressStatus, Resource, Stage, StagedStatus, StageState
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import LastWords, ProgressMetric, TrainerStatus
 from finetuning_operator.reconcile.conditions import condition, headline, set_condition, shorten, with_log
@@ -107,7 +107,7 @@ def follow(
         if course.active is not None:
             course = replace(course, stages=(*course.stages, _waiting(rule.name, previous.get(rule.name))))
             continue
-        outcome, wake = _timed(rule.decide(view), clock)
+        outcome, wake = _timed(_counted(rule.decide(view), previous.get(rule.name)), clock)
         course = replace(
             course,
             stages=(*course.stages, _stage(rule.name, outcome, previous=previous.get(rule.name), now=clock.now)),
@@ -118,6 +118,14 @@ def follow(
         if outcome.state not in {StageState.SUCCEEDED, StageState.SKIPPED}:
             course = replace(course, active=outcome, active_name=rule.name, wake=wake)
     return course
+
+
+def _counted(outcome: Outcome, previous: Stage | None) -> Outcome:
+    """Return an outcome whose steps know how often their stage was started before."""
+    if previous is None or not previous.attempts:
+        return outcome
+    steps = tuple(replace(step, earlier_attempts=previous.attempts) for step in outcome.steps)
+    return replace(outcome, steps=steps)
 
 
 def _told(
@@ -143,7 +151,7 @@ def _timed(outcome: Outcome, clock: Clock) -> tuple[Outcome, float | None]:
     if outcome.state is StageState.RUNNING and silence == 0:
         message = f"has not reported since {outcome.silent_since:%Y-%m-%dT%H:%M:%SZ}"
         hint = "Its log and the load of its node tell whether it still works"
-        return replace(outcome, reason=Reason.STALLED, message=sentences(message, hint)), None
+        return replace(outcome, reason=Reason.STALLED, message=sentences(message, hint, outcome.message)), None
     waiting = _waiting_since(outcome, clock)
     wait = clock.left(clock.pending_deadline, waiting)
     if wait == 0:
@@ -165,10 +173,10 @@ def _waiting_since(outcome: Outcome, clock: Clock) -> datetime | None:
 
 
 def pause(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Return the stages of an object whose steps are stopped on purpose."""
+    """Return the stages of an object whose steps are stopped on purpose: what a stage waited for is told no longer."""
     return tuple(
         stage.model_copy(update={"state": StageState.PENDING, "message": "suspended"})
-        if stage.state is StageState.RUNNING
+        if stage.state is StageState.RUNNING or (stage.state is StageState.PENDING and stage.message)
         else stage
         for stage in stages
     )
@@ -195,7 +203,22 @@ def step_outcome(step: Step, state: StepState | None, *, running: Reason, volume
         volumes=volumes,
         silent_since=_silent_since(state),
     )
-    return _pending(outcome, state) if state.phase is StepPhase.PENDING else outcome
+    return _pending(outcome, state) if state.phase is StepPhase.PENDING else _warned(outcome, state)
+
+
+def _warned(outcome: Outcome, state: StepState) -> Outcome:
+    """Return the outcome of a step that runs, with what will be lost when it ends."""
+    if not state.leaving_claims:
+        return outcome
+    claims = ", ".join(state.leaving_claims)
+    message = f"somebody deleted claim {claims}: it goes, with everything on it, when this pod ends"
+    hint = "That cannot be taken back. Copy what you need while the pod runs"
+    return replace(outcome, reason=Reason.VOLUME_UNAVAILABLE, message=sentences(message, hint))
+
+
+def is_running(status: StagedStatus) -> bool:
+    """Return whether a stage of an object runs now, rather than waiting for its pod or its turn."""
+    return any(stage.state is StageState.RUNNING for stage in status.stages)
 
 
 def unmade(child: Resource, observed: Observed) -> Outcome:

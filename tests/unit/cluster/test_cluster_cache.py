@@ -123,6 +123,18 @@ def test_live_pods_hold_their_claims_and_tell_where() -> None:
     assert cache.holders("team", "reloc-1") == {}
 
 
+def test_a_claim_on_its_way_out_concerns_whoever_has_a_pod_that_mounts_it() -> None:
+    cache = Cache()
+    volumes = [{"name": "model", "persistentVolumeClaim": {"claimName": "reloc-1"}}]
+    told = {"finetuning.dev/kind": "FineTuningJob", "finetuning.dev/name": "demo"}
+    pod = manifest("a", metadata={"labels": told}, spec={"volumes": volumes}, status={"phase": "Running"})
+    cache.put("Pod", pod)
+    going = {"deletionTimestamp": "2026-03-01T12:00:00Z"}
+
+    assert cache.put("PersistentVolumeClaim", manifest("reloc-1", version=2)) == frozenset()
+    assert cache.put("PersistentVolumeClaim", manifest("reloc-1", version=3, metadata=going)) == {JOB}
+
+
 def test_only_what_reconciling_reads_is_kept() -> None:
     cache = Cache()
     noise = {"managedFields": [1], "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "x", "own": "y"}}

@@ -202,6 +202,18 @@ class TestFailure:
         assert state is not None
         assert state.attempts == 3
 
+    def test_attempts_of_jobs_that_are_gone_are_counted(self) -> None:
+        before = {"finetuning.dev/earlier-attempts": "2"}
+        waiting, failed = batch_job(annotations=before), batch_job(BACKOFF, annotations=before)
+        told = [observe(waiting), observe(waiting, running_pod()), observe(failed)]
+        assert [state and state.attempts for state in told] == [2, 3, 3]
+
+    @pytest.mark.parametrize("text", ["", "-1", "many", "1" * 40, "٣"])
+    def test_an_annotation_that_somebody_changed_counts_for_nothing(self, text: str) -> None:
+        state = observe(batch_job(annotations={"finetuning.dev/earlier-attempts": text}), running_pod())
+        assert state is not None
+        assert state.attempts == 1
+
     def test_a_log_of_another_pod_is_not_shown(self) -> None:
         told = Diagnosis(log_of="demo-train-0-uid", log_tail=("old",))
         state = observe(batch_job(BACKOFF, failed=1), ended_pod(exit_code=203), diagnosis=told)

@@ -184,7 +184,7 @@ class Cluster:
         place = (key, step.name)
         found = self.jobs.get(place)
         if found is None:
-            waiting = StepState(StepPhase.PENDING, attempts=0, started_at=self.now)
+            waiting = StepState(StepPhase.PENDING, attempts=step.earlier_attempts, started_at=self.now)
             self._write(lambda: self.jobs.update({place: ChildJob(owner.metadata.uid, waiting)}))
         elif found.owner == owner.metadata.uid and found.observed() is None:
             self._write(lambda: self.jobs.pop(place))
@@ -394,7 +394,8 @@ class Life(RuleBasedStateMachine):
     def crash(self, writes: int, choice: int) -> None:
         """Something happens, and the operator ends after some of its writes; it begins anew without a memory."""
         if (found := self._choose(choice, *ACTIVE)) is not None:
-            found.state = replace(found.state, phase=StepPhase.RUNNING, attempts=1, started_at=self.cluster.now)
+            attempts = max(1, found.state.attempts)
+            found.state = replace(found.state, phase=StepPhase.RUNNING, attempts=attempts, started_at=self.cluster.now)
         self.cluster.budget = writes
         try:
             self.settle()

@@ -153,7 +153,7 @@ def test_adapter_of_a_job_is_waited_for_and_served() -> None:
     complete(made)
     (found,) = made.plans[KEY].servers
 
-    assert waiting == (Reason.WAITING, "waits for FineTuningJob demo (Pending)", ())
+    assert waiting == (Reason.WAITING, "waits for FineTuningJob demo (Preparing)", ())
     assert found.adapters == (("triage", "/volumes/demo-adapter/adapter"),)
     assert ClaimMount("demo-adapter", "/volumes/demo-adapter") in found.mounts
     assert isinstance(found.config, ServeConfig)

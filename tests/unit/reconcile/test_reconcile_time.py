@@ -100,6 +100,44 @@ def test_what_hinders_a_relocation_is_told_of_its_job() -> None:
     assert "model pending (0 %): 0/3 nodes have a free nvidia.com/gpu. Free one." in relocated.message
 
 
+def test_stage_of_relocations_runs_only_while_one_of_them_does() -> None:
+    made = World()
+    made.add(job())
+    made.settle()
+    data, model = sorted(
+        (key for key, each in made.objects.items() if isinstance(each, Relocation)),
+        key=lambda key: "hf:" in str(getattr(made.objects[key], "spec", "")),
+    )
+    seen = [stage(made, "relocate")]
+    for key, step, state in (
+        (model, "measure", StepState(StepPhase.PENDING, attempts=0)),
+        (model, "measure", StepState(StepPhase.RUNNING)),
+        (model, "measure", None),
+        (data, "measure", StepState(StepPhase.RUNNING)),
+    ):
+        made.finish(key, step, state)
+        seen.append(stage(made, "relocate"))
+
+    assert [(each.state.value, each.attempts, each.start_time is not None) for each in seen] == [
+        ("Pending", 0, False),
+        ("Pending", 0, False),
+        ("Running", 1, True),
+        ("Pending", 1, True),
+        ("Running", 1, True),
+    ]
+    assert told(made, ConditionType.RELOCATED).reason is Reason.RELOCATING
+
+
+def test_stage_of_an_evaluation_that_waits_for_its_pod_is_pending() -> None:
+    made = world(until="evaluate")
+    seen = []
+    for state in (StepState(StepPhase.PENDING, attempts=0, hindrance=FULL), StepState(StepPhase.RUNNING)):
+        made.finish(EVALUATION, "evaluate", state)
+        seen.append((stage(made, "evaluate").state, told(made, ConditionType.EVALUATED).reason))
+
+    assert seen == [(StageState.PENDING, Reason.UNSCHEDULABLE), (StageState.RUNNING, Reason.EVALUATING)]
+
+
 def test_log_lines_of_a_final_failure_end_its_message_and_nothing_else() -> None:
     made = world()
     plan = settle_once(made, KEY, "train", StepState(StepPhase.FAILED, log_tail=("loading", "Killed")))

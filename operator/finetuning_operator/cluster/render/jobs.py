@@ -26,6 +26,8 @@ def render_step(step: Step, *, owner: Resource, options: Options, placement: Pla
     head = metadata(owner, name, **{labels.STEP: step.name})
     if step.queue is not None:
         head["labels"][_QUEUE_NAME] = step.queue
+    if step.earlier_attempts:
+        head["annotations"] = {labels.EARLIER_ATTEMPTS: str(step.earlier_attempts)}
     template = pod_template(program, owner=owner, options=options, progress=options.progress)
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": head, "spec": _job_spec(step) | {"template": template}}
     if step.workers == 1:

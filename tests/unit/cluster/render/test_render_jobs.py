@@ -37,6 +37,11 @@ def test_a_step_is_one_job_named_after_its_owner_and_itself() -> None:
     }
 
 
+def test_a_job_that_runs_a_stage_again_knows_how_often_it_was_started_before() -> None:
+    (job,) = render(step(earlier_attempts=3))
+    assert job["metadata"]["annotations"] == {"finetuning.dev/earlier-attempts": "3"}
+
+
 def test_a_job_of_a_long_name_is_still_a_name() -> None:
     (job,) = render_step(step(), owner=owner("a" * 63), options=options(), placement=Placement())
     assert len(job["metadata"]["name"]) == 63
