@@ -51,6 +51,7 @@ lint: venv ## Check style, types, floors, and that generated files are current.
 	$(MAKE) --no-print-directory types
 	$(BIN)/lint-imports
 	$(BIN)/finetune crds --check
+	$(BIN)/python -m hack.chart_readme --check
 
 types: venv
 	$(BIN)/mypy $(PACKAGES) bench hack tests examples
@@ -59,8 +60,9 @@ format: venv ## Put the code into the house style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-crds: venv ## Write crds/*.yaml and docs/manifest-reference.md from the types.
+crds: venv ## Write crds/*.yaml, the chart and docs/manifest-reference.md from the types and values.
 	$(BIN)/finetune crds
+	$(BIN)/python -m hack.chart_readme
 
 docs: crds ## Write the generated pages of docs/.
 

@@ -331,7 +331,7 @@ def crds(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail when a file is out of date.")] = False,
     root: Annotated[Path, typer.Option("--root", help="Root of the repository.", metavar="DIR")] = Path(),
 ) -> None:
-    """Write crds/*.yaml and docs/manifest-reference.md from the types."""
+    """Write crds/*.yaml, the chart's crds.yaml and docs/manifest-reference.md from the types."""
     from finetuning_api.generate import write_generated
 
     stale = write_generated(root, check=check)
