@@ -4,20 +4,18 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from finetuning_api.finetuningjob import Precision
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import CandidateInput, ContractModel, EvaluateConfig
+from finetuning_api.runconfig import ContractModel, EvaluateConfig
 from finetuning_evaluator.inputs import CandidateInputs, Task
 from finetuning_evaluator.parts import Parts, digest_of
 from finetuning_evaluator.progress import Progress
 from finetuning_evaluator.score import probe_logits
 from finetuning_evaluator.tasks import TaskPart, run_task
-from finetuning_workload.artifact import hash_file
-from finetuning_workload.candidates import Load, LoadedCandidate, loaded, plan_loads
+from finetuning_workload.candidates import Load, LoadedCandidate, adapter_digest, loaded, plan_loads
 from finetuning_workload.data import Encoder
 from finetuning_workload.errors import UserError
 from finetuning_workload.hardware import choose_dtype
@@ -58,15 +56,6 @@ class Measured:
     inputs: CandidateInputs
     facts: CandidateFacts
     parts: dict[Task, TaskPart]
-
-
-def adapter_digest(candidate: CandidateInput) -> str | None:
-    """Return the digest of a candidate's adapter: as told, else of its weights; None without an adapter."""
-    if candidate.adapter_path is None or candidate.adapter_digest is not None:
-        return candidate.adapter_digest
-    weights = Path(candidate.adapter_path) / "adapter_model.safetensors"
-    # A missing file is reported where the adapter is loaded.
-    return f"sha256:{hash_file(weights)}" if weights.is_file() else None
 
 
 def number_format(parts: Parts, device: torch.device) -> NumberFormat:

@@ -14,7 +14,7 @@ from finetuning_api.metrics import Metric
 from finetuning_api.runconfig import EvaluateConfig, EvaluateResult
 from finetuning_evaluator import gate, report, warnings
 from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, analyse, judge
-from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, adapter_digest, number_format
+from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, number_format
 from finetuning_evaluator.inputs import Task, read_inputs, task_of, tasks_of
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
 from finetuning_evaluator.observations import Observed, observe
@@ -28,7 +28,7 @@ from finetuning_evaluator.results import (
     Results,
     Settings,
 )
-from finetuning_workload.candidates import require_distinct
+from finetuning_workload.candidates import adapter_digest, require_distinct
 from finetuning_workload.hardware import choose_device, set_threads
 from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.program import Context

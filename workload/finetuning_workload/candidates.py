@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CandidateInput
+from finetuning_workload.artifact import hash_file
 from finetuning_workload.errors import UserError
 from finetuning_workload.models import (
     free,
@@ -116,6 +117,15 @@ def require_distinct(candidates: Sequence[CandidateInput]) -> None:
             message = f"the candidates {seen[what]} and {candidate.name} are the same model: {candidate.model.path}"
             raise UserError(Reason.CANDIDATES_IDENTICAL, message, "Compare different models or adapters.")
         seen[what] = candidate.name
+
+
+def adapter_digest(candidate: CandidateInput) -> str | None:
+    """Return the digest of a candidate's adapter: as told, else of its weights; None without an adapter."""
+    if candidate.adapter_path is None or candidate.adapter_digest is not None:
+        return candidate.adapter_digest
+    weights = Path(candidate.adapter_path) / "adapter_model.safetensors"
+    # A missing file is reported where the adapter is loaded.
+    return f"sha256:{hash_file(weights)}" if weights.is_file() else None
 
 
 def _can_share(group: Sequence[CandidateInput], candidate: CandidateInput) -> bool:

@@ -8,6 +8,7 @@ from finetuning_workload.data.preparing import (
     prepare,
     tokenizer_digest,
 )
+from finetuning_workload.data.prompting import count_prompts, iterate_prompts
 from finetuning_workload.data.reading import Table, load_table
 from finetuning_workload.data.rendering import RenderedRow, render_rows
 from finetuning_workload.data.segments import Segment
@@ -23,9 +24,11 @@ __all__ = [
     "Table",
     "TokenizedSample",
     "TokenizedSplit",
+    "count_prompts",
     "encode_prompt",
     "encode_row",
     "held_out_rows",
+    "iterate_prompts",
     "load_table",
     "preparation_digest",
     "prepare",
