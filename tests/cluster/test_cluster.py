@@ -15,7 +15,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from hack.cluster import client
 from hack.cluster.binaries import BuildError, require_binaries
 from hack.cluster.plane import Running, is_alive, remove_data
@@ -23,7 +22,7 @@ from tests.support import pods
 from tests.support.api_proxy import ApiProxy, Fault, Trouble, read_address
 from tests.support.cluster import Cluster, Object, Refused, has_condition, temporary_namespace
 from tests.support.objects import RESULTS
-from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, RULES, Identity
+from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, Identity
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import REPOSITORY, wait_until
 
@@ -478,7 +477,9 @@ class TestLife:
         for name in ("etcd", "kube-apiserver", "kubectl"):
             (tmp_path / name).touch()
 
-        with pytest.raises(BuildError, match=r"not built yet: kube-controller-manager, kube-scheduler, kwok, helm.* `make"):
+        with pytest.raises(
+            BuildError, match=r"not built yet: kube-controller-manager, kube-scheduler, kwok, helm.* `make"
+        ):
             require_binaries()
 
 
@@ -496,14 +497,3 @@ with client.use(Path({str(folder)!r})) as running:
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
-
-
-class TestRules:
-    def test_the_operator_may_do_nothing_by_wildcard_nothing_with_secrets_and_write_no_pods(self) -> None:
-        rules = yaml.safe_load(RULES.read_text())
-
-        words = {word for rule in rules for words in rule.values() for word in words}
-        pod_verbs = {verb for rule in rules if "pods" in rule["resources"] for verb in rule["verbs"]}
-        assert not {word for word in words if "*" in word or "secret" in word}
-        assert words.isdisjoint({"escalate", "bind", "impersonate", "deletecollection"})
-        assert pod_verbs == {"list", "watch"}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused, has_condition
-from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, Identity, OperatorProcess
+from tests.support.operator_process import ACCOUNT, BINDING, OPERATOR_NAMESPACE, Identity, OperatorProcess
 from tests.support.player import play
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
@@ -565,7 +565,7 @@ class TestRights:
 @contextmanager
 def without_rights(cluster: Cluster) -> Iterator[None]:
     """Take all rights from the operator for a while; it takes a moment until the API server knows."""
-    cluster.delete(cluster.get("ClusterRoleBinding", ACCOUNT))
+    cluster.delete(cluster.get("ClusterRoleBinding", BINDING))
     try:
         wait_until(lambda: not may_list(cluster), what="the operator's rights are gone")
         yield

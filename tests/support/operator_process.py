@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import yaml
 from hack.cluster.components import kubeconfig_text
 from tests.support.api_proxy import ApiProxy
+from tests.support.chart import rendered
 from tests.support.cluster import Cluster
 from tests.support.processes import REPOSITORY, wait_until
 
 OPERATOR_NAMESPACE = "finetuning-system"
 ACCOUNT = "finetuning-operator"
-RULES = REPOSITORY / "charts" / "finetuning-operator" / "files" / "operator-rules.yaml"
+BINDING = f"{OPERATOR_NAMESPACE}-{ACCOUNT}"
+"""ClusterRoleBinding of the account."""
+_OF_AN_IDENTITY = frozenset({"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"})
 _LAUNCHER = REPOSITORY / "hack" / "cluster" / "launch.py"
 _TOKEN_SECONDS = 24 * 3600
 _READY_SECONDS = 60
@@ -38,18 +40,16 @@ class Identity:
 
     @classmethod
     def install(cls, cluster: Cluster) -> "Identity":
-        """Make the account, its role and a token; to do so again changes nothing."""
-        account = {"name": ACCOUNT, "namespace": OPERATOR_NAMESPACE}
-        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": ACCOUNT}}
-        subject = {"kind": "ServiceAccount", **account}
-        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT}
-        cluster.apply(
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}},
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account},
-            role | {"rules": yaml.safe_load(RULES.read_text())},
-            role | {"kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]},
-        )
-        path = cluster.path("ServiceAccount", ACCOUNT, namespace=OPERATOR_NAMESPACE, subresource="token")
+        """Make the account with the roles of the chart, and a token; to do so again changes nothing."""
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}})
+        objects = rendered(ACCOUNT, OPERATOR_NAMESPACE, {"crds": {"enabled": False}})
+        cluster.apply(*[each for each in objects if each["kind"] in _OF_AN_IDENTITY])
+        return cls.of(cluster, ACCOUNT, OPERATOR_NAMESPACE)
+
+    @classmethod
+    def of(cls, cluster: Cluster, account: str, namespace: str) -> "Identity":
+        """Return an account with a new token."""
+        path = cluster.path("ServiceAccount", account, namespace=namespace, subresource="token")
         asked = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",

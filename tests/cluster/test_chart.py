@@ -1,0 +1,223 @@
+"""The chart: what the real helm renders is taken by a real API server, and gives the rights that the operator needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.support import whole_job
+from tests.support.chart import CHART, Values, helm, rendered
+from tests.support.cluster import Cluster, Object, has_condition, temporary_namespace
+from tests.support.operator_process import OPERATOR_NAMESPACE, Identity, running_operator
+from tests.support.private_plane import PrivatePlane
+
+from finetuning_api.generate import generated_files
+
+RELEASE = "ft"
+FULLNAME = f"{RELEASE}-finetuning-operator"
+_FOREIGN = frozenset({"Certificate", "PrometheusRule", "ServiceMonitor"})
+"""Kinds of other projects; this API server does not know them."""
+_TRAINING = "app.kubernetes.io/managed-by=finetuning-operator"
+
+EVERYTHING: dict[str, Values] = {
+    "defaults": {},
+    "two replicas": {
+        "replicaCount": 2,
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+    },
+    "no progress": {"progress": {"enabled": False}},
+    "own certificate": {"progress": {"certificate": "existingSecret", "existingSecret": "mine"}},
+    "cert-manager": {"progress": {"certificate": "certManager", "issuerRef": {"name": "ca", "kind": "Issuer"}}},
+    "monitored": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True, "labels": {"team": "ml"}}},
+    "bound network": {"networkPolicy": {"enabled": True}},
+    "own account": {"serviceAccount": {"create": False, "name": "mine"}, "rbac": {"create": False}},
+    "private registry": {
+        "image": {"registry": "images.example.org/ml/", "tag": "v1", "pullPolicy": "Always"},
+        "workloadImages": {"trainer": "elsewhere.example.org/trainer:v2"},
+        "global": {"imagePullSecrets": [{"name": "first"}, {"name": "second"}]},
+    },
+    "placed": {
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "system-cluster-critical",
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"team": "ml"},
+    },
+    "extended": {
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "extraVolumes": [{"name": "certificates", "emptyDir": {}}],
+        "extraVolumeMounts": [{"name": "certificates", "mountPath": "/certificates"}],
+        "extraObjects": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}},
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: text}",
+        ],
+    },
+    "profiles": {"storageProfiles": {"default": {"storageClassName": "fast", "accessModes": ["ReadWriteMany"]}}},
+    "names": {"fullnameOverride": "a" * 60, "commonLabels": {"cost-centre": "ml"}},
+}
+
+
+@pytest.mark.parametrize("values", EVERYTHING.values(), ids=EVERYTHING)
+def test_an_api_server_takes_all_of_it_without_a_complaint(cluster: Cluster, namespace: str, values: Values) -> None:
+    objects = [each for each in rendered(RELEASE, namespace, values) if each["kind"] not in _FOREIGN]
+    assert sum(each["kind"] == "CustomResourceDefinition" for each in objects) == 4
+
+    text = yaml.safe_dump_all(objects)
+    options = ("--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-n", namespace)
+    done = cluster.kubectl("apply", *options, "-f", "-", stdin=text, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"image": {"regitry": "x"}}, "additional properties 'regitry' not allowed"),
+        ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+        ({"operator": {"workers": 0}}, "'/operator/workers': minimum: got 0, want 1"),
+        ({"operator": {"logLevel": "LOUD"}}, "/operator/logLevel"),
+        ({"watchNamespaces": ["Team A"]}, "/watchNamespaces/0"),
+        ({"storageProfiles": {"default": {"class": "fast"}}}, "additional properties 'class' not allowed"),
+        ({"progress": {"certificate": "existingSecret"}}, "progress.existingSecret: name the Secret"),
+        ({"serviceAccount": {"create": False}}, "serviceAccount.name: name an existing ServiceAccount"),
+        ({"serviceMonitor": {"enabled": True}, "metrics": {"service": False}}, "needs metrics.service"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(values: Values, words: str) -> None:
+    done = helm("template", RELEASE, str(CHART), values=values, check=False)
+
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+def test_helm_finds_nothing_to_complain_of() -> None:
+    helm("lint", "--strict", str(CHART))
+
+
+def test_the_definitions_are_those_that_are_generated() -> None:
+    wanted = [yaml.safe_load(text) for path, text in generated_files().items() if path.parent.name == "crds"]
+    found = [each for each in rendered(RELEASE, "team") if each["kind"] == "CustomResourceDefinition"]
+
+    assert [each["spec"] for each in found] == [each["spec"] for each in wanted]
+    assert {each["metadata"]["annotations"]["helm.sh/resource-policy"] for each in found} == {"keep"}
+
+
+def test_images_have_the_registry_and_the_tag_unless_named_whole() -> None:
+    environment = _environment(rendered(RELEASE, "team", EVERYTHING["private registry"]))
+
+    assert {name: value for name, value in environment.items() if name.startswith("FINETUNING_IMAGE")} == {
+        "FINETUNING_IMAGE_RELOCATOR": "images.example.org/ml/finetuning-relocator:v1",
+        "FINETUNING_IMAGE_TRAINER": "elsewhere.example.org/trainer:v2",
+        "FINETUNING_IMAGE_EVALUATOR": "images.example.org/ml/finetuning-evaluator:v1",
+        "FINETUNING_IMAGE_SERVER": "images.example.org/ml/finetuning-server:v1",
+        "FINETUNING_IMAGE_PULL_POLICY": "Always",
+        "FINETUNING_IMAGE_PULL_SECRETS": "first,second",
+    }
+
+
+def test_the_operator_may_do_nothing_by_wildcard_nothing_with_secrets_and_write_no_pods() -> None:
+    rules = [rule for each in _roles(rendered(RELEASE, "team")) for rule in each["rules"]]
+
+    words = {word for rule in rules for words in rule.values() for word in words}
+    pod_verbs = {verb for rule in rules if "pods" in rule["resources"] for verb in rule["verbs"]}
+    assert not {word for word in words if "*" in word or "secret" in word}
+    assert words.isdisjoint({"escalate", "bind", "impersonate", "deletecollection"})
+    assert pod_verbs == {"list", "watch"}
+
+
+def test_with_namespaces_nothing_but_the_review_of_tokens_is_allowed_everywhere() -> None:
+    roles = _roles(rendered(RELEASE, OPERATOR_NAMESPACE, {"watchNamespaces": ["a", "b"]}))
+
+    everywhere = [rule["resources"] for each in roles if each["kind"] == "ClusterRole" for rule in each["rules"]]
+    places = {each["metadata"]["namespace"] for each in roles if each["kind"] == "Role"}
+    assert (everywhere, places) == ([["tokenreviews"]], {"a", "b", OPERATOR_NAMESPACE})
+
+
+def test_a_job_is_done_with_the_rights_of_one_namespace(cluster: Cluster, auto_namespace: str, tmp_path: Path) -> None:
+    with temporary_namespace(cluster, "run") as own:
+        with _installed(cluster, own, {"crds": {"enabled": False}, "watchNamespaces": [auto_namespace]}) as identity:
+            env = {"FINETUNING_NAMESPACES": auto_namespace, "FINETUNING_OPERATOR_NAMESPACE": own}
+            with running_operator(identity, folder=tmp_path, env=env) as operator:
+                operator.wait_ready()
+                cluster.create(whole_job.manifest(auto_namespace))
+                done = cluster.wait_for_object(
+                    "FineTuningJob", whole_job.NAME, auto_namespace, where=lambda job: has_condition(job, "Complete")
+                )
+
+        assert done["status"]["phase"] == "Complete"
+        assert "is forbidden" not in operator.logs
+
+
+def test_whoever_may_edit_a_namespace_may_use_the_four_kinds_there(cluster: Cluster, namespace: str) -> None:
+    with _installed(cluster, namespace, {"crds": {"enabled": False}}):
+        for role, user in (("view", "viewer"), ("edit", "editor")):
+            cluster.kubectl("create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", "-n", namespace)
+
+        def may(user: str, verb: str) -> bool:
+            asked = ("auth", "can-i", verb, "finetuningjobs.finetuning.dev", "-n", namespace, "--as", user)
+            return cluster.kubectl(*asked, check=False).stdout.strip() == "yes"
+
+        cluster.wait_for(lambda: may("editor", "create"), what="the roles are aggregated")
+        cluster.wait_for(lambda: may("viewer", "list"), what="the roles are aggregated")
+        assert (may("viewer", "create"), may("nobody", "list")) == (False, False)
+
+
+class TestRelease:
+    """A whole life: installed, upgraded, uninstalled, on a cluster that has never seen the project."""
+
+    def test_it_is_installed_upgraded_and_uninstalled(self, private_plane: PrivatePlane) -> None:
+        cluster = private_plane.cluster
+        for definition in cluster.objects("CustomResourceDefinition"):
+            cluster.delete(definition)
+            cluster.wait_gone("CustomResourceDefinition", definition["metadata"]["name"], "")
+        place = ("--namespace", OPERATOR_NAMESPACE, "--create-namespace")
+        restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+        metadata = {"name": OPERATOR_NAMESPACE, "labels": restricted}
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+        helm("install", RELEASE, str(CHART), *place, "--wait", kubeconfig=cluster.kubeconfig)
+        job = cluster.create(whole_job.manifest("default"))
+        secret = cluster.get("Secret", f"{FULLNAME}-progress", OPERATOR_NAMESPACE)
+        deployment = cluster.get("Deployment", FULLNAME, OPERATOR_NAMESPACE)
+        assert deployment["status"]["readyReplicas"] == 1
+
+        helm("upgrade", RELEASE, str(CHART), *place, kubeconfig=cluster.kubeconfig, values={"replicaCount": 2})
+        assert cluster.get("Secret", f"{FULLNAME}-progress", OPERATOR_NAMESPACE)["data"] == secret["data"]
+        assert cluster.get("Deployment", FULLNAME, OPERATOR_NAMESPACE)["spec"]["replicas"] == 2
+        assert cluster.refresh(job)["metadata"]["uid"] == job["metadata"]["uid"]
+
+        helm("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", kubeconfig=cluster.kubeconfig)
+        cluster.wait_gone("Deployment", FULLNAME, OPERATOR_NAMESPACE)
+        assert cluster.refresh(job)["metadata"]["uid"] == job["metadata"]["uid"]
+        left = [each["metadata"]["name"] for each in cluster.objects("ClusterRole") if RELEASE in _release_of(each)]
+        assert left == []
+
+
+@contextmanager
+def _installed(cluster: Cluster, namespace: str, values: Values) -> Iterator[Identity]:
+    """Install the release and lend its account."""
+    place = ("--namespace", namespace)
+    helm("install", RELEASE, str(CHART), *place, kubeconfig=cluster.kubeconfig, values=values)
+    try:
+        yield Identity.of(cluster, FULLNAME, namespace)
+    finally:
+        helm("uninstall", RELEASE, *place, kubeconfig=cluster.kubeconfig)
+
+
+def _release_of(target: Object) -> str:
+    return str((target["metadata"].get("annotations") or {}).get("meta.helm.sh/release-name", ""))
+
+
+def _roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the operator's roles, without those of users."""
+    roles = [each for each in objects if each["kind"] in {"ClusterRole", "Role"}]
+    return [each for each in roles if not each["metadata"]["name"].endswith(("-view", "-edit"))]
+
+
+def _environment(objects: list[dict[str, Any]]) -> dict[str, str]:
+    (deployment,) = [each for each in objects if each["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {each["name"]: each["value"] for each in container["env"]}
