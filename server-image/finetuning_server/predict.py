@@ -1,0 +1,223 @@
+"""Every row of a data set, completed by every candidate: many at a time, kept as they come, one artifact at the end."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetuning_api.runconfig import (
+    AdapterInput,
+    CandidateInput,
+    PredictConfig,
+    PredictResult,
+    ProgressMetric,
+    ServeConfig,
+)
+from finetuning_server.engine.base import Engine, GenerationRequest
+from finetuning_server.engine.errors import OutOfMemory, PromptTooLong
+from finetuning_server.journal import Completed, Ending, Journal
+from finetuning_server.predictions import config_digest, find_finished, write_predictions
+from finetuning_workload.artifact import PARTIAL_NAME
+from finetuning_workload.candidates import require_distinct
+from finetuning_workload.data import Encoder, Table, count_prompts, iterate_prompts, load_table
+from finetuning_workload.hardware import set_threads
+from finetuning_workload.memory import explained_memory_errors
+from finetuning_workload.models import load_tokenizer
+from finetuning_workload.program import Context, StopFlag, out_of_memory
+from finetuning_workload.progress import Reporter
+
+_BASE = "(base)"
+"""Served name of a base model that is no candidate itself; no candidate can be named so."""
+_LOOK_SECONDS = 0.2
+_MEMORY_HINT = "Give the job more memory, or lower generation.maxNewTokens."
+
+Engines = Callable[[ServeConfig], Engine]
+"""Makes the engine of one base model and its adapters."""
+
+
+def predict(config: PredictConfig, context: Context, *, engines: Engines) -> PredictResult:
+    """Write what every candidate makes of every row; finished predictions of the same are returned at once.
+
+    Raises UserError: CANDIDATES_IDENTICAL, OUT_OF_MEMORY, and what reading models and data raises; Interrupted when
+    asked to stop, with what is finished kept.
+    """
+    require_distinct(config.candidates)
+    folder, digest = Path(config.output_path), config_digest(config)
+    finished = find_finished(folder, config_digest=digest)
+    if finished is not None:
+        return finished
+    set_threads(context.environment)
+    table = load_table(Path(config.dataset.path), config.dataset.rows)
+    rows = count_prompts(table, config.dataset.rows, limit=config.limit)
+    path = folder / PARTIAL_NAME / f"predict-{digest.removeprefix('sha256:')[:16]}.jsonl"
+    reporter = context.reporter("predict")
+    try:
+        with Journal(path) as journal, explained_memory_errors("predicting", hint=_MEMORY_HINT):
+            progress = _Progress(reporter, journal, total=rows * len(config.candidates))
+            for group in groups_of(config.candidates):
+                work = _Work(config, table, group=group, journal=journal, progress=progress, stop=context.stop)
+                work.run(engines)
+            progress.tell("writing")
+            result = write_predictions(config, table, journal=journal, rows=rows, config_digest=digest)
+    finally:
+        reporter.close()
+    path.unlink()
+    return result
+
+
+def groups_of(candidates: Sequence[CandidateInput]) -> tuple[tuple[CandidateInput, ...], ...]:
+    """Return the candidates that one load serves: those of one base model and one tokenizer."""
+    groups: dict[tuple[str, str], list[CandidateInput]] = {}
+    for candidate in candidates:
+        groups.setdefault((candidate.model.path, candidate.model.tokenizer_path), []).append(candidate)
+    return tuple(tuple(group) for group in groups.values())
+
+
+class _Progress:
+    """Tells how many completions are there, and how fast they come."""
+
+    def __init__(self, reporter: Reporter, journal: Journal, *, total: int) -> None:
+        self._reporter = reporter
+        self._journal = journal
+        self._total = total
+        self._began = time.monotonic()
+        self._tokens_before = journal.tokens
+
+    def tell(self, note: str = "") -> None:
+        """Report where the work stands."""
+        done, seconds = len(self._journal), time.monotonic() - self._began
+        metrics: dict[str, float] = {ProgressMetric.ITEMS: done, ProgressMetric.TOTAL_ITEMS: self._total}
+        if seconds:
+            metrics[ProgressMetric.TOKENS_PER_SECOND] = (self._journal.tokens - self._tokens_before) / seconds
+        note = note or f"{done} of {self._total} completions"
+        self._reporter.update(done / self._total, note=note, metrics=metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A row for a candidate to go on from."""
+
+    row: int
+    candidate: str
+    model: str
+    """Served name."""
+    tokens: tuple[int, ...]
+
+
+class _Work:
+    """What the candidates of one base model still have to complete."""
+
+    def __init__(
+        self,
+        config: PredictConfig,
+        table: Table,
+        *,
+        group: tuple[CandidateInput, ...],
+        journal: Journal,
+        progress: _Progress,
+        stop: StopFlag,
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._group = group
+        self._journal = journal
+        self._progress = progress
+        self._stop = stop
+
+    def run(self, engines: Engines) -> None:
+        """Complete what is missing; nothing is loaded where nothing is. Raises Interrupted when asked to stop."""
+        if next(self._questions(), None) is not None:
+            asyncio.run(self._run(engines))
+
+    async def _run(self, engines: Engines) -> None:
+        self._progress.tell(f"loading {', '.join(candidate.name for candidate in self._group)}")
+        engine = engines(self._serve_config())
+        await engine.start()
+        try:
+            questions = self._questions()
+            # Twice as many as are generated at once: the next one waits in the engine when a place gets free.
+            workers = [asyncio.create_task(self._ask(engine, questions)) for _ in range(2 * self._config.max_running)]
+            await self._finish(workers)
+        finally:
+            await engine.stop()
+
+    async def _finish(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        """Wait for all workers; the first failure, and a request to stop, end them all."""
+        pending = set(workers)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                for worker in done:
+                    worker.result()
+                self._stop.raise_if_set("stopped; finished completions are kept")
+        finally:
+            for worker in pending:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _ask(self, engine: Engine, questions: Iterator[_Question]) -> None:
+        for question in questions:
+            if self._stop:
+                return
+            self._journal.append(await self._complete(engine, question))
+            self._progress.tell()
+
+    async def _complete(self, engine: Engine, question: _Question) -> Completed:
+        answer = Completed(
+            row=question.row,
+            candidate=question.candidate,
+            finish_reason=Ending.EMPTY_PROMPT,
+            prompt_tokens=len(question.tokens),
+        )
+        if not question.tokens:
+            return answer
+        request = GenerationRequest(
+            model=question.model,
+            tokens=question.tokens,
+            max_new_tokens=self._config.max_new_tokens,
+            stop=self._config.stop,
+        )
+        try:
+            async with aclosing(engine.generate(request)) as stream:
+                pieces = [piece async for piece in stream]
+        except PromptTooLong:
+            return answer.model_copy(update={"finish_reason": Ending.PROMPT_TOO_LONG})
+        except OutOfMemory as error:
+            raise out_of_memory("predicting", hint=_MEMORY_HINT) from error
+        return answer.model_copy(
+            update={
+                "completion": "".join(piece.text for piece in pieces),
+                "finish_reason": Ending(pieces[-1].finish or ""),
+                "completion_tokens": sum(piece.tokens for piece in pieces),
+            }
+        )
+
+    def _questions(self) -> Iterator[_Question]:
+        """Go through what no run has completed yet."""
+        rows, limit = self._config.dataset.rows, self._config.limit
+        tokenizer = load_tokenizer(Path(self._group[0].model.tokenizer_path))
+        encoder = Encoder(tokenizer)
+        for number, row in iterate_prompts(self._table, rows, tokenizer, limit=limit):
+            missing = [each for each in self._group if not self._journal.holds(each.name, number)]
+            tokens = tuple(encoder.encode_prompt(row)) if missing and row.prompt else ()
+            for candidate in missing:
+                yield _Question(number, candidate.name, self._served_name(candidate), tokens)
+
+    def _served_name(self, candidate: CandidateInput) -> str:
+        return _BASE if candidate.adapter_path is None else candidate.name
+
+    def _serve_config(self) -> ServeConfig:
+        return ServeConfig(
+            job=self._config.job,
+            model=self._group[0].model,
+            served_name=_BASE,
+            adapters=tuple(
+                AdapterInput(name=each.name, path=each.adapter_path, digest=each.adapter_digest)
+                for each in self._group
+                if each.adapter_path is not None
+            ),
+            max_running=self._config.max_running,
+            max_waiting=2 * self._config.max_running,
+        )
