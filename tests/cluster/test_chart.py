@@ -25,7 +25,14 @@ EVERYTHING: dict[str, Values] = {
     "defaults": {},
     "two replicas": {
         "replicaCount": 2,
-        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "zone",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "finetuning-operator"}},
+            }
+        ],
     },
     "no progress": {"progress": {"enabled": False}},
     "own certificate": {"progress": {"certificate": "existingSecret", "existingSecret": "mine"}},
