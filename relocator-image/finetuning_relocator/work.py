@@ -5,18 +5,21 @@ from finetuning_api.runconfig import (
     ArtifactResult,
     MeasureConfig,
     MeasureResult,
+    NotifyConfig,
+    NotifyResult,
     RelocateConfig,
     RunConfig,
     VerifyConfig,
 )
+from finetuning_relocator.notify.send import notify
 from finetuning_relocator.relocate import measure, relocate
 from finetuning_relocator.verify import verify
 from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.program import Context
 
 
-def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult:
-    """Measure, relocate or verify a source."""
+def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult | NotifyResult:
+    """Measure, relocate or verify a source, or send a notification."""
     match config:
         case MeasureConfig():
             return measure(config, context)
@@ -24,6 +27,8 @@ def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult:
             return relocate(config, context)
         case VerifyConfig():
             return verify(config, context)
+        case NotifyConfig():
+            return notify(config, context)
         case _:
             message = f"the relocator was given a RunConfig of kind {config.kind!r}"
             raise EnvironmentFault(Reason.INTERNAL, message, "Operator and image must be of one release.")

@@ -1,0 +1,1 @@
+"""Notifications: one message about one job, to one receiver, with nothing of the receiver's address in any log."""
