@@ -19,6 +19,7 @@ from finetuning_cli.local.store import Key
 
 _LINE_SECONDS = 5.0
 _SHOWN = frozenset({StageState.RUNNING, StageState.SUCCEEDED, StageState.FAILED})
+_UNENDED = frozenset({StageState.PENDING, StageState.RUNNING})
 
 
 def stage_note(stage: Stage, progress: ProgressStatus | None) -> str:
@@ -91,7 +92,8 @@ class LiveDisplay:
         for key in roots:
             stages, progress = stages_of(objects[key])
             for stage in stages:
-                if stage.state in _SHOWN:
+                tries_again = stage.state is StageState.PENDING and stage.attempts > 0
+                if stage.state in _SHOWN or tries_again:
                     self._show_stage(key, stage, progress, recent=recent)
 
     def _show_stage(self, key: Key, stage: Stage, progress: ProgressStatus | None, *, recent: bool) -> None:
@@ -100,7 +102,7 @@ class LiveDisplay:
             if place not in self._tasks:
                 self._tasks[place] = self._bars.add_task(f"{key[1]} {stage.name}", total=100, note="")
             self._bars.update(self._tasks[place], completed=stage.percent, note=escape(note))
-            if stage.state is not StageState.RUNNING:
+            if stage.state not in _UNENDED:
                 self._bars.stop_task(self._tasks[place])
             return
         before = self._told.get(place)

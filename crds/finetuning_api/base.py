@@ -275,6 +275,9 @@ class StagedStatus(ApiModel):
 
     observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
     phase: str = Field(default="", description="Summary for display.")
+    reason: Reason | None = Field(
+        default=None, description="Why it waits or has failed, for display; unset while all goes well."
+    )
     start_time: datetime | None = Field(default=None, description="When the first stage started.")
     completion_time: datetime | None = Field(default=None, description="When the last stage ended.")
     progress: ProgressStatus | None = Field(default=None, description="Progress of the running stage.")

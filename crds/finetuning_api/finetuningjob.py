@@ -502,9 +502,9 @@ class DatasetArtifact(ApiModel):
     """Which data was used."""
 
     relocation: str = Field(max_length=63, description="Relocation that brought it.")
-    rows: int = Field(default=0, ge=0, description="Rows that were read.")
-    train_rows: int = Field(default=0, ge=0, description="Rows trained on.")
-    test_rows: int = Field(default=0, ge=0, description="Rows held out.")
+    rows: int | None = Field(default=None, ge=0, description="Rows that were read; unset until they were.")
+    train_rows: int | None = Field(default=None, ge=0, description="Rows trained on.")
+    test_rows: int | None = Field(default=None, ge=0, description="Rows held out.")
     columns: list[ColumnName] = Field(default_factory=list, max_length=256, description="Columns.")
     digest: Digest = Field(description="Digest of the folder.")
 

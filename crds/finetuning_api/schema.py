@@ -71,11 +71,7 @@ _DELTA = Column(
     priority=1,
     description="tuned - base, paired over the same rows.",
 )
-_WHY = Column(
-    name="Reason",
-    path='.status.conditions[?(@.type=="Failed")].reason',
-    description="Why the object failed.",
-)
+_WHY = Column(name="Reason", path=".status.reason", description="Why the object waits or has failed.")
 
 NAMES: Mapping[str, Names] = {
     "FineTuningJob": Names(

@@ -106,7 +106,7 @@ class Reporter:
         # What a newer version of the operator keeps there is not ours to drop.
         known = {field.alias for field in type(_status(resource)).model_fields.values()}
         foreign = {name: value for name, value in raw.items() if name not in known}
-        await self._patch(key, foreign | status, version=resource.metadata.resource_version)
+        await self._patch(key, foreign | _telling(status), version=resource.metadata.resource_version)
 
     async def _patch(self, key: ObjectKey, status: dict[str, object], *, version: str) -> None:
         kind = OWN_KINDS[key.kind]
@@ -135,6 +135,19 @@ def _status(resource: Resource) -> ApiModel:
 def _is_part_of_a_job(resource: Resource) -> bool:
     """Whether another object tells the same: a job tells how its evaluation ended."""
     return resource.kind == "EvaluationJob" and bool(resource.metadata.owner_references)
+
+
+def _telling(part: Any) -> Any:  # noqa: ANN401  (any part of a JSON document)
+    """Return a part of a status without what is empty: ``kubectl describe`` shows a line for each of it.
+
+    Conditions stay as they are: their message is a required field in Kubernetes.
+    """
+    if isinstance(part, list):
+        return [_telling(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    kept = {name: value if name == "conditions" else _telling(value) for name, value in part.items()}
+    return {name: value for name, value in kept.items() if value not in ("", [], {})}
 
 
 def _adapter(status: ApiModel) -> object:

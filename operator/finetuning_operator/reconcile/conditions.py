@@ -102,11 +102,17 @@ def events_between(before: Sequence[Condition], after: Sequence[Condition]) -> t
     return tuple(
         Event(
             reason,
-            shorten(headline(each.message) or f"{each.type} is {each.status}", _EVENT_LENGTH),
+            shorten(headline(each.message) or _plainly(each), _EVENT_LENGTH),
             warning=reason not in LIFE_CYCLE_REASONS,
         )
         for reason, each in by_reason.items()
     )
+
+
+def _plainly(condition: Condition) -> str:
+    """Return what a condition without a message says of its object."""
+    holds = condition.status is ConditionStatus.TRUE
+    return f"it is {condition.type.value.lower()}" if holds else f"{condition.type} is {condition.status}"
 
 
 def _is_news(old: Condition | None, new: Condition) -> bool:

@@ -366,6 +366,7 @@ def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> 
             completion_time=None,
             generation=writer.generation,
             progress=course.active.progress,
+            reason=course.reason,
         )
     result = view.evaluated
     conditions = gate_condition(

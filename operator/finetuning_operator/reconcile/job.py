@@ -287,7 +287,7 @@ def _evaluating(child: EvaluationJob, wanted: EvaluationJob) -> Outcome:
         next(hindered, Reason.EVALUATING if runs else Reason.PENDING),
         active.message if active else "",
         percent=progress.percent if progress and active and active.name == EVALUATE else 0,
-        attempts=max((stage.attempts for stage in child.status.stages), default=0),
+        attempts=next((stage.attempts for stage in child.status.stages if stage.name == EVALUATE), 0),
         progress=progress,
         children=(wanted,),
     )
@@ -314,7 +314,7 @@ def _serving(child: InferenceServer, wanted: InferenceServer) -> Outcome:
     if wanted.spec.replicas == 0 or is_true(conditions, ConditionType.READY):
         return Outcome(StageState.SUCCEEDED, Reason.SERVING, percent=100, attempts=1, children=(wanted,))
     return Outcome(
-        StageState.RUNNING,
+        StageState.RUNNING if child.status.ready_replicas else StageState.PENDING,
         ready.reason if ready else Reason.PENDING,
         ready.message if ready else "waits for the server",
         attempts=1,
@@ -473,6 +473,7 @@ def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> 
         completion_time=writer.now if done else None,
         generation=writer.generation,
         progress=course.active.progress if course.active else None,
+        reason=course.reason,
     )
 
 

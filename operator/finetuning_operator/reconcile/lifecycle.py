@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from finetuning_api.base import Condition, ConditionType, ProgressStatus, Resource, Stage, StagedStatus
+from finetuning_api.base import Condition, ConditionStatus, ConditionType, ProgressStatus, Resource, Stage, StagedStatus
 from finetuning_api.finetuningjob import JobPhase, RunOptions
 from finetuning_api.reasons import Reason
 from finetuning_operator.reconcile.conditions import condition, find_condition, is_terminal, is_true, set_condition
@@ -13,6 +13,10 @@ from finetuning_operator.reconcile.plan import Plan, Settings
 from finetuning_operator.reconcile.stages import Clock, pause, seconds_left
 
 Status = TypeVar("Status", bound=StagedStatus)
+_STAGE_CONDITIONS = frozenset(
+    {ConditionType.RELOCATED, ConditionType.TRAINED, ConditionType.EVALUATED, ConditionType.SERVING}
+)
+"""Conditions that tell of stages: what they wait for in suspension is to be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Common:
     completion_time: datetime | None
     generation: int
     progress: ProgressStatus | None = None
+    reason: Reason | None = None
+    """Why the job waits or has failed; None while all goes well."""
 
     @property
     def finished(self) -> bool:
@@ -53,6 +59,7 @@ class Common:
         return {
             "observed_generation": self.generation,
             "phase": self.phase,
+            "reason": self.reason,
             "start_time": self.start_time,
             "completion_time": self.completion_time,
             "progress": self.progress,
@@ -109,12 +116,17 @@ class Writer:
             start_time=start,
             completion_time=self.now,
             generation=self.generation,
+            reason=refusal.reason,
         )
 
     def suspended(self, *, conditions: Sequence[Condition], stages: Sequence[Stage], start: datetime | None) -> Common:
         """Return the state of a job whose steps are stopped on purpose."""
+        accepted = self.set(conditions, ConditionType.ACCEPTED, holds=True, reason=Reason.ACCEPTED)
+        for stage in accepted:
+            if stage.type in _STAGE_CONDITIONS and stage.status is ConditionStatus.FALSE:
+                accepted = self.set(accepted, stage.type, holds=False, reason=Reason.SUSPENDED)
         told = self.set(
-            self.set(conditions, ConditionType.ACCEPTED, holds=True, reason=Reason.ACCEPTED),
+            accepted,
             ConditionType.SUSPENDED,
             holds=True,
             reason=Reason.SUSPENDED,

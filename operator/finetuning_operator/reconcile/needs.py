@@ -212,7 +212,8 @@ def _where(child: Relocation | None, refused: LastWords | None) -> str:
     if is_true(child.status.conditions, ConditionType.FAILED):
         return "failed earlier and is tried again"
     message = ready.message if ready is not None and ready.reason is not Reason.PENDING else ""
-    return f"{child.status.phase.value.lower()} ({_percent(child)} %){f': {message}' if message else ''}"
+    done = f" ({percent} %)" if (percent := _percent(child)) else ""
+    return f"{child.status.phase.value.lower()}{done}{f': {message}' if message else ''}"
 
 
 def _pending_since(child: Relocation | None) -> datetime | None:

@@ -202,7 +202,8 @@ def _lost(relocation: Relocation, claim: str, now: datetime) -> Plan:
             now=now,
         )
         conditions = set_condition(conditions, told)
-    status = old.model_copy(update={"phase": RelocationPhase.FAILED, "conditions": list(conditions)})
+    failed = {"phase": RelocationPhase.FAILED, "reason": Reason.VOLUME_UNAVAILABLE, "conditions": list(conditions)}
+    status = old.model_copy(update=failed)
     return Plan(status=status, events=events_between(old.conditions, conditions))
 
 
@@ -404,6 +405,7 @@ def _status(view: _View, course: Course, *, artifact: RelocationArtifact | None,
     return RelocationStatus(
         observed_generation=view.relocation.metadata.generation,
         phase=_phase(course),
+        reason=course.reason,
         start_time=old.start_time or now,
         completion_time=(old.completion_time or now) if ready else None,
         measured_bytes=view.measured_bytes,
@@ -454,6 +456,7 @@ def _refused(view: _View, refusal: Refusal, now: datetime) -> Plan:
         update={
             "observed_generation": relocation.metadata.generation,
             "phase": RelocationPhase.FAILED,
+            "reason": refusal.reason,
             "conditions": list(set_condition(relocation.status.conditions, told)),
         }
     )

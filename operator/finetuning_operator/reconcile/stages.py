@@ -81,6 +81,14 @@ class Course:
     """Seconds until the clock alone changes where the active stage stands."""
 
     @property
+    def reason(self) -> Reason | None:
+        """Why the active stage waits or has failed; None while it gets on."""
+        if self.active is None:
+            return None
+        gets_on = self.active.state is StageState.RUNNING and self.active.reason in LIFE_CYCLE_REASONS
+        return None if gets_on else self.active.reason
+
+    @property
     def failed(self) -> bool:
         """Whether a stage failed for good."""
         return self.active is not None and self.active.state is StageState.FAILED

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import LastWords
 from finetuning_cli.commands.prompt import Question, render
 from finetuning_cli.display import LiveDisplay, duration
 from finetuning_cli.local.layout import Layout
@@ -17,6 +18,7 @@ from finetuning_cli.local.lock import state_lock
 from finetuning_cli.local.store import Store
 from finetuning_cli.main import app
 from finetuning_cli.output import number, results_table
+from finetuning_operator.reconcile.plan import StepPhase, StepState
 from finetuning_workload.errors import UserError
 
 RUNNER = CliRunner()
@@ -208,12 +210,18 @@ def test_plain_display_tells_each_change_of_a_stage_once() -> None:
     console = Console(width=160, force_terminal=False, record=True, file=None, quiet=False)
     with console.capture() as captured, LiveDisplay(console, clock=lambda: 0.0) as display:
         display.show(world.objects, (KEY,))
+        model = next(key for key, each in world.objects.items() if "hf:" in str(getattr(each.spec, "source", "")))
+        words = LastWords(reason=Reason.NETWORK_UNREACHABLE, message="cannot reach hub")
+        for state in (StepState(StepPhase.RUNNING), StepState(StepPhase.PENDING, last_words=words)):
+            world.finish(model, "measure", state)
+            display.show(world.objects, (KEY,))
         world.finish_relocations()
         for _ in range(3):
             display.show(world.objects, (KEY,))
 
     assert captured.get().splitlines() == [
-        "demo relocate: running 0 % dataset pending (0 %), model pending (0 %)",
+        "demo relocate: running 0 % dataset pending, model measuring",
+        "demo relocate: pending dataset pending, model measuring: tries again after: cannot reach hub",
         "demo relocate: succeeded",
     ]
 

@@ -111,7 +111,7 @@ class Core:
 
 
 def message(status: dict[str, Any], stage: str) -> str:
-    return next((str(each["message"]) for each in status.get("stages", ()) if each["name"] == stage), "")
+    return next((str(each.get("message", "")) for each in status.get("stages", ()) if each["name"] == stage), "")
 
 
 def test_a_new_object_gets_its_child_at_once_and_its_status_after_the_delay() -> None:
@@ -121,6 +121,18 @@ def test_a_new_object_gets_its_child_at_once_and_its_status_after_the_delay() ->
     assert core.api.writes == [*POLICIES, ("create", "Job/model-measure")]
     core.later(1.0)
     assert core.api.writes[4:] == [("status", "Relocation/model")]
+
+
+def test_what_is_empty_is_not_written() -> None:
+    core = Core()
+    core.see(relocation("team"))
+    core.settle()
+    core.later(1.0)
+
+    status = core.status(MODEL)
+    assert "warnings" not in status
+    assert [sorted(stage) for stage in status["stages"]] == [["attempts", "name", "percent", "state"]] * 2
+    assert [each["message"] for each in status["conditions"]] == [""]
 
 
 def test_nothing_is_written_when_everything_is_looked_at_again() -> None:

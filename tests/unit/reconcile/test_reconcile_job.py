@@ -61,7 +61,7 @@ def test_what_a_relocation_tries_again_is_told_while_it_does() -> None:
     words = LastWords(reason=Reason.NETWORK_UNREACHABLE, message="cannot reach hub", hint="Wait.")
     made.finish(model, "measure", StepState(StepPhase.PENDING, attempts=1, last_words=words))
 
-    assert made.job().status.stages[0].message.endswith("(0 %): tries again after: cannot reach hub. Wait.")
+    assert made.job().status.stages[0].message.endswith("model measuring: tries again after: cannot reach hub. Wait.")
 
 
 def test_job_goes_from_relocation_to_its_results() -> None:

@@ -350,7 +350,7 @@ def test_job_is_complete_when_its_server_answers_and_tells_the_address() -> None
     waiting = (made.job().status.stages[-1].state, made.holds(ConditionType.COMPLETE))
     made.answer(replicas=2)
 
-    assert waiting == (StageState.RUNNING, False)
+    assert waiting == (StageState.PENDING, False)
     assert made.holds(ConditionType.SERVING)
     assert made.holds(ConditionType.COMPLETE)
     assert made.job().status.serving == ServingStatus(url="http://demo.default.svc:8000", replicas=2)

@@ -97,7 +97,7 @@ def test_what_hinders_a_relocation_is_told_of_its_job() -> None:
     assert told(made, ConditionType.READY, model).reason is Reason.UNSCHEDULABLE
     relocated = told(made, ConditionType.RELOCATED)
     assert relocated.reason is Reason.UNSCHEDULABLE
-    assert "model pending (0 %): 0/3 nodes have a free nvidia.com/gpu. Free one." in relocated.message
+    assert "model pending: 0/3 nodes have a free nvidia.com/gpu. Free one." in relocated.message
 
 
 def test_stage_of_relocations_runs_only_while_one_of_them_does() -> None:
@@ -133,9 +133,46 @@ def test_stage_of_an_evaluation_that_waits_for_its_pod_is_pending() -> None:
     seen = []
     for state in (StepState(StepPhase.PENDING, attempts=0, hindrance=FULL), StepState(StepPhase.RUNNING)):
         made.finish(EVALUATION, "evaluate", state)
-        seen.append((stage(made, "evaluate").state, told(made, ConditionType.EVALUATED).reason))
+        found = stage(made, "evaluate")
+        seen.append((found.state, found.attempts, told(made, ConditionType.EVALUATED).reason))
 
-    assert seen == [(StageState.PENDING, Reason.UNSCHEDULABLE), (StageState.RUNNING, Reason.EVALUATING)]
+    assert seen == [(StageState.PENDING, 0, Reason.UNSCHEDULABLE), (StageState.RUNNING, 1, Reason.EVALUATING)]
+
+
+def test_why_a_job_waits_or_failed_is_its_reason_and_what_gets_on_has_none() -> None:
+    made = world()
+    states = {
+        "queued": StepState(StepPhase.PENDING, attempts=0),
+        "full": StepState(StepPhase.PENDING, attempts=0, hindrance=FULL),
+        "running": StepState(StepPhase.RUNNING),
+        "leaving": StepState(StepPhase.RUNNING, leaving_claims=("demo-adapter",)),
+        "failed": failed(),
+    }
+    seen: dict[str, Reason | None] = {}
+    for name, state in states.items():
+        made.finish(KEY, "train", state)
+        seen[name] = made.job().status.reason
+
+    assert seen == {
+        "queued": Reason.PENDING,
+        "full": Reason.UNSCHEDULABLE,
+        "running": None,
+        "leaving": Reason.VOLUME_UNAVAILABLE,
+        "failed": Reason.NETWORK_UNREACHABLE,
+    }
+
+
+def test_what_a_suspended_job_waited_for_is_no_longer_told() -> None:
+    made = world()
+    made.finish(KEY, "train", StepState(StepPhase.PENDING, attempts=0, hindrance=FULL))
+    waiting = made.job()
+    made.add(waiting.model_copy(update={"spec": waiting.spec.model_copy(update={"suspend": True})}))
+    made.settle()
+
+    relocated, trained = told(made, ConditionType.RELOCATED), told(made, ConditionType.TRAINED)
+    assert (relocated.status, relocated.reason) == (ConditionStatus.TRUE, Reason.SUCCEEDED)
+    assert (trained.status, trained.reason, trained.message) == (ConditionStatus.FALSE, Reason.SUSPENDED, "")
+    assert made.job().status.reason is None
 
 
 def test_log_lines_of_a_final_failure_end_its_message_and_nothing_else() -> None:
