@@ -118,7 +118,7 @@ class PredictionsArtifact(ApiModel):
     """Where the predictions lie."""
 
     claim_name: str = Field(max_length=253, description="Claim that holds them.")
-    path: str = Field(max_length=1024, description="Folder inside the claim; predictions.jsonl is in it.")
+    path: str = Field(default="", max_length=1024, description="Folder inside the claim; predictions.jsonl is in it.")
     rows: int = Field(ge=0, description="Rows of the data; each has a line for every candidate.")
     tokens: int = Field(ge=0, description="Tokens that were generated.")
     digest: Digest = Field(description="Digest of the folder.")
