@@ -37,6 +37,13 @@ class ReportFormat(StrEnum):
     JSON = "json"
 
 
+class AnswerFormat(StrEnum):
+    """How answers are printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class StatusFormat(StrEnum):
     """How the state of objects is printed."""
 
@@ -62,6 +69,7 @@ Kubeconfig = Annotated[
     Path | None, typer.Option("--kubeconfig", help="Kubeconfig file.", metavar="FILE", rich_help_panel=_PANEL)
 ]
 JobName = Annotated[str, typer.Argument(help="Name of the job.", metavar="NAME")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens per answer at most.")]
 AnyName = Annotated[str, typer.Argument(help="Name of an object, or KIND/NAME on a cluster.", metavar="NAME")]
 _STATE = Path(".finetuning")
 
@@ -260,27 +268,79 @@ def prompt(
     text: Annotated[str, typer.Argument(help="What to ask.", metavar="TEXT")],
     chat: Annotated[bool, typer.Option("--chat", help="Send TEXT as a user's message of a chat.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Send TEXT as it is, without the job's prompt template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens per answer at most.")] = 128,
+    max_new_tokens: MaxNewTokens = 128,
+    output: Annotated[AnswerFormat, typer.Option("-o", "--output", help="Form.")] = AnswerFormat.TEXT,
     state: Folder = None,
     cluster: InCluster = False,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Ask base and tuned model the same, side by side. On a cluster the job must be served."""
+    """Ask base and tuned model the same, and show the answers as they come. On a cluster the job must be served."""
     with _told():
         from finetuning_cli.place import PlaceOptions, local_state
 
-        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        place, as_json = PlaceOptions(state, namespace, context, kubeconfig, cluster), output is AnswerFormat.JSON
         folder = local_state(place, name)
         if folder is not None:
             from finetuning_cli.commands.prompt import ask
 
-            ask(name, text, state=folder, chat=chat, raw=raw, max_new_tokens=max_new_tokens)
+            ask(name, text, state=folder, chat=chat, raw=raw, max_new_tokens=max_new_tokens, as_json=as_json)
             return
         from finetuning_cli.cluster.prompt import ask as ask_cluster
 
-        ask_cluster(name, text, client=place.client(), chat=chat, raw=raw, max_new_tokens=max_new_tokens)
+        ask_cluster(
+            name, text, client=place.client(), chat=chat, raw=raw, max_new_tokens=max_new_tokens, as_json=as_json
+        )
+
+
+@app.command()
+def chat(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the job; here unset is the only one.", metavar="[NAME]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model to begin with.", metavar="NAME", show_default="the tuned one")
+    ] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Chat with the server at this address.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, max=2, help="0 says what is likeliest; higher varies more.")
+    ] = 0.0,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Talk with a model: lines are turns, answers come as they are made. On a cluster the job must be served."""
+    with _told():
+        from finetuning_cli.commands.chat import chat as chat_with
+        from finetuning_cli.commands.chat import server_for
+        from finetuning_cli.place import PlaceOptions
+        from finetuning_client.models import Question
+
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        question = Question("", chat=True, max_new_tokens=max_new_tokens, temperature=temperature)
+        raise typer.Exit(chat_with(server_for(name, place=place, url=url), model=model, question=question))
+
+
+@app.command()
+def serve(
+    target: Annotated[str, typer.Argument(help="Name of a job that was run here, or its manifest.", metavar="NAME")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    tokens: Annotated[
+        Path | None,
+        typer.Option("--tokens", help="Folder with a file for each token; unset lets everybody ask.", metavar="DIR"),
+    ] = None,
+    state: State = _STATE,
+) -> None:
+    """Serve base and tuned model of a job on this machine, with the server that clusters run, until Ctrl-C."""
+    with _told():
+        from finetuning_cli.commands.serve import serve as serve_job
+
+        serve_job(target, state=state, host=host, port=port, tokens=tokens)
 
 
 @app.command()

@@ -1,54 +1,50 @@
-"""`finetune prompt` on a cluster: the models of a job's InferenceServer, side by side, through a forwarded port."""
+"""`finetune prompt` and `chat` on a cluster: the models of a job's InferenceServer, through a forwarded port."""
 
-from collections.abc import Iterator
-from typing import Any
+import os
 
-from rich.console import Console
-
+from finetuning_api.base import Resource
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
+from finetuning_cli.answers import gathered, show
 from finetuning_cli.cluster.find import find
-from finetuning_cli.commands.prompt import Question, render
+from finetuning_cli.commands.prompt import render
 from finetuning_client import Client, ClusterError, NotFoundError
 from finetuning_client.api import PODS, Object
-from finetuning_client.forwarding import PodConnection, forwarded
+from finetuning_client.forwarding import ForwardedConnection
+from finetuning_client.models import TOKEN_ENV, ModelServer, Question
 from finetuning_client.objects import typed
 from finetuning_operator.reconcile.labels import selector
 
 
-def ask(name: str, text: str, *, client: Client, chat: bool, raw: bool, max_new_tokens: int) -> None:
+def ask(  # one keyword for each option of the command
+    name: str, text: str, *, client: Client, chat: bool, raw: bool, max_new_tokens: int, as_json: bool
+) -> None:
     """Print what every model of the server answers. Raises ClusterError when the job is not served."""
+    resource, server = served(name, client)
+    if isinstance(resource, FineTuningJob):
+        question = render(resource, text, chat=chat, raw=raw, max_new_tokens=max_new_tokens)
+    else:
+        question = Question(text, chat=chat, max_new_tokens=max_new_tokens)
+    events = (event for model in server.models() for event in gathered(model, server.answer(model, question)))
+    show(events, as_json=as_json)
+
+
+def served(name: str, client: Client) -> tuple[Resource, ModelServer]:
+    """Return what is named, and the server that answers for it. Raises ClusterError when it is not served."""
     _, item = find(client, name)
     resource = typed(item)
     if isinstance(resource, FineTuningJob):
-        question = render(resource, text, chat=chat, raw=raw, max_new_tokens=max_new_tokens)
         server = _server_of(resource, client)
     elif isinstance(resource, InferenceServer):
-        question = Question(text, chat=chat, max_new_tokens=max_new_tokens)
         server = resource
     else:
         raise ClusterError(
             f"{name} is a {resource.kind}: it answers nothing", "Name a FineTuningJob or InferenceServer."
         )
-    pod = _ready_pod(server, client)
-    console = Console()
-    with forwarded(client.api, pod["metadata"]["name"], server.spec.port) as connection:
-        for model, answer in answers(connection, question):
-            console.print(f"{model}: {answer}", markup=False, soft_wrap=True, highlight=False)
-
-
-def answers(connection: PodConnection, question: Question) -> Iterator[tuple[str, str]]:
-    """Yield every model of an OpenAI-compatible server with its answer."""
-    models = [str(model["id"]) for model in connection.ask("/v1/models")["data"]]
-    for model in models:
-        common: dict[str, Any] = {"model": model, "max_tokens": question.max_new_tokens, "temperature": 0}
-        if question.chat:
-            messages = [{"role": "user", "content": question.text}]
-            choice = connection.ask("/v1/chat/completions", common | {"messages": messages})["choices"][0]
-            yield model, str(choice["message"]["content"])
-        else:
-            choice = connection.ask("/v1/completions", common | {"prompt": question.text})["choices"][0]
-            yield model, str(choice["text"])
+    pod = _ready_pod(server, client)["metadata"]["name"]
+    connection = ForwardedConnection(client.api, pod, server.spec.port)
+    hint = f"See its log: kubectl logs {pod}"
+    return resource, ModelServer(connection, f"the pod {pod}", hint=hint, token=os.environ.get(TOKEN_ENV))
 
 
 def _server_of(job: FineTuningJob, client: Client) -> InferenceServer:
