@@ -9,7 +9,7 @@ from tests.support.objects import job
 from finetuning_api.base import ObjectMeta, Resource, ResourceRequirements
 from finetuning_api.finetuningjob import FineTuningJob, PodOptions, VolumeSpec
 from finetuning_api.inferenceserver import HealthCheck, InferenceServer, InferenceServerSpec, ServerVariant
-from finetuning_api.runconfig import JobIdentity, MeasureConfig
+from finetuning_api.runconfig import JobIdentity, MeasureConfig, ModelInput, Provenance, ServeConfig
 from finetuning_api.sources import SourceRef
 from finetuning_operator.cluster.options import Options, ProgressOptions, StorageProfile
 from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Server, Step, Volume
@@ -19,6 +19,18 @@ CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 CONFIG = MeasureConfig(
     job=JobIdentity(kind="FineTuningJob", name="demo", namespace=NAMESPACE, uid="uid-1"),
     source=SourceRef(source="hf://acme/tiny"),
+)
+_PROVENANCE = Provenance(source="hf://acme/tiny", digest="sha256:0")
+SERVE = ServeConfig(
+    job=JobIdentity(kind="InferenceServer", name="chat", namespace=NAMESPACE, uid="uid-2"),
+    model=ModelInput(
+        path="/volumes/reloc-base/artifact",
+        tokenizer_path="/volumes/reloc-base/artifact",
+        provenance=_PROVENANCE,
+        tokenizer_provenance=_PROVENANCE,
+    ),
+    served_name="acme/tiny",
+    tokens_path="/var/run/secrets/finetuning.dev/tokens",
 )
 BASE = ClaimMount("reloc-base", "/volumes/reloc-base")
 DATA = ClaimMount("reloc-data", "/volumes/reloc-data")

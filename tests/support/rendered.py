@@ -6,8 +6,8 @@ from typing import Any
 
 from tests.support.plans import (
     ADAPTER,
-    CONFIG,
     NAMESPACE,
+    SERVE,
     options,
     owner,
     pod,
@@ -20,8 +20,10 @@ from tests.support.plans import (
 
 from finetuning_api.finetuningjob import EnvVar, RetentionPolicy
 from finetuning_api.inferenceserver import ServerVariant
+from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec
 from finetuning_operator.cluster.render import (
     Placement,
+    render_companions,
     render_network_policies,
     render_server,
     render_step,
@@ -77,12 +79,18 @@ def _server(name: str, wanted: Server, *, namespace: str) -> Rendered:
     return Rendered(name, render_server(wanted, owner=owned, options=options(), placement=Placement("reloc-base")))
 
 
+def _beside(name: str, wanted: Server, *, namespace: str) -> Rendered:
+    owned, installation = server_owner(namespace=namespace), options(ingress_class="public")
+    return Rendered(name, render_companions(wanted, owner=owned, options=installation))
+
+
 def _volume(name: str, wanted: Volume, *, namespace: str) -> Rendered:
     return Rendered(name, (render_volume(wanted, owner=owner(namespace=namespace), options=options()),))
 
 
 _ACCELERATORS = resources(requests={"nvidia.com/gpu": "2", "cpu": "4"}, limits={"memory": "16Gi"})
 _FETCHING = {"image": ImageRole.RELOCATOR, "network": True, "secret": "hub", "mounts": (ADAPTER,)}
+_SCALING = AutoscalingSpec(max_replicas=4, target_cpu_utilization=60, target_requests_in_flight=8)
 _FORMS: tuple[tuple[Callable[..., Rendered], str, Any], ...] = (
     (_step, "train", step()),
     (_step, "train-with-wishes", step(name="wishes", pod=WISHES, resources=_ACCELERATORS, deadline_seconds=60)),
@@ -91,11 +99,14 @@ _FORMS: tuple[tuple[Callable[..., Rendered], str, Any], ...] = (
     (_step, "queued", step(name="queued", queue="gpus")),
     (_step, "relocate", step(name="relocate", **_FETCHING)),
     (_step, "measure", step(name="measure", mounts=(ConfigMapMount("rows", "/configmaps/rows"),))),
-    (_server, "builtin", server(config=CONFIG, auth_secret="tokens")),
+    (_server, "builtin", server(config=SERVE, auth_secret="tokens", pre_start=(("prepare", "--all"),))),
     (_server, "builtin-with-wishes", server(name="wishes", pod=WISHES, resources=_ACCELERATORS)),
     (_server, "command", server(ServerVariant.COMMAND, name="command", image="mine:1", command=("serve",))),
     (_server, "vllm", server(ServerVariant.VLLM, name="vllm", image="vllm:1", auth_secret="tokens")),
     (_server, "nim", server(ServerVariant.NIM, name="nim", image="nim:1", env=(EnvVar(name="A", value="b"),))),
+    (_server, "scaled", server(name="scaled", replicas=None, autoscaling=_SCALING)),
+    (_beside, "scaled-beside", server(autoscaling=_SCALING, disruption=DisruptionSpec(max_unavailable=1))),
+    (_beside, "exposed-beside", server(host="chat.team-a.example.org", disruption=DisruptionSpec(min_available=0))),
     (_volume, "claim", volume()),
     (_volume, "claim-of-a-profile", volume("fast", profile="fast", retention=RetentionPolicy.TRASH, size_bytes=9)),
 )

@@ -13,14 +13,17 @@ from finetuning_api.runconfig import LastWords
 from finetuning_operator.cluster.api import ClusterApi, Propagation
 from finetuning_operator.cluster.cache import Cache, claims_held
 from finetuning_operator.cluster.errors import AlreadyExists, Forbidden, Invalid, NamespaceTerminating, NotFound
+from finetuning_operator.cluster.errors import Conflict as ChangedMeanwhile
 from finetuning_operator.cluster.failures import explain_api_error
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import (
     CHILD_KINDS,
     CLAIM,
+    COMPANION_KINDS,
     DEPLOYMENT,
     JOB,
     NETWORK_POLICY,
+    OPTIONAL_KINDS,
     OWN_KINDS,
     POD,
     KindRef,
@@ -37,6 +40,7 @@ from finetuning_operator.cluster.render import (
     keep,
     place,
     render_child,
+    render_companions,
     render_network_policies,
     render_server,
     render_step,
@@ -53,7 +57,9 @@ _SOON_SECONDS = 1.0
 """When to look again for what is on its way out and leaves no event here."""
 _PLACES_SECONDS = 5.0
 """When to look again whether the claims of a step can be mounted together."""
-_KINDS = OWN_KINDS | CHILD_KINDS
+_SELDOM_SECONDS = 300.0
+"""When to look again for what only an administrator can bring."""
+_KINDS = OWN_KINDS | CHILD_KINDS | OPTIONAL_KINDS
 _POD_OF_JOB = "batch.kubernetes.io/controller-uid"
 """Label that the Job controller gives to the pods of a Job."""
 
@@ -98,13 +104,23 @@ class Applier:
     """
 
     def __init__(
-        self, api: ClusterApi, cache: Cache, options: Options, *, wake: Callable[[Iterable[ObjectKey]], None]
+        self,
+        api: ClusterApi,
+        cache: Cache,
+        options: Options,
+        *,
+        wake: Callable[[Iterable[ObjectKey]], None],
+        serves: Callable[[KindRef], bool] = lambda _kind: True,
     ) -> None:
-        """``wake`` is told which objects are concerned by what was made: the event of it will tell nothing new."""
+        """``wake`` is told which objects are concerned by what was made: the event of it will tell nothing new.
+
+        ``serves`` tells whether the cluster knows a kind.
+        """
         self._api = api
         self._cache = cache
         self._options = options
         self._wake = wake
+        self._serves = serves
         self._protected: dict[str, dict[ObjectKey, tuple[str, int] | None]] = {}
         """By namespace, the policies that were right, as they were then."""
         self._resisting: dict[ObjectKey, tuple[str, int] | None] = {}
@@ -124,6 +140,7 @@ class Applier:
                 blocked[step.name] = found
         for server in plan.servers:
             others[DEPLOYMENT.kind, server.name] = missing or await self._server(owner, server)
+            others |= await self._beside(owner, server)
         await self._stop(plan, observed=observed, jobs=jobs)
         await self._remove_servers(owner, plan)
         return Applied(blocked, {name: each for name, each in others.items() if each is not None})
@@ -265,10 +282,24 @@ class Applier:
             return placement
         await self.protect(namespace)
         for manifest in render_server(server, owner=owner, options=self._options, placement=placement):
-            blocked = await self._ensure(owner, manifest)
+            blocked = await self._ensure(owner, _awoken(manifest, server, running))
             if blocked is not None:
                 return blocked
         return None
+
+    async def _beside(self, owner: Resource, server: Server) -> dict[tuple[str, str], Blocked | None]:
+        """Have what stands beside a Deployment be as it is described, and nothing else stand there."""
+        told: dict[tuple[str, str], Blocked | None] = {}
+        for manifest in render_companions(server, owner=owner, options=self._options):
+            kind = _KINDS[manifest["kind"]]
+            served = self._serves(kind)
+            told[kind.kind, server.name] = await self._ensure(owner, manifest) if served else _not_served(kind)
+        for kind in COMPANION_KINDS.values():
+            for key in self._cache.children(owner.metadata.uid, kind.kind):
+                identity = self._cache.identity(key)
+                if (kind.kind, key.name) not in told and identity is not None and not self._cache.is_deleting(key):
+                    await self._delete(kind, key, uid=identity[0], propagation=Propagation.BACKGROUND)
+        return told
 
     async def _ensure(self, owner: Resource, manifest: Manifest) -> Blocked | None:
         """Have an object exist as it is described."""
@@ -283,6 +314,10 @@ class Applier:
                 await self._mend(key, manifest, found)
             except (Forbidden, Invalid) as error:
                 return _refused(error)
+            except ChangedMeanwhile:
+                # Not every kind is followed: the next pass compares with what is there now.
+                self._learn(key, await self._api.get(_KINDS[key.kind], key.namespace, key.name))
+                raise
         return None
 
     async def _mend(self, key: ObjectKey, manifest: Manifest, found: Manifest) -> None:
@@ -292,10 +327,12 @@ class Applier:
         if they were merged.
         """
         head, known = manifest["metadata"], found["metadata"]
+        # A Deployment has fields that others decide, such as its replicas; what stands beside it is ours as a whole.
+        spec = {f"/spec/{name}": value for name, value in manifest["spec"].items()}
         parts = {
             "/metadata/labels": known.get("labels", {}) | head["labels"],
             "/metadata/annotations": known.get("annotations", {}) | head["annotations"],
-            **{f"/spec/{name}": value for name, value in manifest["spec"].items()},
+            **({"/spec": manifest["spec"]} if key.kind in COMPANION_KINDS else spec),
         }
         before = self._cache.identity(key)
         changed = await self._api.replace_parts(
@@ -316,7 +353,7 @@ class Applier:
                 await self._delete(JOB, job.key, uid=job.uid, propagation=Propagation.FOREGROUND)
 
     async def _remove_servers(self, owner: Resource, plan: Plan) -> None:
-        wanted = {server.name for server in plan.servers}
+        wanted = {*(server.name for server in plan.servers), *plan.kept_servers}
         for key in self._cache.children(owner.metadata.uid, DEPLOYMENT.kind):
             identity = self._cache.identity(key)
             if key.name not in wanted and identity is not None and not self._cache.is_deleting(key):
@@ -419,6 +456,23 @@ def _leaving(claim: ObjectKey) -> Blocked:
     )
     # When it is gone, its event has the owner looked at.
     return Blocked(words)
+
+
+def _awoken(manifest: Manifest, server: Server, running: Manifest | None) -> Manifest:
+    """Return a Deployment that an autoscaler can scale: it leaves one without replicas as it is."""
+    asleep = running is not None and manifest["kind"] == DEPLOYMENT.kind and running["spec"].get("replicas") == 0
+    if not asleep or server.replicas is not None or server.autoscaling is None or server.autoscaling.keda is not None:
+        return manifest
+    return manifest | {"spec": manifest["spec"] | {"replicas": server.autoscaling.min_replicas}}
+
+
+def _not_served(kind: KindRef) -> Blocked:
+    words = LastWords(
+        reason=Reason.UNSUPPORTED,
+        message=f"this cluster knows no {kind.plural}.{kind.group}",
+        hint="Install what serves them; the operator finds out within some minutes.",
+    )
+    return Blocked(words, retry_seconds=_SELDOM_SECONDS)
 
 
 def _refused(error: Forbidden | Invalid) -> Blocked:

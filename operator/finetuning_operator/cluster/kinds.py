@@ -51,6 +51,11 @@ EVENT = KindRef("", "v1", "events", "Event")
 NAMESPACE = KindRef("", "v1", "namespaces", "Namespace", namespaced=False)
 DEPLOYMENT = KindRef("apps", "v1", "deployments", "Deployment")
 NETWORK_POLICY = KindRef("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+DISRUPTION_BUDGET = KindRef("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+AUTOSCALER = KindRef("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
+INGRESS = KindRef("networking.k8s.io", "v1", "ingresses", "Ingress")
+ROUTE = KindRef("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
+SCALED_OBJECT = KindRef("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject")
 LEASE = KindRef("coordination.k8s.io", "v1", "leases", "Lease")
 TOKEN_REVIEW = KindRef("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
 
@@ -59,10 +64,17 @@ OWN_KINDS: dict[str, KindRef] = {
 }
 """The custom resources by kind."""
 
-CHILD_KINDS: dict[str, KindRef] = {ref.kind: ref for ref in (JOB, POD, CLAIM, SERVICE, DEPLOYMENT, NETWORK_POLICY)}
-"""What custom resources become, by kind."""
+_COMPANIONS = (DISRUPTION_BUDGET, AUTOSCALER, INGRESS)
+OPTIONAL_KINDS: dict[str, KindRef] = {ref.kind: ref for ref in (ROUTE, SCALED_OBJECT)}
+"""Kinds that only some clusters serve, by kind."""
+COMPANION_KINDS: dict[str, KindRef] = {ref.kind: ref for ref in _COMPANIONS} | OPTIONAL_KINDS
+"""What can stand beside the Deployment of a server, by kind."""
+CHILD_KINDS: dict[str, KindRef] = {
+    ref.kind: ref for ref in (JOB, POD, CLAIM, SERVICE, DEPLOYMENT, NETWORK_POLICY, *_COMPANIONS)
+}
+"""What custom resources become in every cluster, by kind."""
 
 
 def kind_of(manifest: dict[str, object]) -> KindRef:
     """Return the kind of a manifest that the operator itself wrote. Raises KeyError for one that it never writes."""
-    return (OWN_KINDS | CHILD_KINDS)[str(manifest["kind"])]
+    return (OWN_KINDS | CHILD_KINDS | OPTIONAL_KINDS)[str(manifest["kind"])]

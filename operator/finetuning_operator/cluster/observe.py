@@ -7,7 +7,17 @@ from datetime import datetime, timedelta
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords, TrainerStatus
 from finetuning_operator.cluster.diagnose import Diagnosis
-from finetuning_operator.cluster.facts import PodFacts, deleted, number, part, read_conditions, read_pod
+from finetuning_operator.cluster.facts import (
+    PodFacts,
+    deleted,
+    find_condition,
+    number,
+    part,
+    parts,
+    read_conditions,
+    read_pod,
+    text,
+)
 from finetuning_operator.cluster.failures import (
     explain_ended_pod,
     explain_event,
@@ -19,6 +29,8 @@ from finetuning_operator.cluster.jobview import JobView, seconds
 from finetuning_operator.reconcile.plan import ServerState, StepPhase, StepState
 
 STOPPING = LastWords(reason=Reason.STOPPING, message="the step is being stopped: it saves and ends")
+_REVISION = "deployment.kubernetes.io/revision"
+"""Annotation of a Deployment with the number of its newest description."""
 _VOLUME_PATIENCE = timedelta(seconds=10)
 """How long a claim may take to get its volume before anybody is told: for some moments every new one has none."""
 
@@ -64,11 +76,14 @@ def observe_server(
     seen = number(status, "observedGeneration") >= number(part(deployment, "metadata"), "generation")
     current = seen and updated == replicas == wanted
     hindered = not current or ready < wanted
+    hindrance = _server_hindrance(status, pods, diagnosis) if hindered else None
     return ServerState(
         replicas=replicas,
         ready=ready,
+        wanted=wanted,
         current=current,
-        hindrance=_server_hindrance(status, pods, diagnosis) if hindered else None,
+        revision=_revision(deployment),
+        hindrance=_stalled(deployment, hindrance, answers=ready > 0) if hindered else None,
     )
 
 
@@ -203,6 +218,26 @@ def _suspension(view: JobView, known: LastWords | None) -> LastWords:
         reason=Reason.SUSPENDED,
         message=f"the Job {view.job.name} was suspended by somebody else",
         hint="Set spec.suspend of the Job to false.",
+    )
+
+
+def _revision(deployment: Mapping[str, object]) -> int:
+    told = text(part(part(deployment, "metadata"), "annotations"), _REVISION)
+    return int(told) if told.isascii() and told.isdecimal() else 0
+
+
+def _stalled(deployment: Mapping[str, object], known: LastWords | None, *, answers: bool) -> LastWords | None:
+    """Return what hinders a server, and that its rollout is given up where its Deployment says so."""
+    told = find_condition(parts(part(deployment, "status"), "conditions"), "Progressing", status="False")
+    if told is None or told.reason != "ProgressDeadlineExceeded":
+        return known
+    seconds_given = number(part(deployment, "spec"), "progressDeadlineSeconds")
+    why = f": {known.message}" if known and known.message else ""
+    back = "Its former replicas go on answering; apply the former specification to go back to it." if answers else ""
+    return LastWords(
+        reason=Reason.ROLLOUT_STALLED,
+        message=f"the newest description made no progress for {seconds_given} s{why}",
+        hint=" ".join(filter(None, (known.hint if known else "", back))),
     )
 
 

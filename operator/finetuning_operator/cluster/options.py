@@ -22,6 +22,10 @@
 | FINETUNING_TRASH_TTL_SECONDS | Seconds that a trashed adapter outlives its job | 604800 |
 | FINETUNING_STALL_SECONDS | Seconds without a new byte after which a transfer has stalled | 60 |
 | FINETUNING_STALLED_AFTER_SECONDS | Seconds of silence after which a running stage is called stalled | 600 |
+| FINETUNING_SERVING_DOMAIN | Domain below which servers with `expose` answer; empty exposes none | empty |
+| FINETUNING_SERVING_SCHEME | https or http: how they are asked there | https |
+| FINETUNING_INGRESS_CLASS | IngressClass of their Ingresses; empty is the cluster's default | empty |
+| FINETUNING_GATEWAY | namespace/name of a Gateway that gets HTTPRoutes instead of Ingresses | empty |
 | FINETUNING_LOG_LEVEL | DEBUG, INFO, WARNING or ERROR | INFO |
 """
 
@@ -68,6 +72,21 @@ class LogLevel(StrEnum):
     INFO = "INFO"
     WARNING = "WARNING"
     ERROR = "ERROR"
+
+
+class Scheme(StrEnum):
+    """How clients outside the cluster ask servers."""
+
+    HTTPS = "https"
+    HTTP = "http"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRef:
+    """A Gateway of the Gateway API, by which servers are reached from outside."""
+
+    namespace: str
+    name: str
 
 
 class StorageProfile(ApiModel):
@@ -121,6 +140,9 @@ class Options:
     lease_name: str | None = "finetuning-operator"
     lease_seconds: int = 15
     trash_ttl_seconds: int = 7 * 24 * 3600
+    ingress_class: str | None = None
+    """None takes the cluster's default class."""
+    gateway: GatewayRef | None = None
     log_level: str = LogLevel.INFO
     settings: Settings = field(default_factory=Settings)
 
@@ -146,6 +168,8 @@ class Options:
             lease_name=read.optional("LEASE_NAME", standard.lease_name),
             lease_seconds=read.number("LEASE_SECONDS", standard.lease_seconds, kind=int, least=3),
             trash_ttl_seconds=read.number("TRASH_TTL_SECONDS", standard.trash_ttl_seconds, kind=int, least=0),
+            ingress_class=read.subdomain("INGRESS_CLASS"),
+            gateway=read.gateway(),
             log_level=read.choice("LOG_LEVEL", LogLevel.INFO),
             settings=read.settings(standard.settings),
         )
@@ -205,7 +229,31 @@ class _Variables:
             stalled_after_seconds=self.number(
                 "STALLED_AFTER_SECONDS", standard.stalled_after_seconds, kind=int, least=1
             ),
+            serving_domain=self.subdomain("SERVING_DOMAIN"),
+            serving_scheme=self.choice("SERVING_SCHEME", Scheme.HTTPS),
         )
+
+    def subdomain(self, name: str) -> str | None:
+        """Return a name as DNS has it, None where the variable is empty."""
+        value = self.text(name, "")
+        try:
+            return TypeAdapter(ObjectName).validate_python(value) if value else None
+        except ValidationError:
+            raise _unusable(name, value, "give lower-case letters, digits, '-' and '.'") from None
+
+    def gateway(self) -> GatewayRef | None:
+        """Return the Gateway for servers. Raises OptionsError where it has no domain to serve, or a rival."""
+        value = self.text("GATEWAY", "")
+        if not value:
+            return None
+        namespace, slash, name = value.partition("/")
+        if not (namespace and slash and name) or "/" in name:
+            raise _unusable("GATEWAY", value, "give namespace/name of a Gateway")
+        if not self.text("SERVING_DOMAIN", ""):
+            raise _unusable("GATEWAY", value, "set FINETUNING_SERVING_DOMAIN too: routes need names of hosts")
+        if self.text("INGRESS_CLASS", ""):
+            raise _unusable("GATEWAY", value, "servers get an HTTPRoute or an Ingress; unset FINETUNING_INGRESS_CLASS")
+        return GatewayRef(namespace, name)
 
     def progress(self) -> ProgressOptions | None:
         url = self.text("PROGRESS_URL", "").rstrip("/")

@@ -122,7 +122,9 @@ class Operator:
             self._cache,
             self._queue,
             view=view,
-            applier=Applier(api, self._cache, options, wake=self._wake),
+            applier=Applier(
+                api, self._cache, options, wake=self._wake, serves=lambda kind: kind in self._resync.served
+            ),
             reporter=Reporter(
                 api,
                 self._cache,
@@ -171,6 +173,7 @@ class Operator:
         await self._synced.wait()
         await watch(
             self._take_event,
+            kinds=self._resync.served,
             namespaces=self._options.namespaces,
             stop=self._unwatch,
             signals=self._take_signals,

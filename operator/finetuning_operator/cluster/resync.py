@@ -10,7 +10,7 @@ from finetuning_operator.cluster.api import ClusterApi
 from finetuning_operator.cluster.cache import Cache, key_of
 from finetuning_operator.cluster.errors import ApiError, NotServed
 from finetuning_operator.cluster.keys import ObjectKey
-from finetuning_operator.cluster.kinds import CHILD_KINDS, OWN_KINDS, KindRef
+from finetuning_operator.cluster.kinds import CHILD_KINDS, OPTIONAL_KINDS, OWN_KINDS, KindRef
 from finetuning_operator.reconcile import labels
 
 _LOGGER = logging.getLogger(__name__)
@@ -46,11 +46,17 @@ class Resync:
         self._wake = wake
         self._clock = clock
         self._done_at: float | None = None
+        self._served = frozenset(WATCHED)
 
     @property
     def synced(self) -> bool:
         """Whether everything was listed at least once."""
         return self._done_at is not None
+
+    @property
+    def served(self) -> frozenset[KindRef]:
+        """Kinds that this cluster serves, as far as they matter: what was found at the last full list."""
+        return self._served
 
     @property
     def age_seconds(self) -> float | None:
@@ -91,7 +97,19 @@ class Resync:
         for kind in WATCHED:
             for namespace in self._namespaces:
                 await self._list(kind, namespace)
+        optional = [kind for kind in OPTIONAL_KINDS.values() if await self._list_if_served(kind)]
+        self._served = frozenset((*WATCHED, *optional))
         self._done_at = self._clock()
+
+    async def _list_if_served(self, kind: KindRef) -> bool:
+        try:
+            for namespace in self._namespaces:
+                await self._list(kind, namespace)
+        except NotServed:
+            for key in self._cache.keys(kind.kind):
+                self._wake(self._cache.forget(key))
+            return False
+        return True
 
     async def _list(self, kind: KindRef, namespace: str | None) -> None:
         def take(manifest: Mapping[str, Any]) -> ObjectKey:

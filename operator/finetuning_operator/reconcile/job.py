@@ -1,5 +1,6 @@
 """FineTuningJob: relocate, check on the CPU, train, evaluate, serve."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from posixpath import join
@@ -7,6 +8,7 @@ from typing import Any
 
 from finetuning_api.base import (
     ClaimRef,
+    Condition,
     ConditionStatus,
     ConditionType,
     Resource,
@@ -23,6 +25,7 @@ from finetuning_api.finetuningjob import (
     JobPhase,
     MethodType,
     ModelArtifact,
+    ServingSpec,
     ServingStatus,
 )
 from finetuning_api.inferenceserver import AdapterRef, InferenceServer, InferenceServerSpec
@@ -42,6 +45,7 @@ from finetuning_operator.reconcile.accept import idle_warnings, refusal_of
 from finetuning_operator.reconcile.conditions import (
     events_between,
     find_condition,
+    headline,
     is_terminal,
     is_true,
     short_list,
@@ -59,7 +63,13 @@ from finetuning_operator.reconcile.lifecycle import (
     soonest,
     time_left,
 )
-from finetuning_operator.reconcile.names import adapter_claim, evaluation_name, is_owned, owned_metadata
+from finetuning_operator.reconcile.names import (
+    ADAPTER_FOLDER,
+    adapter_claim,
+    evaluation_name,
+    is_owned,
+    owned_metadata,
+)
 from finetuning_operator.reconcile.needs import (
     Need,
     Role,
@@ -74,11 +84,20 @@ from finetuning_operator.reconcile.needs import (
 )
 from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Observed, Plan, Settings, Step, StepPhase, Volume
 from finetuning_operator.reconcile.sizes import adapter_bytes
-from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, is_running, remembered, step_outcome, unmade
+from finetuning_operator.reconcile.stages import (
+    Course,
+    Outcome,
+    StageRule,
+    follow,
+    is_running,
+    remembered,
+    step_outcome,
+    unmade,
+)
 
 RELOCATE, PREFLIGHT, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "train", "evaluate", "serve"
-ADAPTER_FOLDER, CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "adapter", "checkpoints", "cache", "evaluation"
-"""Folders on the adapter's claim."""
+CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "checkpoints", "cache", "evaluation"
+"""Folders on the adapter's claim, beside ADAPTER_FOLDER."""
 _WAITS_FOR_INPUTS = Outcome(StageState.PENDING, Reason.WAITING, "waits for its inputs")
 _CPU_RESOURCES = frozenset({"cpu", "memory", "ephemeral-storage"})
 
@@ -417,7 +436,8 @@ def _full_model(view: _View) -> SourceRef:
 
 
 def _inference_server(view: _View) -> InferenceServer:
-    spec = view.job.spec
+    """Return the server of the result. Of one that serves early nothing changes when the adapter appears."""
+    spec, serving = view.job.spec, view.job.spec.serving or ServingSpec()
     full = spec.method.type is MethodType.FULL
     place = ClaimRef(claim_name=view.claim, path=ADAPTER_FOLDER)
     return InferenceServer(
@@ -425,14 +445,37 @@ def _inference_server(view: _View) -> InferenceServer:
         spec=InferenceServerSpec(
             model=_full_model(view) if full else spec.model,
             tokenizer=spec.tokenizer,
-            adapters=[] if full else [AdapterRef(name=view.name, claim=place)],
+            adapters=[] if full else [AdapterRef(name=view.name, claim=place, awaited=not serving.after_gate)],
             replicas=_replicas(view),
-            resources=spec.resources,
+            auth_secret_ref=serving.auth_secret_ref,
+            expose=serving.expose,
+            resources=serving.resources or spec.resources,
             pod=spec.pod,
             storage=spec.storage,
             priority_class_name=spec.priority_class_name,
         ),
     )
+
+
+def _early_server(view: _View, course: Course) -> InferenceServer | None:
+    """Return the server of a job that does not wait for its gate, as soon as its model is there.
+
+    None once the stages themselves ask for it, and where the result is a whole model, which is there only at the end.
+    """
+    serving = view.job.spec.serving
+    late = serving is None or serving.after_gate or view.job.spec.method.type is MethodType.FULL
+    asked = any(isinstance(child, InferenceServer) for child in course.children)
+    if late or asked or view.settings.local or not is_true(course.conditions, ConditionType.RELOCATED):
+        return None
+    return _inference_server(view)
+
+
+def _idle_server(view: _View, conditions: Sequence[Condition]) -> InferenceServer | None:
+    """Return the early server of a job that failed before it had anything to serve, as it is to be: without pods."""
+    if view.server is None or is_true(conditions, ConditionType.TRAINED):
+        return None
+    wanted = _inference_server(view)
+    return wanted.model_copy(update={"spec": wanted.spec.model_copy(update={"replicas": 0})})
 
 
 def _replicas(view: _View) -> int:
@@ -459,6 +502,7 @@ def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> 
     if evaluation is not None and is_true(conditions, ConditionType.EVALUATED):
         message = gate_message(evaluation.status.gates)
         conditions = gate_condition(writer, conditions, verdict=evaluation.status.verdict, message=message)
+    conditions = _early_serving(view, course, conditions, writer=writer)
     if course.failed and course.active is not None:
         refusal = Refusal(course.active.reason, course.failure)
         return writer.failed(refusal, conditions=conditions, stages=course.stages, start=since)
@@ -474,6 +518,23 @@ def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> 
         generation=writer.generation,
         progress=course.active.progress if course.active else None,
         reason=course.reason,
+    )
+
+
+def _early_serving(
+    view: _View, course: Course, conditions: tuple[Condition, ...], *, writer: Writer
+) -> tuple[Condition, ...]:
+    """Return the conditions with what is told of a server that runs beside the stages."""
+    wanted = _early_server(view, course)
+    if wanted is None:
+        return conditions
+    if course.failed and not is_true(conditions, ConditionType.TRAINED):
+        message = "the job failed before it had anything to serve"
+        return writer.set(conditions, ConditionType.SERVING, holds=False, reason=Reason.STOPPING, message=message)
+    told = unmade(wanted, view.observed) if view.server is None else _serving(view.server, wanted)
+    answers = told.state is StageState.SUCCEEDED
+    return writer.set(
+        conditions, ConditionType.SERVING, holds=answers, reason=told.reason, message=headline(told.message)
     )
 
 
@@ -493,13 +554,15 @@ def _running(view: _View, course: Course, common: Common) -> Plan:
     old = view.job.status
     status = old.model_copy(update={**common.fields(), **_findings(view)})
     events = events_between(old.conditions, status.conditions)
+    server = _idle_server(view, common.conditions) if course.failed else _early_server(view, course)
+    children = (*course.children, server) if server else course.children
     if common.finished:
-        return Plan(status=status, children=course.children, volumes=course.volumes, events=events)
+        return Plan(status=status, children=children, volumes=course.volumes, events=events)
     return Plan(
         status=status,
         steps=course.active.steps if course.active else (),
         volumes=course.volumes,
-        children=course.children,
+        children=children,
         events=events,
         requeue_after=soonest(course.wake, time_left(view.job.spec, common.start_time, view.now)),
     )
@@ -511,6 +574,8 @@ def _stopped(view: _View, common: Common) -> Plan:
     status = old.model_copy(update=common.fields())
     stopped = view.evaluation is not None and not is_terminal(view.evaluation.status.conditions)
     children: tuple[Resource, ...] = (_evaluation_job(view, suspend=True),) if stopped else ()
+    if common.finished and (server := _idle_server(view, common.conditions)) is not None:
+        children = (*children, server)
     return Plan(status=status, children=children, events=events_between(old.conditions, status.conditions))
 
 

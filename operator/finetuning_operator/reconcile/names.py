@@ -8,6 +8,8 @@ _NAME_LENGTH = 63
 _OWNER_LENGTH = 52
 """Of what has children of its own, which the API server holds it to."""
 _ADAPTER = "-adapter"
+ADAPTER_FOLDER = "adapter"
+"""Folder of a job's adapter on its claim."""
 
 
 def child_name(owner: str, suffix: str, *, longest: int = _NAME_LENGTH) -> str:

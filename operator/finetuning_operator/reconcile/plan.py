@@ -8,7 +8,8 @@ from finetuning_api.base import ApiModel, Resource, ResourceRequirements
 from finetuning_api.finetuningjob import EnvVar, PodOptions, RetentionPolicy, VolumeSpec
 from finetuning_api.inferenceserver import HealthCheck, ServerVariant
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import LastWords, RunConfig, TrainerStatus
+from finetuning_api.runconfig import LastWords, RunConfig, ServeConfig, TrainerStatus
+from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec
 
 
 class ImageRole(StrEnum):
@@ -98,12 +99,15 @@ class Server:
     name: str
     variant: ServerVariant
     port: int
-    replicas: int
+    replicas: int | None
+    """None leaves them to what scales the server."""
     health: HealthCheck
     image: str | None = None
     """None is the installation's own image of the role ``server``."""
     command: tuple[str, ...] = ()
-    config: RunConfig | None = None
+    pre_start: tuple[tuple[str, ...], ...] = ()
+    """Commands that every replica runs before it starts, with the same image, volumes and environment."""
+    config: ServeConfig | None = None
     """What the installation's own server is told; None for other variants."""
     model_path: str = ""
     model_name: str = ""
@@ -115,6 +119,13 @@ class Server:
     resources: ResourceRequirements = field(default_factory=ResourceRequirements)
     pod: PodOptions = field(default_factory=PodOptions)
     priority_class: str | None = None
+    autoscaling: AutoscalingSpec | None = None
+    disruption: DisruptionSpec | None = None
+    """What may be taken away at the same time; None for a server that is one pod at most."""
+    host: str | None = None
+    """Name under which it answers outside the cluster; None keeps it inside."""
+    former_revisions: int = 2
+    """How many are kept, for whoever looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +134,12 @@ class ServerState:
 
     replicas: int = 0
     ready: int = 0
+    wanted: int | None = None
+    """Replicas that it is to have, by whoever decides that; None where nobody knows."""
     current: bool = False
     """Whether every replica runs the newest description."""
+    revision: int = 0
+    """Of the newest description; 0 where none has a number yet."""
     hindrance: LastWords | None = None
 
 
@@ -160,6 +175,8 @@ class Plan:
     status: ApiModel
     steps: tuple[Step, ...] = ()
     servers: tuple[Server, ...] = ()
+    kept_servers: tuple[str, ...] = ()
+    """Names of servers that are left as they run, where they run."""
     volumes: tuple[Volume, ...] = ()
     children: tuple[Resource, ...] = ()
     events: tuple[Event, ...] = ()
@@ -194,6 +211,11 @@ class Settings:
     volumes_root: str = "/volumes"
     """Claims are mounted at <volumes_root>/<claim>, on a cluster and on one machine alike."""
     config_maps_root: str = "/configmaps"
+    tokens_path: str = "/var/run/secrets/finetuning.dev/tokens"
+    """Where a server sees the tokens that it accepts."""
+    serving_domain: str | None = None
+    """Domain below which servers answer outside the cluster; None where none do."""
+    serving_scheme: str = "https"
     local: bool = False
     """Whether the realiser is one machine: local paths are allowed, servers are not run."""
     size_margin: float = 1.15

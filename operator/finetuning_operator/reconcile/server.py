@@ -1,23 +1,18 @@
 """InferenceServer: relocate the base model, find the adapters, run replicas behind one address."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from posixpath import join
 
 from finetuning_api.base import ClaimRef, Condition, ConditionType, StageState
-from finetuning_api.finetuningjob import FineTuningJob, MethodType
-from finetuning_api.inferenceserver import (
-    AdapterRef,
-    InferenceServer,
-    InferenceServerPhase,
-    ServerVariant,
-)
+from finetuning_api.inferenceserver import InferenceServer, InferenceServerPhase, ServerVariant
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import AdapterInput, JobIdentity, LastWords, ModelInput, ServeConfig
-from finetuning_api.sources import Scheme, SourceRef
+from finetuning_api.scaling import DisruptionSpec
+from finetuning_api.sources import Scheme
 from finetuning_operator.reconcile.accept import refused_paths
-from finetuning_operator.reconcile.conditions import events_between
-from finetuning_operator.reconcile.dependencies import Dependency, dependency, made_adapter
+from finetuning_operator.reconcile.adapters import Lack, ServedAdapter, resolve
+from finetuning_operator.reconcile.conditions import events_between, short_list
 from finetuning_operator.reconcile.labels import selector
 from finetuning_operator.reconcile.lifecycle import Refusal, Writer
 from finetuning_operator.reconcile.names import server_url
@@ -35,23 +30,10 @@ from finetuning_operator.reconcile.stages import Outcome, sentences
 
 _RETRIES = 3
 """Of the relocation of a model that nobody has relocated before."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Adapter:
-    """An adapter that can be served."""
-
-    name: str
-    place: ClaimRef
-    digest: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Lack:
-    """Why an adapter cannot be served, for now or as long as the specification stays as it is."""
-
-    reason: Reason
-    message: str
+_ONE_AT_A_TIME = DisruptionSpec(max_unavailable=1)
+_WAYS_IN = frozenset({"Ingress", "HTTPRoute"})
+_TOLD_OTHERWISE = frozenset({"Deployment", "Relocation"})
+"""Kinds whose hindrances the Ready condition tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +61,31 @@ class _View:
     def state(self) -> ServerState:
         return self.observed.servers.get(self.name, ServerState())
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether something else decides how many replicas there are."""
+        return self.server.spec.autoscaling is not None and self.server.spec.replicas > 0
+
+    @property
+    def wanted(self) -> int:
+        """Replicas that are to answer."""
+        scaling = self.server.spec.autoscaling
+        if scaling is None or not self.is_scaled:
+            return self.server.spec.replicas
+        return scaling.min_replicas if self.state.wanted is None else self.state.wanted
+
+    @property
+    def most(self) -> int:
+        """Replicas that there can be."""
+        scaling = self.server.spec.autoscaling
+        return scaling.max_replicas if scaling else self.server.spec.replicas
+
+    @property
+    def host(self) -> str | None:
+        """Name of the server outside the cluster."""
+        domain = self.settings.serving_domain if self.server.spec.expose else None
+        return f"{self.name}.{self.server.metadata.namespace}.{domain}" if domain else None
+
     def path(self, place: ClaimRef) -> str:
         return join(self.settings.volumes_root, place.claim_name, place.path).rstrip("/")
 
@@ -95,7 +102,7 @@ class _Standing:
 def reconcile_server(server: InferenceServer, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
     """Return what an InferenceServer needs next. It never ends: whatever is wrong with it can be mended.
 
-    Replicas that run are kept while a changed specification waits or is refused; what of it can be served, is.
+    Replicas that run are left as they are while a changed specification waits or is refused.
     """
     view = _View(server, observed, settings)
     if settings.local:
@@ -104,16 +111,23 @@ def reconcile_server(server: InferenceServer, *, observed: Observed, now: dateti
     refused = _refusal(view)
     if refused is not None:
         return _plan(view, writer, refusal=refused, standing=_failed(refused))
-    found = [_resolve(view, index, adapter) for index, adapter in enumerate(server.spec.adapters)]
-    lacks = tuple(each for each in found if isinstance(each, _Lack))
-    adapters = tuple(each for each in found if isinstance(each, _Adapter))
+    found = [resolve(server, index, observed) for index in range(len(server.spec.adapters))]
+    lacks = tuple(each for each in found if isinstance(each, Lack))
+    adapters = tuple(each for each in found if isinstance(each, ServedAdapter))
     refused = next((Refusal(lack.reason, lack.message) for lack in lacks if lack.reason is Reason.INVALID_SPEC), None)
     relocated = _relocate(view)
     model = view.model
-    runs = model is not None and (not lacks or view.state.replicas > 0)
-    servers = (_server(view, model, adapters),) if model is not None and runs else ()
-    standing = _standing(view, relocated=relocated, lacks=lacks)
-    return _plan(view, writer, refusal=refused, standing=standing, relocated=relocated, servers=servers)
+    servers = (_server(view, model, adapters),) if model is not None and not lacks else ()
+    plan = _plan(
+        view,
+        writer,
+        refusal=refused,
+        standing=_standing(view, relocated=relocated, lacks=lacks, adapters=adapters),
+        relocated=relocated,
+        servers=servers,
+        warnings=tuple(each.failure for each in adapters if each.failure),
+    )
+    return replace(plan, kept_servers=(view.name,)) if lacks else plan
 
 
 def _refusal(view: _View) -> Refusal | None:
@@ -128,57 +142,7 @@ def _relocate(view: _View) -> Outcome:
     return relocation_outcome(view.needs, view.observed, children, since=None)
 
 
-def _resolve(view: _View, index: int, adapter: AdapterRef) -> _Adapter | _Lack:
-    """Return where an adapter lies, or why that cannot be told."""
-    if adapter.claim is not None:
-        made = made_adapter(adapter.claim, view.observed)
-        return _Adapter(adapter.name, adapter.claim, made.digest if made else None)
-    maker = dependency(adapter.job_ref or "", view.observed)
-    field = f"spec.adapters[{index}].jobRef"
-    misfit = _misfit(view, maker, field=field)
-    if misfit:
-        return _Lack(Reason.INVALID_SPEC, misfit)
-    if maker.failure:
-        return _Lack(Reason.DEPENDENCY_FAILED, f"{field}: {maker.failure}")
-    made = maker.job.status.artifacts.adapter if maker.job else None
-    if not maker.complete or made is None:
-        return _Lack(Reason.WAITING, f"waits for FineTuningJob {maker.told}")
-    return _Adapter(adapter.name, ClaimRef(claim_name=made.claim_name, path=made.path), made.digest)
-
-
-def _misfit(view: _View, maker: Dependency, *, field: str) -> str:
-    """Return why the result of a job can never be an adapter of this server's model; empty where it may be one."""
-    spec, job = view.server.spec, maker.job
-    if job is None:
-        return ""
-    if job.spec.method.type is MethodType.FULL:
-        made = job.status.artifacts.adapter
-        place = f"pvc://{made.claim_name}/{made.path}" if made else "its claim"
-        hint = f"Create an InferenceServer without it whose spec.model.source is {place}"
-        return sentences(f"{field}: FineTuningJob {maker.name} tunes all weights and makes a model, no adapter", hint)
-    if _other_bytes(view, job):
-        sources = f"{_named(job.spec.model)}, not {_named(spec.model)}"
-        return f"{field}: FineTuningJob {maker.name} tunes {sources}; its adapter fits no other model"
-    tokenizer = job.spec.tokenizer
-    if tokenizer is not None and (spec.tokenizer is None or _named(tokenizer) != _named(spec.tokenizer)):
-        hint = f"Set spec.tokenizer.source to {tokenizer.source}"
-        return sentences(f"{field}: FineTuningJob {maker.name} trained with the tokenizer {_named(tokenizer)}", hint)
-    return ""
-
-
-def _other_bytes(view: _View, job: FineTuningJob) -> bool:
-    """Whether a job tuned another model: another source, or other bytes of the same one."""
-    if job.spec.model.parsed.canonical != view.server.spec.model.parsed.canonical:
-        return True
-    here, there = view.needs[0].artifact(view.observed), job.status.artifacts.model
-    return here is not None and there is not None and here.digest != there.digest
-
-
-def _named(ref: SourceRef) -> str:
-    return f"{ref.source}@{ref.revision}" if ref.revision else ref.source
-
-
-def _server(view: _View, model: ModelInput, adapters: tuple[_Adapter, ...]) -> Server:
+def _server(view: _View, model: ModelInput, adapters: tuple[ServedAdapter, ...]) -> Server:
     spec = view.server.spec
     served = _served_name(view, adapters)
     builtin = spec.variant is ServerVariant.BUILTIN
@@ -186,10 +150,11 @@ def _server(view: _View, model: ModelInput, adapters: tuple[_Adapter, ...]) -> S
         name=view.name,
         variant=spec.variant,
         port=spec.port,
-        replicas=spec.replicas,
+        replicas=None if view.is_scaled else spec.replicas,
         health=spec.health,
         image=spec.image,
         command=tuple(spec.command),
+        pre_start=tuple(map(tuple, spec.pre_start)),
         config=_config(view, model, adapters) if builtin else None,
         model_path=model.path,
         model_name=served,
@@ -200,24 +165,31 @@ def _server(view: _View, model: ModelInput, adapters: tuple[_Adapter, ...]) -> S
         resources=spec.resources,
         pod=spec.pod,
         priority_class=spec.priority_class_name,
+        autoscaling=spec.autoscaling,
+        disruption=spec.disruption or (_ONE_AT_A_TIME if view.most > 1 else None),
+        host=view.host,
+        former_revisions=spec.revision_history_limit,
     )
 
 
-def _config(view: _View, model: ModelInput, adapters: tuple[_Adapter, ...]) -> ServeConfig:
+def _config(view: _View, model: ModelInput, adapters: tuple[ServedAdapter, ...]) -> ServeConfig:
     metadata = view.server.metadata
     return ServeConfig(
         job=JobIdentity(kind=view.server.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
         model=model,
         served_name=_served_name(view, adapters),
         adapters=tuple(
-            AdapterInput(name=adapter.name, path=view.path(adapter.place), digest=adapter.digest)
+            AdapterInput(
+                name=adapter.name, path=view.path(adapter.place), digest=adapter.digest, awaited=adapter.awaited
+            )
             for adapter in adapters
         ),
         port=view.server.spec.port,
+        tokens_path=view.settings.tokens_path if view.server.spec.auth_secret_ref else None,
     )
 
 
-def _served_name(view: _View, adapters: tuple[_Adapter, ...]) -> str:
+def _served_name(view: _View, adapters: tuple[ServedAdapter, ...]) -> str:
     """Return the name of the base model in requests: its name on the hub, else the server's, unless an adapter's."""
     parsed = view.server.spec.model.parsed
     taken = {adapter.name for adapter in adapters}
@@ -225,7 +197,7 @@ def _served_name(view: _View, adapters: tuple[_Adapter, ...]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _mounts(view: _View, adapters: tuple[_Adapter, ...]) -> tuple[ClaimMount, ...]:
+def _mounts(view: _View, adapters: tuple[ServedAdapter, ...]) -> tuple[ClaimMount, ...]:
     """Return every claim once, read-only."""
     inputs = input_mounts(view.needs, view.observed, view.settings)
     places = [claim_mount(adapter.place.claim_name, view.settings) for adapter in adapters]
@@ -236,7 +208,9 @@ def _failed(refusal: Refusal) -> _Standing:
     return _Standing(InferenceServerPhase.FAILED, refusal.reason, refusal.message)
 
 
-def _standing(view: _View, *, relocated: Outcome, lacks: tuple[_Lack, ...]) -> _Standing:
+def _standing(
+    view: _View, *, relocated: Outcome, lacks: tuple[Lack, ...], adapters: tuple[ServedAdapter, ...]
+) -> _Standing:
     """Return where a server stands: first what it lacks, then how many of its replicas answer."""
     if relocated.state is not StageState.SUCCEEDED:
         broken = relocated.state is StageState.FAILED
@@ -247,15 +221,21 @@ def _standing(view: _View, *, relocated: Outcome, lacks: tuple[_Lack, ...]) -> _
         lack = worst or lacks[0]
         phase = InferenceServerPhase.FAILED if worst else InferenceServerPhase.PENDING
         return _Standing(InferenceServerPhase.DEGRADED if view.state.ready else phase, lack.reason, lack.message)
-    return _running(view.server.spec.replicas, view.state)
+    expected = [each for each in adapters if each.expected_from]
+    return _running(
+        view, "".join(f"; {each.name} follows from FineTuningJob {each.expected_from}" for each in expected)
+    )
 
 
-def _running(wanted: int, state: ServerState) -> _Standing:
+def _running(view: _View, expected: str) -> _Standing:
+    """Return how many replicas answer; ``expected`` tells of adapters that are still to come."""
+    wanted, state = view.wanted, view.state
     if wanted == 0:
-        return _Standing(InferenceServerPhase.PENDING, Reason.SUSPENDED, "spec.replicas is 0: nothing answers")
+        why = "autoscaling sees no need of any replica" if view.is_scaled else "spec.replicas is 0"
+        return _Standing(InferenceServerPhase.PENDING, Reason.SUSPENDED, f"{why}: nothing answers")
     answers = f"{state.ready} of {wanted} replicas answer"
     if state.ready >= wanted and state.current:
-        return _Standing(InferenceServerPhase.READY, Reason.SERVING, answers)
+        return _Standing(InferenceServerPhase.READY, Reason.SERVING, answers + expected)
     phase = InferenceServerPhase.DEGRADED if state.ready else InferenceServerPhase.PENDING
     words = state.hindrance or LastWords(reason=Reason.PENDING)
     if not state.current and not words.message:
@@ -271,6 +251,7 @@ def _plan(
     standing: _Standing,
     relocated: Outcome | None = None,
     servers: tuple[Server, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> Plan:
     old, metadata = view.server.status, view.server.metadata
     conditions = _conditions(old.conditions, writer, refusal=refusal, standing=standing)
@@ -282,6 +263,9 @@ def _plan(
             "ready_replicas": view.state.ready,
             "selector": selector(view.server.kind, view.name),
             "url": server_url(view.name, namespace=metadata.namespace, port=view.server.spec.port),
+            "external_url": _external_url(view),
+            "revision": view.state.revision or old.revision,
+            "warnings": list(short_list((*warnings, *_warnings(view)))),
             "conditions": list(conditions),
         }
     )
@@ -291,6 +275,27 @@ def _plan(
         children=relocated.children if relocated else (),
         events=events_between(old.conditions, conditions),
     )
+
+
+def _external_url(view: _View) -> str:
+    """Return the address outside the cluster, empty where nothing leads there."""
+    closed = any(kind in _WAYS_IN for kind, _ in view.observed.hindrances)
+    return f"{view.settings.serving_scheme}://{view.host}" if view.host and not closed else ""
+
+
+def _warnings(view: _View) -> tuple[str, ...]:
+    """Return what does not work as it was asked for beside the replicas, and what to do."""
+    spec, hindrances = view.server.spec, view.observed.hindrances
+    found = [
+        f"{kind} {name}: {sentences(words.message, words.hint)}"
+        for (kind, name), words in sorted(hindrances.items())
+        if kind not in _TOLD_OTHERWISE
+    ]
+    if spec.expose and view.host is None:
+        found.append("spec.expose: this installation has no domain for servers (FINETUNING_SERVING_DOMAIN)")
+    elif spec.expose and spec.auth_secret_ref is None:
+        found.append("spec.expose: everybody who reaches the address may ask; set spec.authSecretRef")
+    return tuple(found)
 
 
 def _conditions(

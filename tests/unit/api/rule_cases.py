@@ -59,6 +59,9 @@ def _candidate(**candidate: object) -> Manifest:
 
 _MODEL = {"source": "hf://owner/model"}
 _DELTA = {"metric": "exact-match", "minDelta": 0.1}
+_BY_CPU = {"maxReplicas": 3, "targetCpuUtilization": 60}
+_BY_QUERY = {"prometheus": {"serverAddress": "http://prometheus:9090", "query": "up", "threshold": 2}}
+_BY_DAY = {"timezone": "Europe/Berlin", "start": "0 8 * * 1-5", "end": "0 18 * * 1-5", "desiredReplicas": 2}
 
 RULE_CASES: tuple[RuleCase, ...] = (
     RuleCase("the name needs at most 63 lower-case", "metadata.name", named(job(), "a1-b"), named(job(), "1a")),
@@ -226,6 +229,54 @@ RULE_CASES: tuple[RuleCase, ...] = (
         server(variant="command", image="a"),
     ),
     RuleCase(
+        "only variant builtin takes up",
+        "spec.adapters",
+        server(adapters=[{"name": "a", "jobRef": "b", "awaited": True}]),
+        server(adapters=[{"name": "a", "jobRef": "b", "awaited": True}], variant="vllm", image="a:1"),
+    ),
+    RuleCase(
+        "autoscaling decides",
+        "spec.replicas",
+        server(autoscaling=_BY_CPU, replicas=0),
+        server(autoscaling=_BY_CPU, replicas=2),
+    ),
+    RuleCase(
+        "minReplicas cannot be greater",
+        "spec.autoscaling.minReplicas",
+        server(autoscaling=_BY_CPU | {"minReplicas": 3}),
+        server(autoscaling=_BY_CPU | {"minReplicas": 4}),
+    ),
+    RuleCase(
+        "replicas follow targetCpuUtilization",
+        "spec.autoscaling.keda",
+        server(autoscaling={"maxReplicas": 3, "targetRequestsInFlight": 4, "targetCpuUtilization": 60}),
+        server(autoscaling={"maxReplicas": 3, "targetRequestsInFlight": 4, "keda": _BY_QUERY}),
+    ),
+    RuleCase(
+        "replicas follow targetCpuUtilization",
+        "spec.autoscaling.keda",
+        server(autoscaling={"maxReplicas": 3, "keda": _BY_QUERY}),
+        server(autoscaling={"maxReplicas": 3}),
+    ),
+    RuleCase(
+        "only keda starts a server",
+        "spec.autoscaling.minReplicas",
+        server(autoscaling={"minReplicas": 0, "maxReplicas": 3, "keda": _BY_QUERY}),
+        server(autoscaling=_BY_CPU | {"minReplicas": 0}),
+    ),
+    RuleCase(
+        "keda scales by cron",
+        "spec.autoscaling.keda.cron",
+        server(autoscaling={"maxReplicas": 3, "keda": {"cron": [_BY_DAY]}}),
+        server(autoscaling={"maxReplicas": 3, "keda": {}}),
+    ),
+    RuleCase(
+        "a disruption budget has",
+        "spec.disruption.maxUnavailable",
+        server(disruption={"minAvailable": 1}),
+        server(disruption={"minAvailable": 1, "maxUnavailable": 1}),
+    ),
+    RuleCase(
         "HOME, HF_HUB_OFFLINE",
         "spec.pod.env[0].name",
         _pod(env=[{"name": "HOMEPAGE"}, {"name": "MY_FINETUNING_A"}]),
@@ -363,7 +414,12 @@ CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
         Change("command", [], ["serve"]),
         Change("env", [], [{"name": "A"}]),
         Change("replicas", 1, 0),
-        Change("health", {}, {"path": "/ready"}),
+        Change("preStart", [], [["prepare", "--all"]]),
+        Change("autoscaling", None, _BY_CPU),
+        Change("disruption", {"maxUnavailable": 1}, {"minAvailable": 1}),
+        Change("revisionHistoryLimit", 2, 0),
+        Change("health", {}, {"path": "/ready", "timeoutSeconds": 9, "startupSeconds": 60}),
+        Change("expose", before=False, after=True),
         Change("authSecretRef", None, {"name": "a"}),
         Change("resources", {}, {"limits": {"cpu": 1}}),
         Change("pod", {}, {"sharedMemorySize": "1Gi"}),

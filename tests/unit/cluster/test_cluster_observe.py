@@ -384,11 +384,14 @@ class TestServer:
         }
 
     def test_a_server_that_is_ready_has_no_hindrance(self) -> None:
-        assert observe_server(self.deployment(), [running_pod()]) == ServerState(replicas=1, ready=1, current=True)
+        deployment = self.deployment()
+        deployment["metadata"]["annotations"] = {"deployment.kubernetes.io/revision": "7"}
+        expected = ServerState(replicas=1, ready=1, wanted=1, current=True, revision=7)
+        assert observe_server(deployment, [running_pod()]) == expected
 
     def test_a_server_of_an_older_description_is_not_current(self) -> None:
         older = self.deployment() | {"metadata": {"name": "srv", "generation": 3}}
-        assert observe_server(older, []) == ServerState(replicas=1, ready=1, current=False)
+        assert observe_server(older, []) == ServerState(replicas=1, ready=1, wanted=1, current=False)
 
     def test_a_server_in_the_middle_of_an_update_is_not_current(self) -> None:
         assert not observe_server(self.deployment(replicas=2), []).current
@@ -417,6 +420,24 @@ class TestServer:
         told = observe_server(self.deployment(ready=0), [waiting_pod("ImagePullBackOff", "not found")]).hindrance
         assert told is not None
         assert told.reason is Reason.IMAGE_PULL_FAILED
+
+    def test_a_rollout_that_makes_no_progress_is_told_with_its_cause_and_the_way_back(self) -> None:
+        stuck = condition("Progressing", status="False", reason="ProgressDeadlineExceeded")
+        deployment = self.deployment(stuck, replicas=2, updated=1)
+        deployment["spec"]["progressDeadlineSeconds"] = 600
+        words = LastWords(reason=Reason.MODEL_UNREADABLE, message="no weights", hint="Look at the source.")
+        crashing = pod(
+            phase="Running",
+            state={"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+            last_state=terminated(1, words=words),
+        )
+
+        assert observe_server(deployment, [running_pod(), crashing]).hindrance == LastWords(
+            reason=Reason.ROLLOUT_STALLED,
+            message="the newest description made no progress for 600 s: no weights",
+            hint="Look at the source. Its former replicas go on answering; apply the former specification to go back"
+            " to it.",
+        )
 
     def test_events_tell_what_the_pod_does_not(self) -> None:
         told = LastWords(reason=Reason.VOLUME_CONFLICT, message="held elsewhere")

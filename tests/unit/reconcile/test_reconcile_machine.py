@@ -367,8 +367,8 @@ class Life(RuleBasedStateMachine):
     @rule(ready=st.integers(0, 3))
     def answer(self, ready: int) -> None:
         for key, (server, _) in list(self.cluster.servers.items()):
-            answering = min(ready, server.replicas)
-            state = ServerState(server.replicas, answering, current=answering == server.replicas)
+            wanted = 1 if server.replicas is None else server.replicas
+            state = ServerState(wanted, min(ready, wanted), current=ready >= wanted)
             self.cluster.servers[key] = (server, state)
         self.settle()
 

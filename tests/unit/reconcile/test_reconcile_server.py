@@ -12,6 +12,7 @@ from finetuning_api.inferenceserver import (
     InferenceServer,
     InferenceServerPhase,
     InferenceServerSpec,
+    InferenceServerStatus,
     ServerVariant,
 )
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
@@ -26,8 +27,10 @@ from finetuning_api.runconfig import (
     Provenance,
     ServeConfig,
 )
+from finetuning_api.scaling import DisruptionSpec
+from finetuning_operator.reconcile import reconcile
 from finetuning_operator.reconcile.conditions import find_condition
-from finetuning_operator.reconcile.plan import ClaimMount, Server, ServerState, Settings, StepPhase, StepState
+from finetuning_operator.reconcile.plan import ClaimMount, Observed, Server, ServerState, Settings, StepPhase, StepState
 
 KEY = ("InferenceServer", "chat")
 JOB = ("FineTuningJob", "demo")
@@ -110,6 +113,7 @@ def test_server_relocates_its_model_and_runs_replicas_behind_its_address() -> No
             model_path=path,
             model_name="acme/tiny",
             mounts=(ClaimMount(model, f"/volumes/{model}"),),
+            disruption=DisruptionSpec(max_unavailable=1),
             resources=server(resources={"limits": {"nvidia.com/gpu": "1"}}).spec.resources,
         ),
     )
@@ -160,6 +164,175 @@ def test_adapter_of_a_job_is_waited_for_and_served() -> None:
     assert found.config.adapters == (
         AdapterInput(name="triage", path="/volumes/demo-adapter/adapter", digest=ADAPTER_DIGEST),
     )
+
+
+AWAITED = [{"name": "triage", "jobRef": "demo", "awaited": True}]
+
+
+def test_awaited_adapter_is_mounted_before_it_is_there_and_nothing_changes_when_it_is() -> None:
+    made = world(server(adapters=AWAITED))
+    made.answer("chat")
+    (before,), waiting = made.plans[KEY].servers, told(made)
+    complete(made)
+    (after,), served = made.plans[KEY].servers, told(made)
+
+    assert before == after
+    assert isinstance(after.config, ServeConfig)
+    assert after.config.adapters == (
+        AdapterInput(name="triage", path="/volumes/demo-adapter/adapter", digest=None, awaited=True),
+    )
+    assert ClaimMount("demo-adapter", "/volumes/demo-adapter") in after.mounts
+    assert (waiting.status, waiting.message) == (
+        ConditionStatus.TRUE,
+        "1 of 1 replicas answer; triage follows from FineTuningJob demo",
+    )
+    assert served.message == "1 of 1 replicas answer"
+
+
+def test_adapter_is_awaited_once_its_volume_is_about_to_be_made() -> None:
+    made = world(server(adapters=AWAITED), suspend=True)
+
+    assert (told(made).reason, told(made).message) == (Reason.WAITING, "waits for FineTuningJob demo (Suspended)")
+    assert made.plans[KEY].servers == ()
+
+
+def test_awaited_adapter_of_a_failed_job_is_told_and_the_base_goes_on_answering() -> None:
+    made = world(server(adapters=AWAITED))
+    made.answer("chat")
+    made.finish(JOB, "preflight", failed())
+
+    assert told(made).status is ConditionStatus.TRUE
+    assert len(made.plans[KEY].servers) == 1
+    assert current(made).status.warnings == [
+        "adapter triage will not be served: FineTuningJob demo failed: preflight: no route. Wait."
+    ]
+
+
+def test_adapter_that_missed_its_gate_is_not_rolled_out() -> None:
+    made = served(Verdict.FAIL)
+    made.add(server(adapters=FROM_JOB))
+    made.settle()
+
+    assert made.plans[KEY].servers == ()
+    assert (told(made).reason, told(made).message) == (
+        Reason.GATE_FAILED,
+        (
+            "spec.adapters[0].jobRef: FineTuningJob demo did not pass its gate. To serve it all the same name its"
+            " claim: demo-adapter, path adapter"
+        ),
+    )
+
+
+def test_former_adapter_is_served_until_the_new_one_passed() -> None:
+    made = complete(world(server(adapters=FROM_JOB)))
+    made.answer("chat")
+    edit(made, adapters=[{"name": "triage", "jobRef": "later"}])
+
+    assert (made.plans[KEY].servers, made.plans[KEY].kept_servers) == ((), ("chat",))
+    assert current(made).status.phase is InferenceServerPhase.DEGRADED
+
+
+def test_tokens_are_read_from_a_folder() -> None:
+    made = world(server(authSecretRef={"name": "tokens"}))
+    (found,) = made.plans[KEY].servers
+
+    assert found.auth_secret == "tokens"
+    assert isinstance(found.config, ServeConfig)
+    assert found.config.tokens_path == "/var/run/secrets/finetuning.dev/tokens"
+
+
+BY_LOAD = {"minReplicas": 2, "maxReplicas": 5, "targetRequestsInFlight": 4}
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "message"),
+    [
+        (ServerState(), "Pending", "0 of 2 replicas answer; the newest description is not everywhere yet"),
+        (ServerState(4, 4, wanted=4, current=True), "Ready", "4 of 4 replicas answer"),
+        (ServerState(0, 0, wanted=0, current=True), "Pending", "autoscaling sees no need of any replica: nothing"),
+    ],
+)
+def test_scaled_server_is_as_many_as_the_autoscaler_wants(state: ServerState, phase: str, message: str) -> None:
+    made = world(server(autoscaling=BY_LOAD))
+    made.servers[KEY] = {"chat": state}
+    made.settle()
+    (found,) = made.plans[KEY].servers
+
+    assert (current(made).status.phase, found.replicas) == (phase, None)
+    assert told(made).message.startswith(message)
+    assert found.disruption == DisruptionSpec(max_unavailable=1)
+
+
+def test_scaled_server_can_be_switched_off() -> None:
+    made = world(server(autoscaling=BY_LOAD, replicas=0))
+
+    assert [each.replicas for each in made.plans[KEY].servers] == [0]
+    assert told(made).message == "spec.replicas is 0: nothing answers"
+
+
+def test_drains_leave_what_was_asked_for() -> None:
+    one, asked = world(server()), world(server(disruption={"minAvailable": 1}))
+
+    assert [each.disruption for each in one.plans[KEY].servers] == [None]
+    assert [each.disruption for each in asked.plans[KEY].servers] == [DisruptionSpec(min_available=1)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "spec", "url", "warnings"),
+    [
+        (Settings(serving_domain="ai.example.org"), {}, "", []),
+        (
+            Settings(serving_domain="ai.example.org"),
+            {"expose": True, "authSecretRef": {"name": "tokens"}},
+            "https://chat.team.ai.example.org",
+            [],
+        ),
+        (
+            Settings(serving_domain="ai.example.org", serving_scheme="http"),
+            {"expose": True},
+            "http://chat.team.ai.example.org",
+            ["spec.expose: everybody who reaches the address may ask; set spec.authSecretRef"],
+        ),
+        (
+            Settings(),
+            {"expose": True},
+            "",
+            ["spec.expose: this installation has no domain for servers (FINETUNING_SERVING_DOMAIN)"],
+        ),
+    ],
+)
+def test_server_answers_outside_where_it_is_asked_to_and_the_installation_has_a_domain(
+    settings: Settings, spec: dict[str, Any], url: str, warnings: list[str]
+) -> None:
+    made = World(settings)
+    made.add(server(**spec))
+    made.settle()
+    made.finish_relocations()
+    found = current(made).status
+
+    assert (found.external_url, found.warnings) == (url, warnings)
+    assert [each.host for each in made.plans[KEY].servers] == [url.partition("://")[2] or None]
+    assert found.url == "http://chat.team.svc:8000"
+
+
+def test_what_cannot_stand_beside_the_server_is_a_warning() -> None:
+    made = World(Settings(serving_domain="ai.example.org"))
+    made.add(server(expose=True, authSecretRef={"name": "tokens"}))
+    made.settle()
+    made.finish_relocations()
+    words = LastWords(reason=Reason.UNSUPPORTED, message="this cluster knows no httproutes", hint="Install them.")
+    observed = Observed(
+        resources=dict(made.objects),
+        servers={"chat": ServerState(1, 1, wanted=1, current=True, revision=3)},
+        hindrances={("HTTPRoute", "chat"): words},
+    )
+
+    plan = reconcile(current(made), observed=observed, now=made.now, settings=made.settings)
+
+    assert isinstance(plan.status, InferenceServerStatus)
+    assert plan.status.warnings == ["HTTPRoute chat: this cluster knows no httproutes. Install them."]
+    assert (plan.status.external_url, plan.status.revision) == ("", 3)
+    assert plan.status.phase is InferenceServerPhase.READY
 
 
 def test_missing_job_is_waited_for() -> None:
@@ -250,12 +423,14 @@ def test_running_replicas_are_kept_while_a_changed_specification_waits_or_is_ref
     made = world(server(), method={"type": "full"})
     made.answer("chat")
     edit(made, adapters=[{"name": "later", "jobRef": "unknown"}])
-    waiting = (current(made).status.phase, told(made).reason, len(made.plans[KEY].servers))
+    waiting = (current(made).status.phase, told(made).reason)
+    left_alone = (made.plans[KEY].servers, made.plans[KEY].kept_servers)
     edit(made, adapters=FROM_JOB)
 
-    assert waiting == (InferenceServerPhase.DEGRADED, Reason.WAITING, 1)
+    assert waiting == (InferenceServerPhase.DEGRADED, Reason.WAITING)
+    assert left_alone == ((), ("chat",))
     assert told(made, ConditionType.ACCEPTED).status is ConditionStatus.FALSE
-    assert [each.adapters for each in made.plans[KEY].servers] == [()]
+    assert (made.plans[KEY].servers, made.plans[KEY].kept_servers) == ((), ("chat",))
     edit(made)
     assert told(made, ConditionType.ACCEPTED).status is ConditionStatus.TRUE
     assert current(made).status.phase is InferenceServerPhase.READY
@@ -428,6 +603,90 @@ def test_what_did_not_pass_the_gate_is_served_only_where_that_was_asked_for(verd
     assert gated.holds(ConditionType.COMPLETE)
     assert gated.server() is None
     assert ungated.server() is not None
+
+
+EARLY = {"replicas": 1, "afterGate": False}
+
+
+def early(**of_job: Any) -> World:  # noqa: ANN401
+    """A job that serves before its gate, with its inputs there."""
+    made = World()
+    standard: dict[str, Any] = {"serving": EARLY, "evaluation": {"enabled": False}}
+    made.add(job(**(standard | of_job)))
+    made.settle()
+    assert made.server() is None
+    made.finish_relocations()
+    return made
+
+
+def test_server_that_need_not_wait_for_the_gate_starts_with_the_model_and_never_changes() -> None:
+    made = early()
+    made.answer()
+    key = ("InferenceServer", "demo")
+    (before,), serving = made.plans[key].servers, made.holds(ConditionType.SERVING)
+    url = made.job().status.serving
+    made.finish(JOB, "preflight")
+    made.finish(JOB, "train")
+    (after,) = made.plans[key].servers
+
+    assert serving
+    assert url == ServingStatus(url="http://demo.default.svc:8000", replicas=1)
+    assert before == after
+    assert isinstance(after.config, ServeConfig)
+    assert after.config.adapters == (
+        AdapterInput(name="demo", path="/volumes/demo-adapter/adapter", digest=None, awaited=True),
+    )
+    assert made.holds(ConditionType.COMPLETE)
+    assert made.holds(ConditionType.SERVING)
+
+
+def test_server_of_a_job_has_the_resources_and_tokens_that_serving_names() -> None:
+    serving = EARLY | {"resources": {"limits": {"cpu": "2"}}, "authSecretRef": {"name": "tokens"}, "expose": True}
+    found = early(serving=serving, resources={"limits": {"nvidia.com/gpu": "1"}}).server()
+
+    assert found is not None
+    assert found.spec.resources.limits == {"cpu": "2"}
+    assert found.spec.auth_secret_ref is not None
+    assert (found.spec.auth_secret_ref.name, found.spec.expose) == ("tokens", True)
+
+
+def test_early_server_of_a_job_that_fails_before_it_trained_is_left_without_pods() -> None:
+    made = early()
+    made.answer()
+    made.finish(JOB, "preflight", failed())
+    stopped = replicas(made)
+    condition = find_condition(made.job().status.conditions, ConditionType.SERVING)
+
+    assert made.holds(ConditionType.FAILED)
+    assert (stopped, replicas(made)) == (0, 0)
+    assert condition is not None
+    assert (condition.status, condition.message) == (
+        ConditionStatus.FALSE,
+        "the job failed before it had anything to serve",
+    )
+
+
+def test_early_server_goes_on_when_the_evaluation_fails() -> None:
+    made = early(evaluation={"metrics": ["perplexity"]})
+    made.answer()
+    made.finish(JOB, "preflight")
+    made.finish(JOB, "train")
+    made.finish(("EvaluationJob", "demo-evaluation"), "evaluate", failed())
+
+    assert made.holds(ConditionType.FAILED)
+    assert made.holds(ConditionType.SERVING)
+    assert replicas(made) == 1
+
+
+def test_whole_model_is_served_when_it_is_there() -> None:
+    made = early(method={"type": "full"})
+    assert made.server() is None
+    made.finish(JOB, "preflight")
+    made.finish(JOB, "train")
+
+    found = made.server()
+    assert found is not None
+    assert (found.spec.adapters, found.spec.model.source) == ([], "pvc://demo-adapter/adapter")
 
 
 def test_object_of_the_right_name_that_is_not_the_jobs_own_is_not_taken_for_its_server() -> None:

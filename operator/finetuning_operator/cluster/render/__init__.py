@@ -2,6 +2,7 @@
 
 from finetuning_operator.cluster.render.children import render_child
 from finetuning_operator.cluster.render.claims import ClaimRefusedError, render_volume
+from finetuning_operator.cluster.render.companions import render_companions
 from finetuning_operator.cluster.render.drift import differs
 from finetuning_operator.cluster.render.jobs import render_step
 from finetuning_operator.cluster.render.labels import CONTAINER, claim_label, claim_token
@@ -22,6 +23,7 @@ __all__ = [
     "keep",
     "place",
     "render_child",
+    "render_companions",
     "render_network_policies",
     "render_server",
     "render_step",

@@ -1,6 +1,7 @@
 """Servers as Deployments with one stable address each."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from finetuning_api.base import Resource
@@ -9,15 +10,14 @@ from finetuning_operator.cluster.render.labels import Manifest, Network, metadat
 from finetuning_operator.cluster.render.network import SERVING_PORT
 from finetuning_operator.cluster.render.placement import Placement, affinity_of
 from finetuning_operator.cluster.render.pods import Program, pod_template
-from finetuning_operator.cluster.render.variants import health_path, told
+from finetuning_operator.cluster.render.variants import health_paths, told
 from finetuning_operator.reconcile.plan import ImageRole, Server
 
-_PROBE_TIMEOUT_SECONDS: Final = 5
-_STARTUP_SECONDS: Final = 1800
-"""How long a model may load before its server counts as broken."""
 _GRACE_SECONDS: Final = 60
 _DRAIN_SECONDS: Final = 5
 """How long a pod goes on answering after it was asked to end: until then clients still find its address."""
+_OF_THE_PROGRAM: Final = frozenset({"name", "args", "ports", "lifecycle"})
+"""Fields of the container, besides its probes, that say nothing of how a command before it runs."""
 
 
 def render_server(server: Server, *, owner: Resource, options: Options, placement: Placement) -> tuple[Manifest, ...]:
@@ -30,16 +30,20 @@ def render_server(server: Server, *, owner: Resource, options: Options, placemen
     template = pod_template(
         _program(server, options=options, placement=placement), owner=owner, options=options, progress=None
     )
+    if server.pre_start:
+        (program,) = template["spec"]["containers"]
+        template["spec"]["initContainers"] = list(_before(program, server.pre_start))
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata(owner, server.name),
         "spec": {
-            "replicas": server.replicas,
+            # Where something else scales the server, its number is nothing that we describe.
+            **({} if server.replicas is None else {"replicas": server.replicas}),
             "selector": {"matchLabels": selector},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "progressDeadlineSeconds": 2 * _STARTUP_SECONDS,
-            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": 2 * server.health.startup_seconds,
+            "revisionHistoryLimit": server.former_revisions,
             "template": template,
         },
     }
@@ -89,15 +93,27 @@ def _probes(server: Server) -> Manifest:
     Kubernetes takes any status from 200 to 399 for healthy: an ``expectedStatus`` within these bounds is met by all of
     them.
     """
-    health = server.health
-    check: Manifest = {
-        "httpGet": {"path": health_path(server), "port": SERVING_PORT},
-        "periodSeconds": health.period_seconds,
-        "timeoutSeconds": _PROBE_TIMEOUT_SECONDS,
-    }
-    tries = max(math.ceil(_STARTUP_SECONDS / health.period_seconds), health.failure_threshold)
+    health, paths = server.health, health_paths(server)
+    tries = max(math.ceil(health.startup_seconds / health.period_seconds), health.failure_threshold)
+    alive, ready = (
+        {
+            "httpGet": {"path": path, "port": SERVING_PORT},
+            "periodSeconds": health.period_seconds,
+            "timeoutSeconds": health.timeout_seconds,
+        }
+        for path in (paths.alive, paths.ready)
+    )
     return {
-        "startupProbe": check | {"failureThreshold": tries, "initialDelaySeconds": health.initial_delay_seconds},
-        "readinessProbe": check | {"failureThreshold": health.failure_threshold},
-        "livenessProbe": check | {"failureThreshold": health.failure_threshold},
+        "startupProbe": alive | {"failureThreshold": tries, "initialDelaySeconds": health.initial_delay_seconds},
+        "readinessProbe": ready | {"failureThreshold": health.failure_threshold},
+        "livenessProbe": alive | {"failureThreshold": health.failure_threshold},
     }
+
+
+def _before(program: Manifest, commands: Sequence[Sequence[str]]) -> Iterator[Manifest]:
+    """Return the containers that run one after the other before a program, each like it but for what it runs."""
+    shared = {
+        name: value for name, value in program.items() if name not in _OF_THE_PROGRAM and not name.endswith("Probe")
+    }
+    for number, command in enumerate(commands):
+        yield shared | {"name": f"pre-start-{number}", "command": list(command)}

@@ -4,20 +4,39 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from finetuning_api.inferenceserver import HealthCheck, ServerVariant
+from finetuning_api.inferenceserver import ServerVariant
 from finetuning_operator.cluster.render.labels import Manifest
 from finetuning_operator.cluster.render.mounts import Attached
 from finetuning_operator.reconcile.plan import Server
 
 SERVING_SECRET_ENV_PREFIX: Final = "SERVING_SECRET_"  # noqa: S105  (a prefix of variable names)
-"""The keys of authSecretRef reach variants builtin and command as variables with this prefix."""
+"""The keys of authSecretRef reach variant command as variables with this prefix."""
 _VLLM_KEY, _NGC_KEY = "token", "NGC_API_KEY"
 """Keys of authSecretRef that variants vllm and nim read."""
 _NIM_CACHE = "/opt/nim/.cache"
 _NIM_CACHE_SIZE = "32Gi"
 _NIM_ADAPTERS = "/opt/nim/adapters"
-_HEALTH_PATHS: Mapping[ServerVariant, str] = {ServerVariant.VLLM: "/health", ServerVariant.NIM: "/v1/health/ready"}
+_TOKENS_MODE = 0o440
+"""The program reads its tokens by its group; nobody else in the pod does."""
 _PLAIN_RESOURCES = ("cpu", "memory", "ephemeral-storage", "hugepages-")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPaths:
+    """Where a server tells how it is."""
+
+    alive: str
+    """Answers while the program lives; else it is started again."""
+    ready: str
+    """Answers while it can take requests."""
+
+
+_HEALTH_PATHS: Mapping[ServerVariant, HealthPaths] = {
+    ServerVariant.BUILTIN: HealthPaths("/healthz", "/readyz"),
+    ServerVariant.COMMAND: HealthPaths("/healthz", "/healthz"),
+    ServerVariant.VLLM: HealthPaths("/health", "/health"),
+    ServerVariant.NIM: HealthPaths("/v1/health/ready", "/v1/health/ready"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +60,10 @@ def told(server: Server) -> Told:
     return variants[server.variant](server)
 
 
-def health_path(server: Server) -> str:
-    """Return the path that probes ask: the variant's own where the user left the default, which these do not have."""
-    default = str(HealthCheck.model_fields["path"].default)
-    return _HEALTH_PATHS.get(server.variant, default) if server.health.path == default else server.health.path
+def health_paths(server: Server) -> HealthPaths:
+    """Return the paths that probes ask: the user's one for everything, else the variant's own."""
+    path = server.health.path
+    return _HEALTH_PATHS[server.variant] if path is None else HealthPaths(path, path)
 
 
 def accelerators(server: Server) -> int:
@@ -58,7 +77,13 @@ def _is_counted(name: str, count: str) -> bool:
 
 
 def _builtin(server: Server) -> Told:
-    return Told(container=_secret_variables(server))
+    path = server.config.tokens_path if server.config else None
+    if server.auth_secret is None or path is None:
+        return Told()
+    # As a folder: the kubelet exchanges its files when tokens change, and no pod has to be started anew.
+    source = {"secretName": server.auth_secret, "defaultMode": _TOKENS_MODE, "optional": False}
+    mount = {"name": "tokens", "mountPath": path, "readOnly": True}
+    return Told(attached=(Attached({"name": "tokens", "secret": source}, (mount,)),))
 
 
 def _command(server: Server) -> Told:

@@ -1,9 +1,10 @@
 """Servers: what each variant is told, when a replica counts, and where clients find it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.plans import BASE, CONFIG, pod, resources, server, server_owner
+from tests.support.plans import BASE, SERVE, pod, resources, server, server_owner
 from tests.unit.cluster.render.manifests import container, environment, mounted, pod_spec, serve
 
 from finetuning_api.finetuningjob import EnvVar
@@ -47,16 +48,52 @@ def test_the_selector_is_the_one_that_the_scale_subresource_tells() -> None:
 
 
 def test_our_own_server_gets_a_run_config_and_reports_to_nobody() -> None:
-    manifests = serve(server(config=CONFIG, auth_secret="tokens"))
+    manifests = serve(server(config=SERVE))
 
     assert container(manifests)["image"] == "images.example/finetuning-server:1"
     assert "/etc/finetuning" in mounted(manifests)
     assert not [name for name in environment(manifests) if name.startswith("KUBEFLOW_")]
-    assert container(manifests)["envFrom"] == [
-        {"prefix": "SERVING_SECRET_", "secretRef": {"name": "tokens", "optional": False}}
-    ]
     labels_of_pod = manifests[0]["spec"]["template"]["metadata"]["labels"]
     assert labels_of_pod["finetuning.dev/network"] == "serving"
+
+
+def test_our_own_server_sees_its_tokens_as_files_that_kubernetes_exchanges() -> None:
+    manifests = serve(server(config=SERVE, auth_secret="tokens"))
+
+    assert mounted(manifests)["/var/run/secrets/finetuning.dev/tokens"] == (
+        {"secret": {"secretName": "tokens", "defaultMode": 0o440, "optional": False}},
+        True,
+    )
+    assert "envFrom" not in container(manifests)
+    assert "/var/run/secrets/finetuning.dev/tokens" not in mounted(serve(server(config=SERVE)))
+
+
+def test_a_command_gets_its_secret_as_variables() -> None:
+    secret = {"prefix": "SERVING_SECRET_", "secretRef": {"name": "tokens", "optional": False}}
+    assert container(serve(replace(COMMAND, auth_secret="tokens")))["envFrom"] == [secret]
+
+
+def test_commands_before_the_server_have_its_image_volumes_and_environment() -> None:
+    wanted = replace(COMMAND, pre_start=(("prepare", "--all"), ("check",)), auth_secret="tokens")
+    first, second = pod_spec(serve(wanted))["initContainers"]
+    program = container(serve(wanted))
+
+    assert (first["name"], first["command"]) == ("pre-start-0", ["prepare", "--all"])
+    assert (second["name"], second["command"]) == ("pre-start-1", ["check"])
+    shared = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "resources", "securityContext")
+    assert {name: first[name] for name in shared} == {name: program[name] for name in shared}
+    assert not {"ports", "lifecycle", "args"} & first.keys()
+    assert not [name for name in first if name.endswith("Probe")]
+
+
+def test_replicas_of_a_scaled_server_are_nothing_that_is_described() -> None:
+    assert "replicas" not in serve(server(replicas=None))[0]["spec"]
+    assert serve(server(replicas=0))[0]["spec"]["replicas"] == 0
+
+
+def test_former_revisions_are_kept_as_asked_and_a_rollout_has_twice_the_time_to_load() -> None:
+    spec = serve(server(former_revisions=7, health=HealthCheck(startup_seconds=60)))[0]["spec"]
+    assert (spec["revisionHistoryLimit"], spec["progressDeadlineSeconds"]) == (7, 120)
 
 
 def test_a_command_is_told_what_to_serve() -> None:
@@ -142,9 +179,11 @@ def test_a_server_without_adapters_is_told_of_none() -> None:
 
 
 def test_probes_ask_as_the_user_says_and_give_a_model_half_an_hour_to_load() -> None:
-    health = HealthCheck(path="/ready", initial_delay_seconds=5, period_seconds=20, failure_threshold=4)
+    health = HealthCheck(
+        path="/ready", initial_delay_seconds=5, period_seconds=20, failure_threshold=4, timeout_seconds=7
+    )
     found = container(serve(server(health=health)))
-    check = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 20, "timeoutSeconds": 5}
+    check = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 20, "timeoutSeconds": 7}
 
     assert found["startupProbe"] == check | {"failureThreshold": 90, "initialDelaySeconds": 5}
     assert found["readinessProbe"] == check | {"failureThreshold": 4}
@@ -153,17 +192,18 @@ def test_probes_ask_as_the_user_says_and_give_a_model_half_an_hour_to_load() -> 
 
 
 @pytest.mark.parametrize(
-    ("variant", "path"),
+    ("variant", "alive", "ready"),
     [
-        (ServerVariant.BUILTIN, "/healthz"),
-        (ServerVariant.COMMAND, "/healthz"),
-        (ServerVariant.VLLM, "/health"),
-        (ServerVariant.NIM, "/v1/health/ready"),
+        (ServerVariant.BUILTIN, "/healthz", "/readyz"),
+        (ServerVariant.COMMAND, "/healthz", "/healthz"),
+        (ServerVariant.VLLM, "/health", "/health"),
+        (ServerVariant.NIM, "/v1/health/ready", "/v1/health/ready"),
     ],
 )
-def test_a_variant_is_asked_where_it_answers(variant: ServerVariant, path: str) -> None:
-    wanted = server(variant, command=("serve",))
-    assert container(serve(wanted))["readinessProbe"]["httpGet"]["path"] == path
+def test_a_variant_is_asked_where_it_answers(variant: ServerVariant, alive: str, ready: str) -> None:
+    found = container(serve(server(variant, command=("serve",))))
+    paths = [found[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")]
+    assert paths == [alive, alive, ready]
 
 
 def test_variables_of_the_server_go_before_those_of_its_pods() -> None:
