@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from finetuning_operator.reconcile.plan import ImageRole
 FAKES = dict.fromkeys(ImageRole, "tests.support.fake_program")
 
 
-def run_with_fakes(state: Path, file: Path, *, wait: bool = True) -> Outcome:
+def run_with_fakes(state: Path, file: Path, *, wait: bool = True, programs: Mapping[ImageRole, str] = FAKES) -> Outcome:
     """Run a manifest with the stand-in program; works in the main thread of a process only."""
     manifest = load_manifest(file)
     layout = Layout.at(state)
@@ -26,7 +27,7 @@ def run_with_fakes(state: Path, file: Path, *, wait: bool = True) -> Outcome:
         errors.print(f"waits for {holder}", markup=False)
 
     with state_lock(layout, job=manifest.names, wait=wait, on_wait=on_wait) as lock, LiveDisplay(errors) as display:
-        return LocalRun(layout, manifest, lock=lock, display=display, programs=FAKES).run()
+        return LocalRun(layout, manifest, lock=lock, display=display, programs=programs).run()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from finetuning_api.runconfig import (
     EvaluateResult,
     LastWords,
     MeasureResult,
+    NotifyResult,
     PredictResult,
     PreflightResult,
     Result,
@@ -48,6 +49,7 @@ RESULTS: Mapping[str, Result] = {
         verdict=Verdict.PASS,
     ),
     "predict": PredictResult(rows=10, tokens=120, digest=f"sha256:{'d' * 64}", size_bytes=2000),
+    "notify": NotifyResult(host="hooks.example"),
 }
 """What each step reports when it succeeds."""
 

@@ -79,15 +79,18 @@ def with_notifications(
     if records != stored:
         status = status.model_copy(update={"notifications": records})
     waiting = [record for record in known if record.state is NotificationState.PENDING]
-    waits = (look.patience(observed.steps.get(record.name)) for record in waiting)
+    waits = [look.patience(observed.steps.get(record.name)) for record in waiting]
+    # What became of the last of them is written, and told, before the job goes.
+    due = plan.expired and _is_waiting(stored)
+    if due and not waiting:
+        waits.append(0.0)
     return replace(
         plan,
         status=status,
         steps=(*plan.steps, *(_step(look, record) for record in waiting)),
         events=(*plan.events, *_failures(stored, known)),
         requeue_after=soonest(plan.requeue_after, *waits),
-        # What became of the last of them is written, and told, before the job goes.
-        expired=plan.expired and not _is_waiting(stored),
+        expired=plan.expired and not due,
     )
 
 
