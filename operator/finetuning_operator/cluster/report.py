@@ -138,7 +138,7 @@ def _is_part_of_a_job(resource: Resource) -> bool:
 
 
 def _telling(part: Any) -> Any:  # noqa: ANN401  (any part of a JSON document)
-    """Return a part of a status without what is empty: ``kubectl describe`` shows a line for each of it.
+    """Return a part of a status without empty lists and messages: ``kubectl describe`` shows a line for each.
 
     Conditions stay as they are: their message is a required field in Kubernetes.
     """
@@ -147,7 +147,7 @@ def _telling(part: Any) -> Any:  # noqa: ANN401  (any part of a JSON document)
     if not isinstance(part, dict):
         return part
     kept = {name: value if name == "conditions" else _telling(value) for name, value in part.items()}
-    return {name: value for name, value in kept.items() if value not in ("", [], {})}
+    return {name: value for name, value in kept.items() if value not in ([], {}) and (name, value) != ("message", "")}
 
 
 def _adapter(status: ApiModel) -> object:
