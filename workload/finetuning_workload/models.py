@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,6 +28,7 @@ _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SINGLE_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000
+_OTHER_BASE = "An adapter fits only the base model that it was trained on; check spec.model."
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
 """What transformers raises for folders that it cannot read."""
 
@@ -171,25 +172,43 @@ def require_matching_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTo
         raise UserError(Reason.TOKENIZER_MISMATCH, message, hint)
 
 
-def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False) -> PeftModel:
-    """Put the adapter of a folder on a base model. The base model's own layers are wrapped in place.
+def load_adapter(
+    model: PreTrainedModel | PeftModel, path: Path, *, trainable: bool = False, name: str = "default"
+) -> PeftModel:
+    """Put the adapter of a folder on a base model, or beside the adapters that it has already.
 
+    The base model's own layers are wrapped in place. A name has no dots: it becomes part of the modules' names.
     Raises UserError(ARTIFACT_CORRUPT) for an adapter that cannot be read, and UserError(INVALID_SPEC) for one that was
     made for another base model.
     """
-    for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
-        if not (path / name).is_file():
-            message = f"{path} is not an adapter: it has no {name}"
-            raise UserError(Reason.ARTIFACT_CORRUPT, message, "Delete the folder; it is made again.")
-    shapes = tensor_shapes(path / _ADAPTER_WEIGHTS)
-    hint = "An adapter fits only the base model that it was trained on; check spec.model."
+    shapes = _adapter_shapes(path)
     try:
-        tuned = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(path), adapter_name=name, is_trainable=trainable, torch_device=str(model.device))
+            tuned = model
+        else:
+            tuned = PeftModel.from_pretrained(model, str(path), adapter_name=name, is_trainable=trainable)
+    except torch.OutOfMemoryError:
+        raise
     except _UNREADABLE as error:
-        message = f"the adapter in {path} does not fit the base model: {str(error).strip()[:600]}"
-        raise UserError(Reason.INVALID_SPEC, message, hint) from error
-    _require_every_weight(tuned, path=path, shapes=shapes, hint=hint)
+        raise _does_not_fit(path, error) from error
+    _require_every_weight(tuned, name=name, path=path, shapes=shapes)
     return tuned.eval() if not trainable else tuned
+
+
+def require_fitting_adapter(config: PreTrainedConfig, path: Path) -> None:
+    """Raise what ``load_adapter`` raises for an adapter that does not fit, without a base model in memory.
+
+    An adapter that fails half-way through being put on a model leaves its traces there; this one is only a skeleton.
+    """
+    shapes = _adapter_shapes(path)
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config)
+            tuned = get_peft_model(skeleton, PeftConfig.from_pretrained(str(path)))
+    except _UNREADABLE as error:
+        raise _does_not_fit(path, error) from error
+    _require_every_weight(cast("PeftModel", tuned), name="default", path=path, shapes=shapes)
 
 
 def free(model: torch.nn.Module) -> None:
@@ -200,18 +219,32 @@ def free(model: torch.nn.Module) -> None:
         torch.cuda.empty_cache()
 
 
-def _require_every_weight(tuned: PeftModel, *, path: Path, shapes: dict[str, tuple[int, ...]], hint: str) -> None:
+def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an adapter's weights. Raises UserError(ARTIFACT_CORRUPT) for a folder that has none."""
+    for file in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+        if not (path / file).is_file():
+            message = f"{path} is not an adapter: it has no {file}"
+            raise UserError(Reason.ARTIFACT_CORRUPT, message, "Delete the folder; it is made again.")
+    return tensor_shapes(path / _ADAPTER_WEIGHTS)
+
+
+def _does_not_fit(path: Path, error: BaseException) -> UserError:
+    message = f"the adapter in {path} does not fit the base model: {str(error).strip()[:600]}"
+    return UserError(Reason.INVALID_SPEC, message, _OTHER_BASE)
+
+
+def _require_every_weight(tuned: PeftModel, *, name: str, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """PEFT warns about weights that found no place; an adapter that is loaded in part gives silently wrong answers."""
-    state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    state = get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
+    expected = {weight: tuple(tensor.shape) for weight, tensor in state.items()}
+    wrong = sorted(weight for weight in expected.keys() | shapes.keys() if expected.get(weight) != shapes.get(weight))
     if wrong:
-        name = wrong[0]
+        weight = wrong[0]
         message = (
-            f"the adapter in {path} does not fit the base model in {len(wrong)} weights, for example {name}:"
-            f" the adapter has {shapes.get(name, 'none')}, the model needs {expected.get(name, 'none')}"
+            f"the adapter in {path} does not fit the base model in {len(wrong)} weights, for example {weight}:"
+            f" the adapter has {shapes.get(weight, 'none')}, the model needs {expected.get(weight, 'none')}"
         )
-        raise UserError(Reason.INVALID_SPEC, message, hint)
+        raise UserError(Reason.INVALID_SPEC, message, _OTHER_BASE)
 
 
 def _attention(config: PreTrainedConfig) -> str:

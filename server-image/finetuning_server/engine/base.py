@@ -38,6 +38,8 @@ class GenerationRequest:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     """Texts that end the completion; they are not part of it."""
+    closing_tokens: tuple[int, ...] = ()
+    """Tokens that end the completion beside the model's own end-of-text tokens, such as the mark that closes a turn."""
     sampling: Sampling = field(default_factory=Sampling)
     top_logprobs: int | None = None
     """How many alternatives each token is told with; None tells no logarithms of probabilities at all."""

@@ -35,3 +35,15 @@ class OutOfMemory(EngineError):
 
 class EngineStopped(EngineError):
     """The server is being stopped."""
+
+
+class StepFailed(EngineError):
+    """The model failed while it computed this request, among others; the log has the details."""
+
+
+class UnknownToken(EngineError):
+    """The prompt was given as numbers, and one of them is no token of the model."""
+
+    def __init__(self, token: int, *, vocabulary: int) -> None:
+        super().__init__(f"the prompt has the token {token}; the model's tokens are 0 to {vocabulary - 1}")
+        self.token = token
