@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetuning_api.base import ClaimRef, Condition, ConditionStatus, ConditionType, Resource
-from finetuning_api.evaluationjob import EvaluationJob
+from finetuning_api.evaluationjob import EvaluationJob, PredictionsArtifact
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.metrics import EvaluationRow, Verdict
@@ -72,9 +72,12 @@ def print_outcome(console: Console, resource: Resource, *, layout: Layout | None
             console.print(results_table(resource.status.evaluation))
             console.print()
         _print_verdict(console, resource)
+    if isinstance(resource, EvaluationJob) and resource.status.predictions is not None:
+        made = resource.status.predictions
+        console.print(f"  predicted    {made.rows} rows, {made.tokens} tokens", highlight=False)
     lies = claims(resource) if layout is None else [(k, str(_from_here(path))) for k, path in places(resource, layout)]
     for name, where in lies:
-        console.print(f"  {name:<11}{escape(where)}", soft_wrap=True, highlight=False)
+        console.print(f"  {name:<13}{escape(where)}", soft_wrap=True, highlight=False)
 
 
 def _from_here(path: Path) -> Path:
@@ -108,6 +111,8 @@ def places(resource: Resource, layout: Layout) -> list[tuple[str, Path]]:
         report = ClaimRef(claim_name=adapter.claim_name, path=REPORT_FOLDER)
     if isinstance(resource, EvaluationJob):
         report = resource.status.report
+        if resource.status.predictions is not None:
+            found.append(("predictions", layout.claim(_predictions(resource.status.predictions))))
     if isinstance(resource, Relocation) and resource.status.artifact is not None:
         found.append(("artifact", layout.claim(resource.status.artifact.claim)))
     if report is not None:
@@ -115,15 +120,27 @@ def places(resource: Resource, layout: Layout) -> list[tuple[str, Path]]:
     return [(name, path) for name, path in found if path.exists()]
 
 
+def _predictions(made: PredictionsArtifact) -> ClaimRef:
+    """Return where the lines of predictions are."""
+    return ClaimRef(claim_name=made.claim_name, path=f"{made.path}/predictions.jsonl".lstrip("/"))
+
+
+def has_results(job: FineTuningJob | EvaluationJob) -> bool:
+    """Return whether a job has told what it found out."""
+    return bool(job.status.evaluation) or (isinstance(job, EvaluationJob) and job.status.predictions is not None)
+
+
 def report_content(job: FineTuningJob | EvaluationJob) -> dict[str, object]:
     """Return the results of a job for scripts."""
     status = job.status
+    predictions = job.status.predictions if isinstance(job, EvaluationJob) else None
     return {
         "kind": job.kind,
         "name": job.metadata.name,
         "state": headline(job),
         "verdict": status.verdict.value if status.verdict else None,
         "evaluation": [row.to_wire() for row in status.evaluation],
+        **({"predictions": predictions.to_wire()} if predictions else {}),
         "warnings": list(status.warnings),
     }
 
@@ -140,6 +157,8 @@ def claims(resource: Resource) -> list[tuple[str, str]]:
         report = resource.status.report
         path = f"{report.path}/report.html".lstrip("/")
         found.append(("report", ClaimRef(claim_name=report.claim_name, path=path)))
+    if isinstance(resource, EvaluationJob) and resource.status.predictions is not None:
+        found.append(("predictions", _predictions(resource.status.predictions)))
     if isinstance(resource, Relocation) and resource.status.artifact is not None:
         found.append(("artifact", resource.status.artifact.claim))
     shown = [(name, f"claim {place.claim_name}{f', {place.path}' if place.path else ''}") for name, place in found]
@@ -170,6 +189,8 @@ def _result(resource: Resource) -> str:
     failed = find_condition(_conditions(resource), ConditionType.FAILED)
     if failed is not None and failed.status is ConditionStatus.TRUE:
         return failed.reason.value
+    if isinstance(resource, EvaluationJob) and resource.status.predictions is not None:
+        return f"{resource.status.predictions.rows} rows"
     verdict = resource.status.verdict if isinstance(resource, FineTuningJob | EvaluationJob) else None
     return verdict.value if verdict is not None else ""
 
@@ -218,4 +239,6 @@ def _print_verdict(console: Console, resource: FineTuningJob | EvaluationJob) ->
     gate = find_condition(resource.status.conditions, ConditionType.GATE_PASSED)
     message = gate.message if gate is not None else ""
     style = _VERDICT_STYLES[verdict]
-    console.print(f"  gate       [{style}]{verdict.value}[/{style}] {escape(message)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"  gate         [{style}]{verdict.value}[/{style}] {escape(message)}", highlight=False, soft_wrap=True
+    )

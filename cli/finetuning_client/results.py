@@ -29,6 +29,10 @@ class Results:
         if not isinstance(resource, FineTuningJob | EvaluationJob):
             raise ClusterError(f"{resource.metadata.name} is a {resource.kind}, not a job")
         status = resource.status
+        predictions = resource.status.predictions if isinstance(resource, EvaluationJob) else None
+        if predictions is not None:
+            where = f"They lie on the claim {predictions.claim_name}, in predictions.jsonl."
+            raise ClusterError(f"{resource.metadata.name} predicts: it has no metrics", where)
         if not status.evaluation:
             message = f"{resource.metadata.name} has no results yet ({status.phase.value})"
             raise ClusterError(message, f"See how far it is: finetune status {resource.metadata.name}")

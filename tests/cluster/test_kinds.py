@@ -65,7 +65,7 @@ class TestEvaluationJob:
 
         assert [each["name"] for each in done["status"]["stages"]] == ["wait", "relocate", "evaluate"]
         assert done["status"]["evaluation"][0]["tuned"] == 0.9
-        assert done["status"]["report"] == {"claimName": "compare-report", "path": ""}
+        assert done["status"]["report"] == {"claimName": "compare-report"}
         told = run_config(site, "compare-evaluate")["candidates"]
         assert [(each["name"], each["adapterPath"], each["adapterDigest"]) for each in told] == [
             (name, f"/volumes/{job}-adapter/adapter", ADAPTER.digest)
@@ -109,6 +109,36 @@ class TestEvaluationJob:
         assert told["reason"] == "DependencyFailed"
         assert told["message"] == "wait: FineTuningJob late failed: preflight: there is not one row"
         assert site.job_names() == {"late-preflight"}
+
+    def test_it_predicts_from_prompts_alone_and_goes_on_after_its_pod_is_gone(self, site: Site) -> None:
+        data = {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}"}
+        candidates = [{"name": "base", "model": MODEL}, {"name": "tuned", "jobRef": "one"}]
+        site.finished_job("one")
+        site.create(
+            resource("EvaluationJob", "all", site.namespace, mode="predict", candidates=candidates, dataset=data)
+        )
+        first = site.pod("predict")
+        pods.evict(site.cluster, first)
+        again = site.pod("predict", other_than=(first["metadata"]["name"],))
+        pods.succeed(site.cluster, again)
+
+        done = site.wait("EvaluationJob", "all", where=lambda now: has_condition(now, "Complete"))
+
+        assert done["status"]["predictions"] == {
+            "claimName": "all-predictions",
+            "rows": 10,
+            "tokens": 120,
+            "digest": f"sha256:{'d' * 64}",
+            "bytes": 2000,
+        }
+        assert [each["name"] for each in done["status"]["stages"]] == ["wait", "relocate", "predict"]
+        config = run_config(site, "all-predict")
+        assert (config["kind"], config["outputPath"]) == ("predict", "/volumes/all-predictions")
+        assert first["spec"]["containers"][0]["image"] == again["spec"]["containers"][0]["image"]
+        shown = site.cluster.kubectl("get", "evj", "all", "-n", site.namespace).stdout.splitlines()
+        assert "PREDICTED" in shown[0]
+        assert shown[1].split()[:2] == ["all", "Complete"]
+        assert " 10 " in shown[1]
 
 
 def waits(found: Object, job: str) -> bool:

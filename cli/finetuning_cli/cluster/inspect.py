@@ -13,7 +13,7 @@ from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_cli.cluster.find import ALL_KINDS, find
 from finetuning_cli.cluster.objects_out import plain, print_objects
 from finetuning_cli.display import LiveDisplay
-from finetuning_cli.output import print_outcome, print_status, report_content, status_table
+from finetuning_cli.output import has_results, print_outcome, print_status, report_content, status_table
 from finetuning_client import Client, ClusterError, Goal, NotFoundError, WaitFailedError
 from finetuning_client.api import Kind, Object
 from finetuning_client.following import Deadline, follow
@@ -121,7 +121,7 @@ def show_report(name: str, *, client: Client, output: str) -> None:
     resource = typed(find(client, name)[1])
     if not isinstance(resource, FineTuningJob | EvaluationJob):
         raise ClusterError(f"{name} is a {resource.kind}, not a job", "Give the name of a job.")
-    if not resource.status.evaluation:
+    if not has_results(resource):
         hint = f"See how far it is: finetune status {name}"
         raise ClusterError(f"{name} has no results yet ({resource.status.phase.value})", hint)
     if output == "json":

@@ -14,6 +14,7 @@ from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.lock import state_lock
 from finetuning_cli.local.store import Store
 from finetuning_operator.reconcile.conditions import is_terminal
+from finetuning_operator.reconcile.evaluation import PREDICTIONS, REPORT
 from finetuning_operator.reconcile.names import adapter_claim, child_name, evaluation_name
 from finetuning_operator.reconcile.needs import job_needs
 from finetuning_workload.errors import UserError
@@ -54,7 +55,7 @@ def _remove(kind: str, name: str, resource: Resource | None, *, layout: Layout, 
         shutil.rmtree(layout.root / "steps" / "EvaluationJob" / evaluation, ignore_errors=True)
         store.delete("EvaluationJob", evaluation)
     elif kind == "EvaluationJob":
-        claims = [child_name(name, "report")]
+        claims = [child_name(name, suffix) for suffix in (REPORT, PREDICTIONS)]
     elif kind == "Relocation":
         claims = [name]
     # The object goes first: what is left without it is used by nobody.

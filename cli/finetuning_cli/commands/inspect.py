@@ -14,7 +14,7 @@ from finetuning_api.reasons import Reason
 from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.records import load_records
 from finetuning_cli.local.store import Key, Store, to_yaml
-from finetuning_cli.output import print_outcome, print_status, report_content, status_table
+from finetuning_cli.output import has_results, print_outcome, print_status, report_content, status_table
 from finetuning_operator.reconcile.names import evaluation_name
 from finetuning_operator.reconcile.needs import job_needs
 from finetuning_operator.reconcile.plan import StepPhase
@@ -64,7 +64,7 @@ def show_report(name: str, *, state: Path, output: str = "table") -> None:
     """Print the results of a job. Raises UserError when there are none yet."""
     layout = Layout.at(state)
     job, _ = find_job(name, layout)
-    if not job.status.evaluation:
+    if not has_results(job):
         hint = f"See how far it is: finetune status {name}"
         raise UserError(Reason.WAITING, f"{name} has no results yet ({job.status.phase.value})", hint)
     if output == "json":

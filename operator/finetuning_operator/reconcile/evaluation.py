@@ -71,6 +71,8 @@ from finetuning_operator.reconcile.predictions import (
 from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
 
 EVALUATE, PREDICT = "evaluate", "predict"
+REPORT, PREDICTIONS = "report", "predictions"
+"""Suffixes of the claims that results are written to."""
 _REPORT_BYTES = 256 * 2**20
 """A report holds tables and samples: small, whatever the model."""
 
@@ -123,7 +125,7 @@ class _View:
 
     @property
     def output(self) -> ClaimRef:
-        suffix = "predictions" if self.predicts else "report"
+        suffix = PREDICTIONS if self.predicts else REPORT
         return self.job.spec.output or ClaimRef(claim_name=child_name(self.job.metadata.name, suffix))
 
     @property

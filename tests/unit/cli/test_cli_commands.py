@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,17 +8,20 @@ from rich.console import Console
 from tests.support.objects import World, failed, job, succeeded
 from typer.testing import CliRunner
 
+from finetuning_api.base import ObjectMeta
+from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
-from finetuning_cli.commands.prompt import Question, render
+from finetuning_cli.commands.prompt import render
 from finetuning_cli.display import LiveDisplay, duration
 from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.lock import state_lock
 from finetuning_cli.local.store import Store
 from finetuning_cli.main import app
 from finetuning_cli.output import number, results_table
+from finetuning_client.models import Question
 from finetuning_operator.reconcile.plan import StepPhase, StepState
 from finetuning_workload.errors import UserError
 
@@ -255,3 +259,38 @@ def test_gate_that_fails_is_told_with_its_numbers(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["report", "demo", "--state", str(tmp_path)])
 
     assert "Fail -0.1 < 0" in done.stdout
+
+
+def predicted(folder: Path) -> Path:
+    spec = {
+        "mode": "predict",
+        "candidates": [{"name": "base", "model": {"source": "hf://acme/tiny", "revision": "v1"}}],
+        "dataset": {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}"},
+    }
+    world = World()
+    world.add(EvaluationJob(metadata=ObjectMeta(name="all"), spec=EvaluationJobSpec.model_validate(spec)))
+    world.settle()
+    world.finish_relocations()
+    world.finish(("EvaluationJob", "all"), "predict")
+    store = Store(Layout.at(folder))
+    for resource in world.objects.values():
+        store.save(resource)
+    claim = folder / "volumes/all-predictions"
+    claim.mkdir(parents=True)
+    (claim / "predictions.jsonl").touch()
+    return folder
+
+
+def test_predictions_are_reported_with_where_they_lie_and_deleted_with_their_job(tmp_path: Path) -> None:
+    state = predicted(tmp_path)
+
+    told = RUNNER.invoke(app, ["report", "all", "--state", str(state)])
+    as_json = json.loads(RUNNER.invoke(app, ["report", "all", "-o", "json", "--state", str(state)]).stdout)
+    deleted = RUNNER.invoke(app, ["delete", "all", "--state", str(state)])
+
+    assert told.exit_code == 0, told.output
+    assert "predicted    10 rows, 120 tokens" in told.stdout
+    assert f"predictions  {state}/volumes/all-predictions/predictions.jsonl" in told.stdout
+    assert as_json["predictions"]["rows"] == 10
+    assert deleted.exit_code == 0, deleted.output
+    assert not (state / "volumes/all-predictions").exists()
