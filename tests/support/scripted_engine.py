@@ -14,8 +14,9 @@ from tests.support.models import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from finetuning_server.engine.base import FinishReason, GenerationRequest, Load, Piece, ServedModel, TokenScore
-from finetuning_server.engine.errors import EngineError, EngineStopped, QueueFull, UnknownModel
+from finetuning_server.engine.errors import EngineError, EngineStopped, QueueFull, UnknownModel, UnknownToken
 
+_POLL_SECONDS = 0.005
 MODELS = (ServedModel("base"), ServedModel("tuned", parent="base"))
 
 
@@ -29,8 +30,8 @@ class Script:
     """Raised before the first piece."""
     failure: Exception | None = None
     """Raised after the first piece."""
-    held: asyncio.Event | None = None
-    """Waited for after the first piece."""
+    held: bool = False
+    """Whether every request waits after its first piece; a test sets it back from its own thread."""
     places: int = 1000
     """Requests at the same time; one more is refused with QueueFull."""
     load_error: Exception | None = None
@@ -49,7 +50,6 @@ class ScriptedEngine:
     running: int = 0
     most_running: int = 0
     stopped: bool = False
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
         if self.script.load_error is not None:
@@ -57,7 +57,6 @@ class ScriptedEngine:
 
     async def stop(self) -> None:
         self.stopped = True
-        self.stopping.set()
 
     def models(self) -> tuple[ServedModel, ...]:
         return self.served
@@ -84,19 +83,17 @@ class ScriptedEngine:
         names = tuple(model.name for model in self.served)
         if request.model not in names:
             raise UnknownModel(request.model, known=names)
+        unknown = [token for token in request.tokens if token >= len(self.tokenizer)]
+        if unknown:
+            raise UnknownToken(unknown[0], vocabulary=len(self.tokenizer))
         if self.script.refusal is not None:
             raise self.script.refusal
         if self.running >= self.script.places:
             raise QueueFull(waiting=self.running, retry_after_seconds=3)
 
     async def _interlude(self, number: int) -> None:
-        if number == 1 and self.script.held is not None:
-            waits = [asyncio.ensure_future(event.wait()) for event in (self.script.held, self.stopping)]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
+        while number == 1 and self.script.held and not self.stopped:  # noqa: ASYNC110  (the test is another thread)
+            await asyncio.sleep(_POLL_SECONDS)
         if number == 1 and self.script.failure is not None:
             raise self.script.failure
         if self.stopped:

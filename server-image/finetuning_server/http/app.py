@@ -127,7 +127,7 @@ class Service:
         if texts:
             return await self._encoder.texts(texts)
         ids = [one for one in prompt if isinstance(one, int)]
-        return self._encoder.checked([ids] if ids else [one for one in prompt if isinstance(one, list)])
+        return [tuple(ids)] if ids else [tuple(one) for one in prompt if isinstance(one, list)]
 
     async def _answer(
         self, ask: Ask, body: SamplingFields, *, writer: CompletionWriter | ChatWriter, record: RequestRecord

@@ -1,6 +1,7 @@
 """Refusals: one shape for all of them, which is OpenAI's, and the status codes that its clients tell apart."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -17,11 +18,31 @@ from finetuning_server.engine.errors import (
     PromptTooLong,
     QueueFull,
     UnknownModel,
+    UnknownToken,
 )
 from finetuning_workload.errors import UserError
 
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 _STOPPED_RETRY_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """How an error of the engine is told."""
+
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+    code: str = "internal"
+    param: str | None = None
+    kind: str = _SERVER
+
+
+_OF_ENGINE: dict[type[EngineError], _Told] = {
+    UnknownModel: _Told(HTTPStatus.NOT_FOUND, "model_not_found", "model", _INVALID),
+    PromptTooLong: _Told(HTTPStatus.BAD_REQUEST, "context_length_exceeded", "prompt", _INVALID),
+    UnknownToken: _Told(HTTPStatus.BAD_REQUEST, "invalid_value", "prompt", _INVALID),
+    QueueFull: _Told(HTTPStatus.TOO_MANY_REQUESTS, "queue_full", None, "rate_limit_error"),
+    OutOfMemory: _Told(HTTPStatus.SERVICE_UNAVAILABLE, "out_of_memory"),
+}
 _BRANCHES = frozenset({"str", "int", "float", "bool", "none"})
 """What pydantic adds to the place of a mistake for a branch of a union; lists are written list[...]."""
 
@@ -90,22 +111,11 @@ def internal_error(request_id: str) -> ApiError:
 
 def from_engine(error: EngineError) -> ApiError:
     """Return how a request that the engine refused or gave up is answered."""
-    text = str(error)
-    match error:
-        case UnknownModel():
-            return ApiError(HTTPStatus.NOT_FOUND, text, code="model_not_found", param="model")
-        case PromptTooLong():
-            return ApiError(HTTPStatus.BAD_REQUEST, text, code="context_length_exceeded", param="prompt")
-        case QueueFull():
-            headers = {"Retry-After": str(error.retry_after_seconds)}
-            kind = "rate_limit_error"
-            return ApiError(HTTPStatus.TOO_MANY_REQUESTS, text, code="queue_full", kind=kind, headers=headers)
-        case OutOfMemory():
-            message = text or "there was not enough memory for this request"
-            return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, code="out_of_memory", kind=_SERVER)
-        case EngineStopped():
-            return not_ready(text or "the server is being stopped", code="stopped")
-    return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, text, code="internal", kind=_SERVER)
+    if isinstance(error, EngineStopped):
+        return not_ready(str(error), code="stopped")
+    known = next((told for kind, told in _OF_ENGINE.items() if isinstance(error, kind)), _Told())
+    retry = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, QueueFull) else None
+    return ApiError(known.status, str(error), code=known.code, param=known.param, kind=known.kind, headers=retry)
 
 
 def from_user_error(error: UserError, *, param: str) -> ApiError:

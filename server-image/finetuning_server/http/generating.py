@@ -150,5 +150,5 @@ async def _pump(
 def _room(prompt: tuple[int, ...], context_length: int) -> int:
     room = context_length - len(prompt)
     if room < 1:
-        raise PromptTooLong(tokens=len(prompt), limit=context_length)
+        raise PromptTooLong(tokens=len(prompt), limit=context_length - 1)
     return room

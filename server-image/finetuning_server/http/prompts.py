@@ -47,15 +47,6 @@ class PromptEncoder:
         """Return a chat up to where the next answer begins."""
         return await self._aside(lambda: _of_chat(self._tokenizer(), messages))
 
-    def checked(self, prompts: Sequence[Sequence[int]]) -> list[Tokens]:
-        """Return prompts that came as token ids. Raises ApiError for ids that are no tokens."""
-        size = len(self._tokenizer())
-        unknown = next((token for prompt in prompts for token in prompt if token >= size), None)
-        if unknown is not None:
-            message = f"prompt: {unknown} is not a token; ids end at {size - 1}"
-            raise ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_value", param="prompt")
-        return [tuple(prompt) for prompt in prompts]
-
     async def _aside(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
@@ -68,7 +59,7 @@ def _of_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
 
 
 def _of_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage]) -> ChatPrompt:
-    """Return a chat's prompt and what ends its answer. Raises ApiError without a chat template, or for a chat that it refuses."""
+    """Return a chat's prompt. Raises ApiError without a chat template, or for a chat that it refuses."""
     if not tokenizer.chat_template:
         message = "the tokenizer of this model has no chat template; use /v1/completions"
         raise ApiError(HTTPStatus.BAD_REQUEST, message, code="no_chat_template", param="messages")
