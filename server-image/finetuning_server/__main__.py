@@ -1,22 +1,36 @@
 """The server's programs: ``python -m finetuning_server``."""
 
 import sys
+from functools import partial
 
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import PromptConfig, RunConfig
+from finetuning_api.runconfig import PredictConfig, PredictResult, PromptConfig, RunConfig, ServeConfig
 from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.program import Context, run_program
 
 
-def work(config: RunConfig, context: Context) -> None:
+def work(config: RunConfig, context: Context) -> PredictResult | None:
     """Do what the RunConfig says."""
-    if not isinstance(config, PromptConfig):
-        message = f"the server does not know the kind {config.kind!r}"
-        raise EnvironmentFault(Reason.INTERNAL, message, "Operator and image must be of one release.")
     # torch and transformers take seconds to import: not before they are needed.
-    from finetuning_server.prompt import answer_prompt
+    match config:
+        case ServeConfig():
+            from finetuning_server.serve import serve
 
-    answer_prompt(config, context)
+            serve(config, context)
+        case PromptConfig():
+            from finetuning_server.engine.batching import BatchingEngine
+            from finetuning_server.prompt import answer_prompt
+
+            answer_prompt(config, context, engines=partial(BatchingEngine, environment=context.environment))
+        case PredictConfig():
+            from finetuning_server.engine.batching import BatchingEngine
+            from finetuning_server.predict import predict
+
+            return predict(config, context, engines=partial(BatchingEngine, environment=context.environment))
+        case _:
+            message = f"the server does not know the kind {config.kind!r}"
+            raise EnvironmentFault(Reason.INTERNAL, message, "Operator and image must be of one release.")
+    return None
 
 
 if __name__ == "__main__":

@@ -2,21 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetuning_api.runconfig import (
-    AdapterInput,
-    CandidateInput,
-    PredictConfig,
-    PredictResult,
-    ProgressMetric,
-    ServeConfig,
-)
+from finetuning_api.runconfig import PredictConfig, PredictResult, ProgressMetric
 from finetuning_server.engine.base import Engine, GenerationRequest
-from finetuning_server.engine.errors import OutOfMemory, PromptTooLong
+from finetuning_server.engine.errors import EngineError, PromptTooLong
+from finetuning_server.groups import Engines, Group, failure_of, groups_of
 from finetuning_server.journal import Completed, Ending, Journal
 from finetuning_server.predictions import config_digest, find_finished, write_predictions
 from finetuning_workload.artifact import PARTIAL_NAME
@@ -25,16 +19,11 @@ from finetuning_workload.data import Encoder, Table, count_prompts, iterate_prom
 from finetuning_workload.hardware import set_threads
 from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.models import load_tokenizer
-from finetuning_workload.program import Context, StopFlag, out_of_memory
+from finetuning_workload.program import Context, StopFlag
 from finetuning_workload.progress import Reporter
 
-_BASE = "(base)"
-"""Served name of a base model that is no candidate itself; no candidate can be named so."""
 _LOOK_SECONDS = 0.2
 _MEMORY_HINT = "Give the job more memory, or lower generation.maxNewTokens."
-
-Engines = Callable[[ServeConfig], Engine]
-"""Makes the engine of one base model and its adapters."""
 
 
 def predict(config: PredictConfig, context: Context, *, engines: Engines) -> PredictResult:
@@ -65,14 +54,6 @@ def predict(config: PredictConfig, context: Context, *, engines: Engines) -> Pre
         reporter.close()
     path.unlink()
     return result
-
-
-def groups_of(candidates: Sequence[CandidateInput]) -> tuple[tuple[CandidateInput, ...], ...]:
-    """Return the candidates that one load serves: those of one base model and one tokenizer."""
-    groups: dict[tuple[str, str], list[CandidateInput]] = {}
-    for candidate in candidates:
-        groups.setdefault((candidate.model.path, candidate.model.tokenizer_path), []).append(candidate)
-    return tuple(tuple(group) for group in groups.values())
 
 
 class _Progress:
@@ -114,7 +95,7 @@ class _Work:
         config: PredictConfig,
         table: Table,
         *,
-        group: tuple[CandidateInput, ...],
+        group: Group,
         journal: Journal,
         progress: _Progress,
         stop: StopFlag,
@@ -132,8 +113,8 @@ class _Work:
             asyncio.run(self._run(engines))
 
     async def _run(self, engines: Engines) -> None:
-        self._progress.tell(f"loading {', '.join(candidate.name for candidate in self._group)}")
-        engine = engines(self._serve_config())
+        self._progress.tell(f"loading {self._group.names}")
+        engine = engines(self._group.serve_config(self._config.job, max_running=self._config.max_running))
         await engine.start()
         try:
             questions = self._questions()
@@ -184,8 +165,8 @@ class _Work:
                 pieces = [piece async for piece in stream]
         except PromptTooLong:
             return answer.model_copy(update={"finish_reason": Ending.PROMPT_TOO_LONG})
-        except OutOfMemory as error:
-            raise out_of_memory("predicting", hint=_MEMORY_HINT) from error
+        except EngineError as error:
+            raise failure_of(error, doing="predicting", memory_hint=_MEMORY_HINT) from error
         return answer.model_copy(
             update={
                 "completion": "".join(piece.text for piece in pieces),
@@ -197,27 +178,10 @@ class _Work:
     def _questions(self) -> Iterator[_Question]:
         """Go through what no run has completed yet."""
         rows, limit = self._config.dataset.rows, self._config.limit
-        tokenizer = load_tokenizer(Path(self._group[0].model.tokenizer_path))
+        tokenizer = load_tokenizer(Path(self._group.candidates[0].model.tokenizer_path))
         encoder = Encoder(tokenizer)
         for number, row in iterate_prompts(self._table, rows, tokenizer, limit=limit):
-            missing = [each for each in self._group if not self._journal.holds(each.name, number)]
+            missing = [each for each in self._group.candidates if not self._journal.holds(each.name, number)]
             tokens = tuple(encoder.encode_prompt(row)) if missing and row.prompt else ()
             for candidate in missing:
-                yield _Question(number, candidate.name, self._served_name(candidate), tokens)
-
-    def _served_name(self, candidate: CandidateInput) -> str:
-        return _BASE if candidate.adapter_path is None else candidate.name
-
-    def _serve_config(self) -> ServeConfig:
-        return ServeConfig(
-            job=self._config.job,
-            model=self._group[0].model,
-            served_name=_BASE,
-            adapters=tuple(
-                AdapterInput(name=each.name, path=each.adapter_path, digest=each.adapter_digest)
-                for each in self._group
-                if each.adapter_path is not None
-            ),
-            max_running=self._config.max_running,
-            max_waiting=2 * self._config.max_running,
-        )
+                yield _Question(number, candidate.name, self._group.served_name(candidate), tokens)

@@ -110,7 +110,9 @@ class BatchingEngine:
         given = [adapter for adapter in self._config.adapters if not adapter.awaited]
         awaited = [adapter for adapter in self._config.adapters if adapter.awaited]
         for adapter in given:
-            await asyncio.to_thread(require_intact, Path(adapter.path), digest=adapter.digest)
+            # An adapter of the user's own may have no manifest: loading it is then all that can tell.
+            if adapter.digest is not None or _manifest_state(Path(adapter.path)) is not None:
+                await asyncio.to_thread(require_intact, Path(adapter.path), digest=adapter.digest)
         await self._on_thread(partial(self._load, given))
         missing = await self._look_for(awaited)
         self._tasks.append(asyncio.create_task(self._run()))
@@ -119,6 +121,8 @@ class BatchingEngine:
 
     async def stop(self) -> None:
         """Take no more requests, end those that run with EngineStopped, and give memory back."""
+        if self._stopped:
+            return
         self._stopped = True
         for ticket in self._tickets.values():
             ticket.row.cancelled = True

@@ -1,10 +1,12 @@
 """One prompt is answered by every candidate, each answer a line of its own."""
 
 import json
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from tests.support.evaluation import Finished, candidate, run_program, write_adapter
+from tests.support.greedy import greedy
 from tests.support.models import tiny_llama
 
 from finetuning_api.dataset import RowFormat
@@ -41,11 +43,29 @@ def test_base_and_tuned_answer_side_by_side_each_with_its_own_weights(world: Pat
     finished = ask(pair, tmp_path)
 
     assert finished.exit_code == ExitCode.DONE, finished.log
-    answers = [json.loads(line) for line in finished.output.splitlines()]
+    lines = [json.loads(line) for line in finished.output.splitlines()]
+    answers = [line for line in lines if "text" in line]
     assert [set(answer) for answer in answers] == [{"candidate", "text", "tokens", "seconds"}] * 2
     assert [answer["candidate"] for answer in answers] == ["base", "tuned"]
     assert answers[0]["text"] != answers[1]["text"]
-    assert finished.log.count("loading base, tuned from") == 1
+    tokens = prompt_tokens(load_tokenizer(world / "base"), "the invoice", chat=False)
+    assert {answer["candidate"]: (answer["text"], answer["tokens"]) for answer in answers} == {
+        name: (completion.text, completion.tokens)
+        for name, (completion,) in greedy(pair, [tokens], max_new_tokens=12).items()
+    }
+    assert finished.log.count("serving on") == 1
+
+
+def test_answers_come_in_pieces_one_after_the_other(world: Path, tmp_path: Path) -> None:
+    pair = [candidate("base", world / "base"), candidate("tuned", world / "base", world / "adapter")]
+
+    lines = [json.loads(line) for line in ask(pair, tmp_path).output.splitlines()]
+
+    assert [name for name, _ in groupby(line["candidate"] for line in lines)] == ["base", "tuned"]
+    for name in ("base", "tuned"):
+        *pieces, answer = [line for line in lines if line["candidate"] == name]
+        assert "".join(piece["piece"] for piece in pieces) == answer["text"]
+        assert len(pieces) > 1
 
 
 def test_a_plain_prompt_is_encoded_as_it_stands(world: Path) -> None:
