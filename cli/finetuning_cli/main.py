@@ -344,6 +344,32 @@ def serve(
 
 
 @app.command()
+def tensorboard(
+    name: JobName,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Port; without it 6006, or the next one that is free."),
+    ] = None,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show the course of a training in TensorBoard until Ctrl-C; on a cluster, tell where the job's own one answers."""
+    with _told():
+        from finetuning_cli.commands.tensorboard import show_tensorboard, tell_tensorboard
+        from finetuning_cli.place import PlaceOptions, local_state
+
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        folder = local_state(place, name)
+        if folder is not None:
+            show_tensorboard(name, state=folder, port=port)
+        else:
+            tell_tensorboard(name, client=place.client(), port=port)
+
+
+@app.command()
 def cancel(name: AnyName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Stop a job on a cluster after a checkpoint, and keep it. A local run is stopped with Ctrl-C."""
     with _told():

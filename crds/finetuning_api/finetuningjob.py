@@ -31,6 +31,7 @@ from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Ver
 from finetuning_api.notification import MOST_NOTIFICATIONS, NotificationSpec, NotificationStatus
 from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.sources import SourceRef
+from finetuning_api.tensorboard import TensorBoardSpec, TensorBoardStatus
 
 
 class MethodType(StrEnum):
@@ -461,6 +462,9 @@ class FineTuningJobSpec(RunOptions):
     serving: ServingSpec | None = Field(default=None, description="Serve the result; unset does not serve.")
     notifications: list[NotificationSpec] = Field(default_factory=list, max_length=16, description="Who is told.")
     tracking: TrackingSpec | None = Field(default=None, description="Experiment tracking.")
+    tensorboard: TensorBoardSpec | None = Field(
+        default=None, description="Show the course of the training; unset shows none."
+    )
 
 
 class JobPhase(StrEnum):
@@ -541,6 +545,7 @@ class FineTuningJobStatus(StagedStatus):
     )
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     serving: ServingStatus | None = Field(default=None, description="Where the result is served.")
+    tensorboard: TensorBoardStatus | None = Field(default=None, description="Where the training can be watched.")
     notifications: list[NotificationStatus] = Field(
         default_factory=list,
         max_length=MOST_NOTIFICATIONS,

@@ -152,6 +152,8 @@ class TrainConfig(TrainingInputs):
     """Folder of the finished adapter artifact."""
     checkpoint_path: str
     """Folder of checkpoints."""
+    tensorboard_path: str | None = None
+    """Folder of TensorBoard's event files; None writes none."""
 
 
 class CandidateInput(ContractModel):

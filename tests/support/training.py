@@ -65,6 +65,10 @@ class Workshop:
     def checkpoints(self) -> Path:
         return self.folder / "claim" / "checkpoints"
 
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "claim" / "tensorboard"
+
     def _inputs(self, training: dict[str, Any], method: dict[str, Any], workers: int) -> dict[str, Any]:
         settings = {"epochs": 2, "batch_size": 8, "max_length": 64, "learning_rate": 5e-3, "precision": Precision.FP32}
         model = Provenance(source="pypi://tiny==1.0", resolved_revision="1.0", digest="sha256:" + "1" * 64)
@@ -87,7 +91,7 @@ class Workshop:
 
     def train_config(self, *, method: dict[str, Any] | None = None, workers: int = 1, **training: Any) -> TrainConfig:  # noqa: ANN401  (fields of TrainingSpec)
         inputs = self._inputs(training, method or {}, workers)
-        return TrainConfig(**inputs, checkpoint_path=str(self.checkpoints))
+        return TrainConfig(**inputs, checkpoint_path=str(self.checkpoints), tensorboard_path=str(self.tensorboard))
 
     def preflight_config(
         self,

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetuning_trainer.events import EventFiles
+
 if TYPE_CHECKING:
     from finetuning_trainer.loop import StepOutcome
 
@@ -13,7 +15,8 @@ HISTORY_NAME = "metrics.jsonl"
 class History:
     """Appends to metrics.jsonl. A checkpoint keeps a copy: resuming takes the lines that belong to its step."""
 
-    def __init__(self, folder: Path, *, content: bytes = b"") -> None:
+    def __init__(self, folder: Path, *, content: bytes = b"", events: EventFiles | None = None) -> None:
+        self._events = events or EventFiles(None)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / HISTORY_NAME
         self._path.write_bytes(content)
@@ -32,6 +35,7 @@ class History:
         }
         if evaluation_loss is not None:
             line["eval_loss"] = evaluation_loss
+        self._events.add(step, line)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 

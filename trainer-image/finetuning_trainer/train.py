@@ -14,6 +14,7 @@ from finetuning_trainer import batching
 from finetuning_trainer.adapters import Trainee, attach, require_supported
 from finetuning_trainer.checkpoint import Checkpoint, Position, latest_checkpoint, restore
 from finetuning_trainer.evaluate import HeldOut, chosen_rows
+from finetuning_trainer.events import EventFiles
 from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loop import Session, train
@@ -108,11 +109,12 @@ def _dtype(config: TrainConfig, device: torch.device, checkpoint: Checkpoint | N
 
 def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainResult:
     prepared.plan.log()
-    session = _session(prepared, context, reporter)
-    position = _start(prepared, session)
-    saved_step = position.step or None
-    with prepared.strategy.prepared(prepared.trainee):
-        position = train(session, position, saved_step=saved_step)
+    with _event_files(prepared) as events:
+        session = _session(prepared, context, reporter, events=events)
+        position = _start(prepared, session)
+        saved_step = position.step or None
+        with prepared.strategy.prepared(prepared.trainee):
+            position = train(session, position, saved_step=saved_step)
     record = _record(prepared, position, resumed_from_step=saved_step, evaluation_rows=len(session.held_out.rows))
     manifest = save_output(
         Path(prepared.config.output_path), trainee=prepared.trainee, tokenizer=prepared.tokenizer, record=record
@@ -120,7 +122,12 @@ def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainRe
     return train_result(manifest, record)
 
 
-def _session(prepared: _Prepared, context: Context, reporter: Reporter) -> Session:
+def _event_files(prepared: _Prepared) -> EventFiles:
+    folder, checkpoint = prepared.config.tensorboard_path, prepared.checkpoint
+    return EventFiles(Path(folder) if folder else None, resumed_from=checkpoint.position.step if checkpoint else None)
+
+
+def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, events: EventFiles) -> Session:
     plan, weights = prepared.plan, prepared.trainee.trainable()
     build, checkpoints = (batching.pack if plan.packed else batching.pad), Path(prepared.config.checkpoint_path)
     held_out = HeldOut(
@@ -145,7 +152,9 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter) -> Sessi
         optimizer=make_optimizer(weights.values(), prepared.config.training),
         checkpoints=checkpoints,
         identity=prepared.identity,
-        history=History(checkpoints, content=prepared.checkpoint.history if prepared.checkpoint else b""),
+        history=History(
+            checkpoints, content=prepared.checkpoint.history if prepared.checkpoint else b"", events=events
+        ),
         reporter=reporter,
         stop=lambda: bool(context.stop),
     )

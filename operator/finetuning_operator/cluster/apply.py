@@ -26,6 +26,7 @@ from finetuning_operator.cluster.kinds import (
     OPTIONAL_KINDS,
     OWN_KINDS,
     POD,
+    SERVICE,
     KindRef,
 )
 from finetuning_operator.cluster.options import Options
@@ -358,6 +359,13 @@ class Applier:
             identity = self._cache.identity(key)
             if key.name not in wanted and identity is not None and not self._cache.is_deleting(key):
                 await self._delete(DEPLOYMENT, key, uid=identity[0], propagation=Propagation.BACKGROUND)
+        # The address of what an object is stays as long as the object; that of what it merely has goes with it.
+        for key in self._cache.children(owner.metadata.uid, SERVICE.kind):
+            identity = self._cache.identity(key)
+            told = (self._cache.get(key) or {}).get("metadata", {}).get("labels") or {}
+            gone = labels.COMPONENT in told and key.name not in wanted
+            if gone and identity is not None and not self._cache.is_deleting(key):
+                await self._delete(SERVICE, key, uid=identity[0], propagation=Propagation.BACKGROUND)
 
     async def _create_all(self, owner: Resource, manifests: Iterable[Manifest]) -> Blocked | None:
         for manifest in manifests:

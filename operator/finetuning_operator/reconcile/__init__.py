@@ -14,6 +14,7 @@ from finetuning_operator.reconcile.plan import Observed, Plan, Settings
 from finetuning_operator.reconcile.references import references
 from finetuning_operator.reconcile.relocation import reconcile_relocation
 from finetuning_operator.reconcile.server import reconcile_server
+from finetuning_operator.reconcile.tensorboard import with_tensorboard
 
 
 def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
@@ -24,6 +25,7 @@ def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings
     match resource:
         case FineTuningJob():
             plan = reconcile_job(resource, observed=observed, now=now, settings=settings)
+            plan = with_tensorboard(resource, plan, observed=observed, now=now, settings=settings)
             return with_notifications(resource, plan, observed=observed, now=now, settings=settings)
         case EvaluationJob():
             return reconcile_evaluation(resource, observed=observed, now=now, settings=settings)

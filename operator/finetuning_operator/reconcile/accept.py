@@ -19,6 +19,7 @@ _FOR_CLUSTERS = (
     "resources",
     "pod",
     "storage",
+    "tensorboard",
 )
 _NOT_YET = ("tracking",)
 """Fields that no release acts on yet."""

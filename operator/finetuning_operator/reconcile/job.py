@@ -97,6 +97,7 @@ from finetuning_operator.reconcile.stages import (
 
 RELOCATE, PREFLIGHT, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "train", "evaluate", "serve"
 CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "checkpoints", "cache", "evaluation"
+TENSORBOARD_FOLDER = "tensorboard"
 """Folders on the adapter's claim, beside ADAPTER_FOLDER."""
 _WAITS_FOR_INPUTS = Outcome(StageState.PENDING, Reason.WAITING, "waits for its inputs")
 _CPU_RESOURCES = frozenset({"cpu", "memory", "ephemeral-storage"})
@@ -260,6 +261,7 @@ def _train(view: _View) -> Outcome:
             **_fields(inputs),
             output_path=view.path(ADAPTER_FOLDER),
             checkpoint_path=view.path(CHECKPOINT_FOLDER),
+            tensorboard_path=view.path(TENSORBOARD_FOLDER),
         ),
         mounts=_training_mounts(view),
         resources=spec.resources,

@@ -5,6 +5,8 @@ from typing import Final
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 OPERATOR: Final = "finetuning-operator"
 """Value of MANAGED_BY on everything that the operator makes."""
+COMPONENT: Final = "finetuning.dev/component"
+"""On a server that an object has besides, or instead of, the one that it is: what it shows."""
 KIND: Final = "finetuning.dev/kind"
 NAME: Final = "finetuning.dev/name"
 STEP: Final = "finetuning.dev/step"

@@ -103,7 +103,10 @@ class Server:
     """None leaves them to what scales the server."""
     health: HealthCheck
     image: str | None = None
-    """None is the installation's own image of the role ``server``."""
+    """None is the installation's own image of its role."""
+    role: ImageRole = ImageRole.SERVER
+    component: str = ""
+    """What it is among the pods of its owner, which then has others; empty where all of them are its replicas."""
     command: tuple[str, ...] = ()
     pre_start: tuple[tuple[str, ...], ...] = ()
     """Commands that every replica runs before it starts, with the same image, volumes and environment."""

@@ -356,6 +356,7 @@ _JOB_CHANGES = (
     Change("priorityClassName", "low", "high"),
     Change("queueName", "a", None),
     Change("tracking", {"experiment": "a"}, {"experiment": "b"}),
+    Change("tensorboard", None, {}),
 )
 _EVALUATION_CHANGES = (
     Change("mode", None, "predict"),

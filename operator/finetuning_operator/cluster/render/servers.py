@@ -11,7 +11,8 @@ from finetuning_operator.cluster.render.network import SERVING_PORT
 from finetuning_operator.cluster.render.placement import Placement, affinity_of
 from finetuning_operator.cluster.render.pods import Program, pod_template
 from finetuning_operator.cluster.render.variants import health_paths, told
-from finetuning_operator.reconcile.plan import ImageRole, Server
+from finetuning_operator.reconcile import labels
+from finetuning_operator.reconcile.plan import Server
 
 _GRACE_SECONDS: Final = 60
 _DRAIN_SECONDS: Final = 5
@@ -26,7 +27,9 @@ def render_server(server: Server, *, owner: Resource, options: Options, placemen
     New replicas answer before old ones end. On ReadWriteOnce claims they meet on one node, by ``placement``, which then
     needs room, and accelerators, for one replica more. The Service is what names.server_url tells.
     """
-    selector = pod_selector(owner)
+    component = {labels.COMPONENT: server.component} if server.component else {}
+    selector = pod_selector(owner) | component
+    head = metadata(owner, server.name, **component)
     template = pod_template(
         _program(server, options=options, placement=placement), owner=owner, options=options, progress=None
     )
@@ -36,7 +39,7 @@ def render_server(server: Server, *, owner: Resource, options: Options, placemen
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(owner, server.name),
+        "metadata": head,
         "spec": {
             # Where something else scales the server, its number is nothing that we describe.
             **({} if server.replicas is None else {"replicas": server.replicas}),
@@ -50,7 +53,7 @@ def render_server(server: Server, *, owner: Resource, options: Options, placemen
     service = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(owner, server.name),
+        "metadata": head,
         "spec": {
             "selector": selector,
             "ports": [{"name": SERVING_PORT, "port": server.port, "targetPort": SERVING_PORT, "protocol": "TCP"}],
@@ -70,8 +73,8 @@ def _program(server: Server, *, options: Options, placement: Placement) -> Progr
     # What is set for this server goes before what is set for its pods.
     variables = {variable.name: variable for variable in (*server.pod.env, *server.env)}
     return Program(
-        image=server.image or options.images[ImageRole.SERVER],
-        role=ImageRole.SERVER,
+        image=server.image or options.images[server.role],
+        role=server.role,
         network=Network.SERVING,
         container=container,
         environment=special.environment,
@@ -83,6 +86,7 @@ def _program(server: Server, *, options: Options, placement: Placement) -> Progr
         pod=server.pod.model_copy(update={"env": list(variables.values())}),
         priority_class=server.priority_class,
         affinity=affinity_of(server, placement),
+        labels={labels.COMPONENT: server.component} if server.component else {},
         spec={"terminationGracePeriodSeconds": _GRACE_SECONDS},
     )
 
