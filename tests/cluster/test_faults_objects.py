@@ -116,7 +116,7 @@ class TestGone:
 
         done = site.wait_for_job()
         assert has_condition(done, "Complete")
-        assert stage(done, "train")["state"] == "Succeeded"
+        assert (stage(done, "train")["state"], stage(done, "train")["attempts"]) == ("Succeeded", 2)
         assert stage(done, "preflight")["attempts"] == 1
 
     def test_a_claim_that_is_deleted_before_training_is_made_again(self, site: Site) -> None:
@@ -130,6 +130,14 @@ class TestGone:
         site.play("train", "evaluate")
 
         assert has_condition(site.wait_for_job(), "Complete")
+
+    def test_a_claim_that_is_deleted_while_training_mounts_it_is_told_at_once(self, site: Site) -> None:
+        training(site)
+        site.cluster.delete(site.get("PersistentVolumeClaim", "demo-adapter"))
+
+        told = site.wait_for_job(where=lambda now: "message" in stage(now, "train"))
+        assert (stage(told, "train")["state"], told["status"]["reason"]) == ("Running", "VolumeUnavailable")
+        assert stage(told, "train")["message"].startswith("somebody deleted claim demo-adapter: it goes")
 
     def test_what_was_brought_onto_a_claim_that_is_gone_is_brought_again(self, site: Site) -> None:
         with play(site.cluster, namespace=site.namespace) as player:
@@ -453,7 +461,7 @@ class TestStopping:
         site.play("train", "evaluate")
         done = site.wait_for_job()
         assert has_condition(done, "Complete")
-        assert stage(done, "train")["attempts"] == 1
+        assert [stage(done, name)["attempts"] for name in ("preflight", "train", "evaluate")] == [1, 2, 1]
 
     def test_a_job_that_is_active_for_too_long_is_stopped(self, site: Site) -> None:
         training(site, activeDeadlineSeconds=5)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from tests.support import pods
 from tests.support.api_proxy import ApiProxy
 from tests.support.cluster import Cluster, has_condition
 from tests.support.lifecycle import (
@@ -19,8 +20,7 @@ from tests.support.lifecycle import (
     wait_for_events,
 )
 from tests.support.operator_process import OperatorProcess
-from tests.support.player import End, play, scripted
-from tests.support.pods import restricted_spec
+from tests.support.player import STEP_LABEL, End, play, scripted
 from tests.support.processes import wait_until
 
 from finetuning_api.reasons import Reason
@@ -72,6 +72,30 @@ def test_a_job_goes_through_all_its_stages(cluster: Cluster, namespace: str, ser
         ["measure", "measure", "relocate", "relocate", "preflight", "train", "evaluate"]
     )
     wait_for_events(cluster, namespace, ("Normal", "GatePassed"), ("Normal", "Succeeded"))
+
+
+def test_a_stage_runs_only_while_something_of_it_does(
+    cluster: Cluster, hold_namespace: str, run_operator: RunOperator
+) -> None:
+    env = {"FINETUNING_NAMESPACES": hold_namespace, "FINETUNING_STATUS_DELAY": "0.2"}
+    run_operator(env=env).wait_ready()
+
+    def relocate(message: str) -> tuple[str, str, str | None]:
+        found = cluster.wait_for_object(
+            "FineTuningJob", "demo", hold_namespace, where=lambda found: stage_message(found, "relocate") == message
+        )
+        return stages(found)[0][1], found["status"]["phase"], found["status"].get("reason")
+
+    cluster.create(job(hold_namespace))
+    assert relocate("dataset pending, model pending") == ("Pending", "Relocating", "Pending")
+    sources = {
+        each["spec"]["source"]: each["metadata"]["name"] for each in cluster.objects("Relocation", hold_namespace)
+    }
+    selector = f"{STEP_LABEL}=measure,finetuning.dev/name={sources['hf://acme/tiny']}"
+    measure = pods.run(cluster, pods.wait_for_pod(cluster, hold_namespace, labels=selector))
+    assert relocate("dataset pending, model measuring") == ("Running", "Relocating", None)
+    pods.succeed(cluster, measure)
+    assert relocate("dataset pending, model pending") == ("Pending", "Relocating", "Pending")
 
 
 def test_two_jobs_share_what_both_need(cluster: Cluster, namespace: str, serve: Serve) -> None:
@@ -232,7 +256,7 @@ def test_a_finished_job_stays_finished_whatever_becomes_of_its_children(
 def test_a_job_of_somebody_else_with_the_name_of_a_step_is_told_and_waited_for(
     cluster: Cluster, namespace: str, serve: Serve
 ) -> None:
-    template = {"spec": {**restricted_spec(), "restartPolicy": "Never"}}
+    template = {"spec": {**pods.restricted_spec(), "restartPolicy": "Never"}}
     foreign = cluster.create(
         {
             "apiVersion": "batch/v1",
