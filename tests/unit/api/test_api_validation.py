@@ -129,8 +129,11 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_manifest() -> None:
         ),
         (
             {"notifications": [{"type": "slack"}]},
-            "spec.notifications[0].secretRef: is missing; Secret with the address and its credentials: url, and optionally"
-            " token or header; for email host, from and to, and optionally port, username, password and tls",
+            (
+                "spec.notifications[0].secretRef: is missing; Secret with the address and its credentials: url, and"
+                " optionally token or header; for email host, from and to, and optionally port, username, password and"
+                " tls"
+            ),
         ),
     ],
 )
