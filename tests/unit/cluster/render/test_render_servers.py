@@ -11,6 +11,7 @@ from finetuning_api.finetuningjob import EnvVar
 from finetuning_api.inferenceserver import HealthCheck, ServerVariant
 from finetuning_operator.reconcile import labels
 from finetuning_operator.reconcile.names import server_url
+from finetuning_operator.reconcile.plan import ImageRole
 
 COMMAND = server(ServerVariant.COMMAND, image="mine:1", command=("serve", "--fast"))
 VLLM = server(ServerVariant.VLLM, image="vllm:1")
@@ -219,3 +220,14 @@ def test_a_pod_that_ends_goes_on_answering_until_clients_know() -> None:
     manifests = serve(server())
     assert container(manifests)["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
     assert pod_spec(manifests)["terminationGracePeriodSeconds"] == 60
+
+
+def test_a_server_beside_other_pods_of_its_owner_is_told_apart_from_them() -> None:
+    beside = server(ServerVariant.COMMAND, command=("show",), role=ImageRole.TRAINER, component="tensorboard")
+    deployment, service = serve(beside)
+
+    selector = SELECTOR | {"finetuning.dev/component": "tensorboard"}
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == selector
+    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert container((deployment, service))["image"] == "images.example/finetuning-trainer:1"
+    assert service["metadata"]["labels"]["finetuning.dev/component"] == "tensorboard"
