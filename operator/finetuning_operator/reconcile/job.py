@@ -111,6 +111,7 @@ class _View:
     observed: Observed
     settings: Settings
     now: datetime
+    needs: tuple[Need, ...]
 
     @property
     def name(self) -> str:
@@ -119,10 +120,6 @@ class _View:
     @property
     def claim(self) -> str:
         return adapter_claim(self.name)
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return job_needs(self.job.spec)
 
     def need(self, role: Role) -> Need | None:
         return next((wanted for wanted in self.needs if wanted.role is role), None)
@@ -164,7 +161,7 @@ class _View:
 def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
     """Return what a FineTuningJob needs next; a finished one is left as it is, whatever became of its children."""
     old = job.status
-    view = _View(job, observed, settings, now)
+    view = _View(job, observed, settings, now, job_needs(job.spec))
     if is_terminal(old.conditions):
         return _kept(view)
     writer = Writer(job.metadata.generation, now)
