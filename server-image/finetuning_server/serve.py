@@ -16,6 +16,7 @@ import uvicorn
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ServeConfig
 from finetuning_server.engine.base import Engine
+from finetuning_server.engine.batching import BatchingEngine
 from finetuning_server.http.app import Life, Phase, create_app
 from finetuning_server.http.connections import patient_protocol
 from finetuning_server.http.limits import Limits
@@ -49,9 +50,6 @@ def serve(config: ServeConfig, context: Context) -> None:
     """Answer requests until asked to end. Raises ProgramError for what cannot be loaded or listened on."""
     _require_model(config)
     _allow_many_connections()
-    # torch and transformers take seconds to import: mistakes that need neither are told before.
-    from finetuning_server.engine.batching import BatchingEngine
-
     serve_engine(BatchingEngine(config, environment=context.environment), config, stop=context.stop)
 
 
@@ -91,7 +89,7 @@ class _Serving:
                 names = ", ".join(model.name for model in self._engine.models())
                 _LOG.info("serving %s at %s:%d", names, self._config.host, self._config.port)
                 await self._stopped()
-                await self._drain(server, answering)
+                await self._drain(server, answering, listener)
         finally:
             server.should_exit = True
             await self._engine.stop()
@@ -141,7 +139,7 @@ class _Serving:
         while not self._stop:  # noqa: ASYNC110  (set by a signal's handler, which must not touch the event loop)
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _drain(self, server: _Server, answering: asyncio.Task[None]) -> None:
+    async def _drain(self, server: _Server, answering: asyncio.Task[None], listener: socket.socket) -> None:
         """Let running requests go on for the time that they are given.
 
         Readiness is off at once, and every answer closes its connection. The listener stays open a little longer: a
@@ -151,6 +149,9 @@ class _Serving:
         last_call = min(self._patience.last_call_seconds, self._config.drain_seconds)
         _LOG.info("asked to end: %d requests run", self._engine.load().running)
         await asyncio.sleep(last_call)
+        # What waits in the socket's queue when it is closed would be reset: take no more, and let the queue run empty.
+        listener.listen(0)
+        await asyncio.sleep(_POLL_SECONDS)
         server.should_exit = True
         _done, late = await asyncio.wait({answering}, timeout=self._config.drain_seconds - last_call)
         if late:

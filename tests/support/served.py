@@ -53,10 +53,12 @@ class Served:
     """A server that runs in this process."""
 
     url: str
-    engine: Engine
+    engine: Any
+    """The one behind it; None where it is in another process."""
     stop: StopFlag = field(default_factory=StopFlag)
     log: io.StringIO = field(default_factory=io.StringIO)
     failure: list[BaseException] = field(default_factory=list)
+    thread: threading.Thread = field(default_factory=threading.Thread)
 
     @property
     def port(self) -> int:
@@ -100,9 +102,13 @@ class Served:
 
 @contextmanager
 def served(
-    engine: Engine | None = None, *, config: ServeConfig | None = None, patience: Patience | None = None
+    engine: Engine | None = None,
+    *,
+    config: ServeConfig | None = None,
+    patience: Patience | None = None,
+    ready: bool = True,
 ) -> Iterator[Served]:
-    """Run a server in a thread, ready; it is stopped at the end."""
+    """Run a server in a thread, from when it is ready or, else, from when it listens; it is stopped at the end."""
     config = config or serve_config()
     server = Served(url=f"http://127.0.0.1:{config.port}", engine=engine or ScriptedEngine())
     patience = patience or Patience(last_call_seconds=0.0)
@@ -114,20 +120,21 @@ def served(
             logging.getLogger(__name__).warning("the server ended: %r", error)
             server.failure.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    wait_until(lambda: bool(server.failure) or is_ready(server.url), what="the server is ready")
+    server.thread = threading.Thread(target=run, daemon=True)
+    server.thread.start()
+    probe = "/readyz" if ready else "/healthz"
+    wait_until(lambda: bool(server.failure) or is_ready(server.url, probe), what=f"the server answers {probe}")
     try:
         yield server
     finally:
         server.stop.set()
-        thread.join(SECONDS)
-        assert not thread.is_alive(), "the server did not end"
+        server.thread.join(SECONDS)
+        assert not server.thread.is_alive(), "the server did not end"
 
 
-def is_ready(url: str) -> bool:
-    """Return whether a server takes requests."""
+def is_ready(url: str, probe: str = "/readyz") -> bool:
+    """Return whether a server answers a probe with success."""
     try:
-        return httpx.get(f"{url}/readyz", timeout=SECONDS, verify=_NO_TLS).status_code == httpx.codes.OK
+        return httpx.get(f"{url}{probe}", timeout=SECONDS, verify=_NO_TLS).status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
