@@ -55,6 +55,7 @@ lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/lint-imports
 	$(BIN)/finetune crds --check
 	$(BIN)/python -m hack.chart_readme --check
+	$(BIN)/hadolint $(wildcard */Dockerfile)
 
 types: venv
 	$(BIN)/mypy $(PACKAGES) bench hack tests examples
