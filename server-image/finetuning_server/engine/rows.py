@@ -76,8 +76,10 @@ class Row:
             self._scores.append(score_token(self.tokenizer, logits, token, alternatives=alternatives))
         text = self._stream.push(token)
         finish = self._finish(token)
-        if finish is not None and not self._stream.stopped:
+        if finish is not None:
             text += self._stream.finish()
+            # What was held back may have hidden a stop text.
+            finish = FinishReason.STOP if self._stream.stopped else finish
         return self._tell(text, finish) if text or finish is not None else None
 
     def _finish(self, token: int) -> FinishReason | None:

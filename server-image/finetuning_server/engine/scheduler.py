@@ -40,8 +40,8 @@ class Scheduler:
         self._events: list[Event] = []
 
     def open_lane(self, network: Network, *, together: bool) -> None:
-        """Say whether rows of a network can share steps; without this it follows from the model's layers."""
-        self._lanes[network] = Lane(network, together=together)
+        """Say whether rows of a new network can share steps; without this it follows from the model's layers."""
+        self._lanes.setdefault(network, Lane(network, together=together))
 
     def add(self, row: Row) -> None:
         """Let a row wait for its turn."""
@@ -73,6 +73,7 @@ class Scheduler:
             self._write(lane)
         return self._events
 
+    @torch.inference_mode()
     def clear(self) -> tuple[Row, ...]:
         """Forget all rows and return them."""
         rows = (*self._running, *self._waiting)

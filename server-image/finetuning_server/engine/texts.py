@@ -40,6 +40,8 @@ class TextStream:
 
     def finish(self) -> str:
         """Return what was held back; there are no more tokens."""
+        if self.stopped:
+            return ""
         rest = self._decode(self._window)[self._told_characters :]
         text = self._release(rest) + self._held
         self._held = ""
