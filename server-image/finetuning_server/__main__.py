@@ -1,7 +1,6 @@
 """The server's programs: ``python -m finetuning_server``."""
 
 import sys
-from functools import partial
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import PredictConfig, PredictResult, PromptConfig, RunConfig, ServeConfig
@@ -18,15 +17,15 @@ def work(config: RunConfig, context: Context) -> PredictResult | None:
 
             serve(config, context)
         case PromptConfig():
-            from finetuning_server.engine.batching import BatchingEngine
+            from finetuning_server.groups import batching_engines
             from finetuning_server.prompt import answer_prompt
 
-            answer_prompt(config, context, engines=partial(BatchingEngine, environment=context.environment))
+            answer_prompt(config, context, engines=batching_engines(context.environment))
         case PredictConfig():
-            from finetuning_server.engine.batching import BatchingEngine
+            from finetuning_server.groups import batching_engines
             from finetuning_server.predict import predict
 
-            return predict(config, context, engines=partial(BatchingEngine, environment=context.environment))
+            return predict(config, context, engines=batching_engines(context.environment))
         case _:
             message = f"the server does not know the kind {config.kind!r}"
             raise EnvironmentFault(Reason.INTERNAL, message, "Operator and image must be of one release.")

@@ -1,11 +1,14 @@
 """Candidates that one load serves: a base model, and whatever adapters of it there are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from finetuning_api.finetuningjob import Precision
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import AdapterInput, CandidateInput, JobIdentity, ServeConfig
 from finetuning_server.engine.base import Engine
+from finetuning_server.engine.batching import BatchingEngine, EngineSettings
 from finetuning_server.engine.errors import EngineError, OutOfMemory
 from finetuning_workload.errors import EnvironmentFault, ProgramError
 from finetuning_workload.program import out_of_memory
@@ -13,8 +16,21 @@ from finetuning_workload.program import out_of_memory
 _BASE = "(base)"
 """Served name of a base model; no candidate can be named so."""
 
-Engines = Callable[[ServeConfig], Engine]
-"""Makes the engine of one base model and its adapters."""
+
+class Engines(Protocol):
+    """Makes the engine of one base model and its adapters."""
+
+    def __call__(self, config: ServeConfig, *, precision: Precision) -> Engine:
+        """Return an engine that is not started yet."""
+
+
+def batching_engines(environment: Mapping[str, str]) -> Engines:
+    """Return what makes the engines of this release."""
+
+    def make(config: ServeConfig, *, precision: Precision) -> Engine:
+        return BatchingEngine(config, environment=environment, settings=EngineSettings(precision=precision))
+
+    return make
 
 
 @dataclass(frozen=True, slots=True)

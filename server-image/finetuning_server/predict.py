@@ -1,27 +1,34 @@
 """Every row of a data set, completed by every candidate: many at a time, kept as they come, one artifact at the end."""
 
 import asyncio
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from finetuning_api.runconfig import PredictConfig, PredictResult, ProgressMetric
+import torch
+
+from finetuning_api.finetuningjob import Precision
+from finetuning_api.runconfig import PredictConfig, PredictResult, ProgressMetric, ServeConfig
 from finetuning_server.engine.base import Engine, GenerationRequest
 from finetuning_server.engine.errors import EngineError, PromptTooLong
 from finetuning_server.groups import Engines, Group, failure_of, groups_of
 from finetuning_server.journal import Completed, Ending, Journal
-from finetuning_server.predictions import config_digest, find_finished, write_predictions
+from finetuning_server.predictions import Made, config_digest, find_finished, write_predictions
 from finetuning_workload.artifact import PARTIAL_NAME
 from finetuning_workload.candidates import require_distinct
 from finetuning_workload.data import Encoder, Table, count_prompts, iterate_prompts, load_table
-from finetuning_workload.hardware import set_threads
+from finetuning_workload.files import write_atomically
+from finetuning_workload.hardware import choose_device, choose_dtype, set_threads
 from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.models import load_tokenizer
 from finetuning_workload.program import Context, StopFlag
 from finetuning_workload.progress import Reporter
 
+_JOURNAL, _PRECISION = "journal.jsonl", "precision"
 _LOOK_SECONDS = 0.2
 _MEMORY_HINT = "Give the job more memory, or lower generation.maxNewTokens."
 
@@ -40,20 +47,33 @@ def predict(config: PredictConfig, context: Context, *, engines: Engines) -> Pre
     set_threads(context.environment)
     table = load_table(Path(config.dataset.path), config.dataset.rows)
     rows = count_prompts(table, config.dataset.rows, limit=config.limit)
-    path = folder / PARTIAL_NAME / f"predict-{digest.removeprefix('sha256:')[:16]}.jsonl"
+    parts = folder / PARTIAL_NAME / f"predict-{digest.removeprefix('sha256:')[:16]}"
+    precision = _precision(parts)
     reporter = context.reporter("predict")
     try:
-        with Journal(path) as journal, explained_memory_errors("predicting", hint=_MEMORY_HINT):
+        with Journal(parts / _JOURNAL) as journal, explained_memory_errors("predicting", hint=_MEMORY_HINT):
             progress = _Progress(reporter, journal, total=rows * len(config.candidates))
             for group in groups_of(config.candidates):
                 work = _Work(config, table, group=group, journal=journal, progress=progress, stop=context.stop)
-                work.run(engines)
+                work.run(partial(engines, precision=precision))
             progress.tell("writing")
-            result = write_predictions(config, table, journal=journal, rows=rows, config_digest=digest)
+            made = Made(config_digest=digest, precision=precision, rows=rows)
+            result = write_predictions(config, table, journal=journal, made=made)
     finally:
         reporter.close()
-    path.unlink()
+    shutil.rmtree(parts)
     return result
+
+
+def _precision(parts: Path) -> Precision:
+    """Return the number format of all completions: chosen once, so that a resumed run does not mix two."""
+    known = parts / _PRECISION
+    if known.is_file():
+        return Precision(known.read_text(encoding="utf-8"))
+    choice = choose_dtype(Precision.AUTO, choose_device())
+    precision = Precision.BF16 if choice.dtype is torch.bfloat16 else Precision.FP32
+    write_atomically(known, precision.value)
+    return precision
 
 
 class _Progress:
@@ -107,12 +127,12 @@ class _Work:
         self._progress = progress
         self._stop = stop
 
-    def run(self, engines: Engines) -> None:
+    def run(self, engines: Callable[[ServeConfig], Engine]) -> None:
         """Complete what is missing; nothing is loaded where nothing is. Raises Interrupted when asked to stop."""
         if next(self._questions(), None) is not None:
             asyncio.run(self._run(engines))
 
-    async def _run(self, engines: Engines) -> None:
+    async def _run(self, engines: Callable[[ServeConfig], Engine]) -> None:
         self._progress.tell(f"loading {self._group.names}")
         engine = engines(self._group.serve_config(self._config.job, max_running=self._config.max_running))
         await engine.start()

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
+from finetuning_api.finetuningjob import Precision
 from finetuning_api.runconfig import MANIFEST_NAME, ContractModel, JobIdentity, PredictConfig, PredictResult, Provenance
 from finetuning_server.journal import Ending, Journal
 from finetuning_workload.artifact import PARTIAL_NAME, Manifest, damaged_files, read_manifest, write_manifest
@@ -62,6 +64,8 @@ class Summary(ContractModel):
     candidates: tuple[PredictedCandidate, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    precision: Precision
+    """Number format that the models computed in."""
     rows: int
     unanswered: int
     tokens: int
@@ -109,9 +113,16 @@ def find_finished(folder: Path, *, config_digest: str) -> PredictResult | None:
     return summary.result(manifest) if summary.config_digest == config_digest else None
 
 
-def write_predictions(
-    config: PredictConfig, table: Table, *, journal: Journal, rows: int, config_digest: str
-) -> PredictResult:
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How predictions were made."""
+
+    config_digest: str
+    precision: Precision
+    rows: int
+
+
+def write_predictions(config: PredictConfig, table: Table, *, journal: Journal, made: Made) -> PredictResult:
     """Write everything that the journal holds in the order of the rows, and the manifest last."""
     folder = Path(config.output_path)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -124,13 +135,14 @@ def write_predictions(
     growing.replace(folder / PREDICTIONS_NAME)
     summary = Summary(
         job=config.job,
-        config_digest=config_digest,
+        config_digest=made.config_digest,
         created_at=datetime.now(UTC),
         dataset=config.dataset.provenance,
         candidates=_candidates(config),
         max_new_tokens=config.max_new_tokens,
         stop=config.stop,
-        rows=rows,
+        precision=made.precision,
+        rows=made.rows,
         unanswered=unanswered,
         tokens=journal.tokens,
     )
@@ -138,7 +150,7 @@ def write_predictions(
     manifest = write_manifest(
         folder,
         source=f"prediction://{config.job.kind}/{config.job.name}",
-        resolved_revision=config_digest,
+        resolved_revision=made.config_digest,
         content_format="predictions",
         created_at=summary.created_at,
         tool=_TOOL,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from finetuning_api.finetuningjob import Precision
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CandidateInput, ContractModel, PromptConfig
 from finetuning_server.engine.base import Engine, GenerationRequest
@@ -68,7 +69,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
 async def _answer_all(
     engines: Engines, group: Group, config: PromptConfig, *, tokens: Sequence[int], stop: StopFlag
 ) -> None:
-    engine = engines(group.serve_config(config.job, max_running=1))
+    engine = engines(group.serve_config(config.job, max_running=1), precision=Precision.AUTO)
     await engine.start()
     try:
         for candidate in group.candidates:

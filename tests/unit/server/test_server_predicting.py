@@ -11,6 +11,7 @@ import pytest
 from tests.support.tokenizing import byte_tokenizer
 
 from finetuning_api.dataset import RowFormat
+from finetuning_api.finetuningjob import Precision
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import (
     CandidateInput,
@@ -39,6 +40,7 @@ class Asked:
 
     loads: list[ServeConfig] = field(default_factory=list)
     prompts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    precisions: list[Precision] = field(default_factory=list)
     ended: int = 0
 
 
@@ -49,6 +51,7 @@ class Parrot:
     config: ServeConfig
     asked: Asked
     fault: Fault
+    precision: Precision
     context_length: int = 64
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class Parrot:
 
     async def start(self) -> None:
         self.asked.loads.append(self.config)
+        self.asked.precisions.append(self.precision)
 
     async def stop(self) -> None:
         self.asked.ended += 1
@@ -113,7 +117,7 @@ class World:
 
     def predict(self, config: PredictConfig, *, fault: Fault = lambda _text: None) -> PredictResult:
         context = Context(stop=self.stop, environment={})
-        return predict(config, context, engines=lambda told: Parrot(told, self.asked, fault))
+        return predict(config, context, engines=lambda told, *, precision: Parrot(told, self.asked, fault, precision))
 
     def lines(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in (self.folder / "out/predictions.jsonl").read_text().splitlines()]
@@ -197,6 +201,23 @@ def test_request_to_stop_keeps_what_is_finished_and_the_next_run_asks_only_for_t
     assert set(world.asked.prompts.values()) == {1}
     assert result.rows == 6
     assert [line["row"] for line in world.lines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_run_that_goes_on_computes_in_the_number_format_of_the_first(world: World) -> None:
+    def stop_at_d(text: str) -> None:
+        if text == "<d1>":
+            world.stop.set()
+
+    with pytest.raises(Interrupted):
+        world.predict(world.config(), fault=stop_at_d)
+    (first,), other = world.asked.precisions, {Precision.FP32: Precision.BF16, Precision.BF16: Precision.FP32}
+    (chosen,) = (world.folder / "out/.partial").glob("predict-*/precision")
+    chosen.write_text(other[first])
+    world.stop, world.asked = StopFlag(), Asked()
+    world.predict(world.config())
+
+    assert world.asked.precisions == [other[first]]
+    assert json.loads((world.folder / "out/summary.json").read_text())["precision"] == other[first]
 
 
 def test_failure_of_one_request_keeps_what_is_finished(world: World) -> None:
