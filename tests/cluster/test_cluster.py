@@ -131,7 +131,7 @@ class TestPods:
 
         words = LastWords.model_validate_json(terminated(pod)["message"])
         assert words == LastWords(reason=Reason.SUCCEEDED, result=RESULTS[kind])
-        assert words == LastWords.model_validate(pods.words_of(kind))
+        assert words == pods.success_of(kind)
 
     def test_a_namespace_may_say_how_long_its_pods_take(self, cluster: Cluster) -> None:
         with temporary_namespace(cluster, "auto-1s") as name:

@@ -31,7 +31,7 @@ from finetuning_operator.reconcile.plan import StepPhase, StepState
 NAME = "demo-train"
 NO_DATA = LastWords(reason=Reason.DATASET_EMPTY, message="there is not one row", hint="Give it rows.")
 FULL = LastWords(reason=Reason.DISK_FULL, message="no space is left")
-DONE = pods.words_of("train")
+DONE = pods.success_of("train")
 LATER = timedelta(minutes=1)
 """Waiting is asked about after seconds; tests say that more time has passed instead of waiting."""
 POLICY = {
@@ -339,7 +339,7 @@ class TestEnding:
         assert again is not None
         assert (again.phase, again.attempts) == (StepPhase.RUNNING, 2)
         assert (state.phase, state.attempts) == (StepPhase.SUCCEEDED, 2)
-        assert state.last_words == LastWords.model_validate(DONE)
+        assert state.last_words == DONE
 
     def test_memory_that_ran_out_is_told_with_its_limit(self, sight: Sight) -> None:
         sight.cluster.create(job(sight.namespace, pod=asking_for(memory="1Gi"), retries=0))
@@ -367,7 +367,7 @@ class TestEnding:
 
         assert again is not None
         assert again.phase is StepPhase.RUNNING
-        assert (state.phase, state.last_words) == (StepPhase.SUCCEEDED, LastWords.model_validate(DONE))
+        assert (state.phase, state.last_words) == (StepPhase.SUCCEEDED, DONE)
 
     @pytest.mark.parametrize(
         ("reason", "expected"),
@@ -496,7 +496,7 @@ class TestWorkers:
         assert half is not None
         assert half.phase is StepPhase.RUNNING
         assert (state.phase, state.attempts) == (StepPhase.SUCCEEDED, 1)
-        assert state.last_words == LastWords.model_validate(DONE)
+        assert state.last_words == DONE
 
 
 class TestQueue:

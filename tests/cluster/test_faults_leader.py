@@ -12,19 +12,11 @@ from pathlib import Path
 import pytest
 from tests.support.api_proxy import ApiProxy, Fault, Trouble
 from tests.support.cluster import Cluster, temporary_namespace
+from tests.support.lifecycle import stages
 from tests.support.operator_process import OPERATOR_NAMESPACE, OperatorProcess
 from tests.support.player import play, scripted
 from tests.support.processes import REPOSITORY, wait_until
-from tests.support.whole_job import (
-    Outcome,
-    deleted,
-    is_told,
-    made,
-    manifest,
-    outcome,
-    own_writes,
-    stage_states,
-)
+from tests.support.whole_job import Outcome, deleted, is_told, made, manifest, outcome, own_writes
 
 RunOperator = Callable[..., OperatorProcess]
 STATES = ("Pending", "Running", "Succeeded")
@@ -80,7 +72,7 @@ def wait_until_it_leads(operator: OperatorProcess) -> None:
 
 def wait_for_training(cluster: Cluster, namespace: str) -> None:
     def trains(found: dict[str, object]) -> bool:
-        return ("train", "Running") in stage_states(found)
+        return ("train", "Running") in stages(found)
 
     cluster.wait_for_object("FineTuningJob", "demo", namespace, where=trains)
 

@@ -9,6 +9,7 @@ import pytest
 from tests.support import pods
 from tests.support.api_proxy import WRITES, ApiProxy, Asked, Fault, Trouble
 from tests.support.cluster import Cluster, temporary_namespace
+from tests.support.lifecycle import stages
 from tests.support.operator_process import Identity, OperatorProcess, running_operator
 from tests.support.player import Script, play, scripted
 from tests.support.private_plane import PrivatePlane
@@ -21,7 +22,6 @@ from tests.support.whole_job import (
     made,
     manifest,
     outcome,
-    stage_states,
     wait_for_outcomes,
 )
 
@@ -164,7 +164,7 @@ def _held_up_in(step: str) -> Script:
 
 
 def _wait_for_stage(cluster: Cluster, namespace: str, name: str, stage: str, state: str) -> None:
-    cluster.wait_for_object("FineTuningJob", name, namespace, where=lambda found: (stage, state) in stage_states(found))
+    cluster.wait_for_object("FineTuningJob", name, namespace, where=lambda found: (stage, state) in stages(found))
 
 
 def test_streams_that_break_again_and_again_lose_nothing(

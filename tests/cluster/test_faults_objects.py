@@ -10,11 +10,12 @@ from contextlib import contextmanager
 import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused, has_condition
+from tests.support.lifecycle import condition, is_running, resource, stage
 from tests.support.operator_process import ACCOUNT, BINDING, OPERATOR_NAMESPACE, Identity, OperatorProcess
 from tests.support.player import play
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
-from tests.support.site import ENV, Pool, Site, condition, is_running, pool, resource, stage, uid
+from tests.support.site import ENV, Pool, Site, pool, uid
 
 RunOperator = Callable[..., OperatorProcess]
 POLICIES = {"finetuning-isolated", "finetuning-open", "finetuning-serving"}

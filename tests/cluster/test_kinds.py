@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import pytest
 from tests.support import pods
 from tests.support.cluster import Object, has_condition
+from tests.support.lifecycle import DATASET, MODEL, condition, is_running, resource, stage
 from tests.support.objects import RESULTS
 from tests.support.operator_process import Identity
 from tests.support.private_plane import PrivatePlane
-from tests.support.site import ADAPTER, DATASET, MODEL, Pool, Site, condition, is_running, pool, resource, stage
+from tests.support.site import ADAPTER, Pool, Site, pool
 
 from finetuning_api.metrics import GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason

@@ -1,12 +1,13 @@
 """Objects from their first moment to their end, on a real API server; only the programs in the pods are played."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from tests.support import pods
 from tests.support.api_proxy import ApiProxy
-from tests.support.cluster import Cluster, has_condition
+from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.lifecycle import (
     condition,
     has_ended,
@@ -22,6 +23,7 @@ from tests.support.lifecycle import (
 from tests.support.operator_process import OperatorProcess
 from tests.support.player import STEP_LABEL, End, play, scripted
 from tests.support.processes import wait_until
+from tests.support.whole_job import own_writes
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
@@ -42,6 +44,20 @@ def serve(run_operator: RunOperator, namespace: str) -> Serve:
         return operator
 
     return start
+
+
+@contextmanager
+def training(cluster: Cluster, namespace: str) -> Iterator[Object]:
+    """Bring a job as far as its training, which goes on, and play everything else while the block runs."""
+    with play(cluster, scripted({"train": None}), namespace=namespace):
+        made = cluster.create(job(namespace))
+        wait_for_training(cluster, namespace)
+        yield made
+
+
+def wait_for_training(cluster: Cluster, namespace: str) -> Object:
+    """Return the job once its training runs."""
+    return cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
 
 
 def test_a_relocation_is_measured_gets_its_claim_and_is_ready(cluster: Cluster, namespace: str, serve: Serve) -> None:
@@ -135,39 +151,26 @@ def test_nothing_is_written_once_nothing_changes_and_a_restart_writes_nothing(
         """Return what was written while everything was listed several times."""
         proxy.forget()
         wait_until(lambda: lists() >= 4, seconds=60, what="several full lists")
-        return own_writes(proxy)
+        return [f"{seen.asked.verb} {seen.asked.target}: {seen.body!r}" for seen in own_writes(proxy)]
 
     first = serve(via=proxy, RESYNC_SECONDS="1")
-    with play(cluster, scripted({"train": None}), namespace=namespace):
-        cluster.create(relocation(namespace))
-        cluster.create(job(namespace))
-        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+    cluster.create(relocation(namespace))
+    with training(cluster, namespace):
         # What was seen last may still be on its way into the status; what swings never comes to rest.
         wait_until(lambda: rest() == [], seconds=60, what="everything is told")
         assert rest() == []
-        training = cluster.get("FineTuningJob", "demo", namespace)
+        before = cluster.get("FineTuningJob", "demo", namespace)
         assert first.stop() == 0
         serve(via=proxy, RESYNC_SECONDS="1")
         assert rest() == []
-        assert cluster.get("FineTuningJob", "demo", namespace) == training
-
-
-def own_writes(proxy: ApiProxy) -> list[str]:
-    """Every write but the renewals of the Lease, with what was written."""
-    return [
-        f"{seen.asked.verb} {seen.asked.target}: {seen.body!r}"
-        for seen in proxy.writes()
-        if seen.asked.resource != "leases"
-    ]
+        assert cluster.get("FineTuningJob", "demo", namespace) == before
 
 
 def test_suspending_stops_the_training_and_resuming_goes_on_to_the_end(
     cluster: Cluster, namespace: str, serve: Serve
 ) -> None:
     serve()
-    with play(cluster, scripted({"train": None}), namespace=namespace):
-        made = cluster.create(job(namespace))
-        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+    with training(cluster, namespace) as made:
         first = cluster.get("Job", "demo-train", namespace)["metadata"]["uid"]
         cluster.patch(made, {"spec": {"suspend": True}})
         suspended = cluster.wait_for_object(
@@ -187,9 +190,7 @@ def test_deleting_a_job_takes_what_it_owns_and_leaves_what_is_shared(
     cluster: Cluster, namespace: str, serve: Serve
 ) -> None:
     serve()
-    with play(cluster, scripted({"train": None}), namespace=namespace):
-        made = cluster.create(job(namespace))
-        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+    with training(cluster, namespace) as made:
         cluster.delete(made)
         for kind, name in (("Job", "demo-train"), ("Job", "demo-preflight"), ("PersistentVolumeClaim", "demo-adapter")):
             cluster.wait_gone(kind, name, namespace)
@@ -200,14 +201,12 @@ def test_a_name_that_is_deleted_and_made_again_at_once_starts_a_new_life(
     cluster: Cluster, namespace: str, serve: Serve
 ) -> None:
     serve()
-    with play(cluster, scripted({"train": None}), namespace=namespace):
-        old = cluster.create(job(namespace))
-        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+    with training(cluster, namespace) as old:
         cluster.delete(old)
         cluster.wait_gone("FineTuningJob", "demo", namespace)
         new = cluster.create(job(namespace))
-        training = cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
-    assert training["metadata"]["uid"] == new["metadata"]["uid"]
+        again = wait_for_training(cluster, namespace)
+    assert again["metadata"]["uid"] == new["metadata"]["uid"]
     for kind, name in (("Job", "demo-train"), ("PersistentVolumeClaim", "demo-adapter")):
         owners = cluster.get(kind, name, namespace)["metadata"]["ownerReferences"]
         assert [owner["uid"] for owner in owners] == [new["metadata"]["uid"]]
@@ -215,13 +214,11 @@ def test_a_name_that_is_deleted_and_made_again_at_once_starts_a_new_life(
 
 def test_a_child_that_somebody_deletes_is_made_again(cluster: Cluster, namespace: str, serve: Serve) -> None:
     serve()
-    with play(cluster, scripted({"train": None}), namespace=namespace):
-        cluster.create(job(namespace))
-        cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
-        training = cluster.get("Job", "demo-train", namespace)
-        cluster.delete(training)
+    with training(cluster, namespace):
+        deleted = cluster.get("Job", "demo-train", namespace)
+        cluster.delete(deleted)
         cluster.wait_for_object(
-            "Job", "demo-train", namespace, where=lambda found: found["metadata"]["uid"] != training["metadata"]["uid"]
+            "Job", "demo-train", namespace, where=lambda found: found["metadata"]["uid"] != deleted["metadata"]["uid"]
         )
 
 
@@ -249,7 +246,7 @@ def test_a_finished_job_stays_finished_whatever_becomes_of_its_children(
         )
         assert len(player.played) == played
     assert cluster.get("FineTuningJob", "demo", namespace) == done
-    assert {seen.asked.name for seen in proxy.writes() if seen.asked.resource != "leases"} == {"other"}
+    assert {seen.asked.name for seen in own_writes(proxy)} == {"other"}
     assert other["metadata"]["name"] == "other"
 
 

@@ -9,13 +9,13 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.support.bad_input import GOOD_ROWS
+from tests.support.bad_input import GOOD_ROWS, good_spec
 from tests.support.cluster import Cluster, Object, has_condition, temporary_namespace
 from tests.support.hub import Hub
+from tests.support.lifecycle import condition, has_ended, resource
 from tests.support.models import tiny_llama
 from tests.support.node import ProgramNode, program_node
 from tests.support.operator_process import Identity, OperatorProcess, running_operator
@@ -48,35 +48,13 @@ class Site:
 
     def create(self, name: str, rows: str, changes: Mapping[str, object] | None = None) -> Object:
         """Create a job that would succeed but for changes, by dotted field below spec."""
-        spec: dict[str, Any] = {
+        here = {
             "model": {"source": f"hf://{MODEL}", "endpoint": self.hub.url},
-            "dataset": {
-                "source": rows,
-                "prompt": "Message: {message}\nTriage: ",
-                "completion": "{triage}",
-                "split": {"test": 0.25},
-            },
-            "method": {"type": "lora", "rank": 4},
-            "training": {
-                "maxSteps": 8,
-                "batchSize": 4,
-                "maxLength": 96,
-                "learningRate": 0.01,
-                "precision": "fp32",
-                "checkpointEverySteps": 1,
-            },
+            "dataset.source": rows,
             "evaluation": {"metrics": ["completion-perplexity"], "bootstrapSamples": 200},
         }
-        for path, value in (changes or {}).items():
-            *parents, last = path.split(".")
-            place = spec
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
-        metadata = {"name": name, "namespace": self.namespace}
-        return self.cluster.create(
-            {"apiVersion": "finetuning.dev/v1alpha1", "kind": "FineTuningJob", "metadata": metadata, "spec": spec}
-        )
+        spec = good_spec({**here, **(changes or {})})
+        return self.cluster.create(resource("FineTuningJob", name, self.namespace, **spec))
 
     def wait(self, name: str, where: Callable[[Object], bool]) -> Object:
         """Return a job as soon as it is as it should be."""
@@ -104,19 +82,15 @@ def site(cluster: Cluster, operator_identity: Identity, tmp_path_factory: pytest
             yield Site(cluster, namespace, node, operator, hub)
 
 
-def _ended(job: Object) -> bool:
-    return has_condition(job, "Complete") or has_condition(job, "Failed")
-
-
 def _failure(job: Object) -> tuple[str, str]:
-    (failed,) = [each for each in job["status"]["conditions"] if each["type"] == "Failed"]
+    failed = condition(job, "Failed")
     return failed["reason"], failed["message"]
 
 
 def test_a_job_tunes_and_evaluates_a_model_and_tells_its_progress(site: Site) -> None:
     site.create("tuned", site.add_rows([*GOOD_ROWS]), {"training.maxSteps": 40})
 
-    done = site.wait("tuned", _ended)
+    done = site.wait("tuned", has_ended)
 
     assert has_condition(done, "Complete"), _failure(done)
     (row,) = done["status"]["evaluation"]
@@ -230,7 +204,7 @@ def test_wrong_input_fails_with_the_message_of_a_local_run(
 ) -> None:
     site.create(name, site.add_rows(rows), changes)
 
-    failed = site.wait(name, _ended)
+    failed = site.wait(name, has_ended)
 
     found, message = _failure(failed)
     assert found == reason, message

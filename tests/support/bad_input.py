@@ -12,7 +12,7 @@ import yaml
 from tests.support.models import tiny_llama
 from tests.support.processes import FINETUNE, environment, start
 
-from finetuning_api.base import ConditionType
+from finetuning_api.base import API_VERSION, ConditionType
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import RelocationPhase
@@ -50,6 +50,18 @@ _SPEC: Mapping[str, Any] = {
 }
 
 
+def good_spec(changes: Mapping[str, object]) -> dict[str, Any]:
+    """Return the spec of a job that would succeed but for changes, by dotted field."""
+    spec: dict[str, Any] = deepcopy(dict(_SPEC))
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        place = spec
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = deepcopy(value)
+    return spec
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What a user sees of a run that has ended."""
@@ -79,18 +91,11 @@ class Desk:
 
     def write_job(self, name: str, changes: Mapping[str, object]) -> Path:
         """Write the manifest of a job that would succeed but for changes, by dotted field below spec."""
-        spec: dict[str, Any] = deepcopy(dict(_SPEC))
-        for path, value in changes.items():
-            *parents, last = path.split(".")
-            place = spec
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
         manifest = {
-            "apiVersion": "finetuning.dev/v1alpha1",
+            "apiVersion": API_VERSION,
             "kind": "FineTuningJob",
             "metadata": {"name": name},
-            "spec": spec,
+            "spec": good_spec(changes),
         }
         file = self.folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(manifest))

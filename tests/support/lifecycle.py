@@ -1,33 +1,32 @@
 """Manifests of whole lives, and what tests ask of them."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.processes import wait_until
 
-API_VERSION = "finetuning.dev/v1alpha1"
+from finetuning_api.base import API_VERSION
+
+MODEL: Object = {"source": "hf://acme/tiny", "revision": "v1"}
+DATASET: Object = {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}", "completion": "{triage}"}
+
+
+def resource(kind: str, name: str, namespace: str, **spec: object) -> Object:
+    """Return one of our objects."""
+    head = {"name": name, "namespace": namespace}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": head, "spec": spec}
 
 
 def relocation(namespace: str, name: str = "model", **spec: object) -> Object:
     """Return a Relocation of a small model."""
-    return _manifest(
-        "Relocation", name, namespace=namespace, spec={"source": "hf://acme/tiny", "revision": "v1"} | spec
-    )
+    return resource("Relocation", name, namespace, **(MODEL | spec))
 
 
 def job(namespace: str, name: str = "demo", **spec: object) -> Object:
-    """Return a job that relocates, trains and evaluates."""
-    fields: Object = {
-        "model": {"source": "hf://acme/tiny", "revision": "v1"},
-        "dataset": {
-            "source": "s3://bucket/rows.jsonl",
-            "revision": "7",
-            "prompt": "{message}",
-            "completion": "{triage}",
-        },
-        "evaluation": {"metrics": ["exact-match"]},
-    }
-    return _manifest("FineTuningJob", name, namespace=namespace, spec=fields | spec)
+    """Return a job that relocates, trains and evaluates one metric."""
+    fields: Object = {"model": MODEL, "dataset": DATASET, "evaluation": {"metrics": ["exact-match"]}}
+    return resource("FineTuningJob", name, namespace, **(fields | spec))
 
 
 def has_ended(target: Object) -> bool:
@@ -35,9 +34,13 @@ def has_ended(target: Object) -> bool:
     return has_condition(target, "Complete") or has_condition(target, "Failed")
 
 
-def is_training(target: Object) -> bool:
-    """Whether a job's training runs."""
-    return ("train", "Running") in stages(target)
+def is_running(step: str) -> Callable[[Object], bool]:
+    """Return whether a stage of an object runs."""
+    return lambda found: stage(found, step).get("state") == "Running"
+
+
+is_training = is_running("train")
+"""Whether a job's training runs."""
 
 
 def wait_for_end(cluster: Cluster, namespace: str, name: str = "demo") -> Object:
@@ -46,7 +49,7 @@ def wait_for_end(cluster: Cluster, namespace: str, name: str = "demo") -> Object
 
 
 def condition(target: Object, kind: str) -> Object:
-    """Return what a condition says, without its times; nothing where it is not set."""
+    """Return status, reason and message of a condition; nothing where it was never set."""
     found = [each for each in target.get("status", {}).get("conditions", ()) if each["type"] == kind]
     return {name: found[0].get(name) for name in ("status", "reason", "message")} if found else {}
 
@@ -56,10 +59,15 @@ def stages(target: Object) -> list[tuple[str, str]]:
     return [(stage["name"], stage["state"]) for stage in target.get("status", {}).get("stages", ())]
 
 
+def stage(target: Object, name: str) -> Object:
+    """Return a stage of an object; nothing where it has none of that name."""
+    found: list[Object] = target.get("status", {}).get("stages", [])
+    return next((each for each in found if each["name"] == name), {})
+
+
 def stage_message(target: Object, name: str) -> str:
     """Return what a stage says of itself."""
-    found = [stage.get("message", "") for stage in target.get("status", {}).get("stages", ()) if stage["name"] == name]
-    return found[0] if found else ""
+    return str(stage(target, name).get("message", ""))
 
 
 def names(cluster: Cluster, kind: str, namespace: str) -> set[str]:
@@ -78,12 +86,3 @@ def wait_for_events(cluster: Cluster, namespace: str, *expected: tuple[str, str]
 
     wait_until(lambda: set(expected) <= told().keys(), seconds=30, what=f"events {expected}")
     assert {each: told()[each] for each in expected} == dict.fromkeys(expected, 1)
-
-
-def _manifest(kind: str, name: str, *, namespace: str, spec: Object) -> Object:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": kind,
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": spec,
-    }

@@ -15,7 +15,6 @@ from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused
 from tests.support.objects import RESULTS
 
-from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
 
 STEP_LABEL = "finetuning.dev/step"
@@ -40,7 +39,7 @@ def succeed(step: str, pod: Object) -> End | None:  # noqa: ARG001  (every scrip
     """End well with the result that the step's program would tell; servers run on."""
     if step not in RESULTS:
         return None
-    return End(words=LastWords(reason=Reason.SUCCEEDED, result=RESULTS[step]))
+    return End(words=pods.success_of(step))
 
 
 def scripted(ends: Mapping[str, End | None]) -> Script:
@@ -94,9 +93,8 @@ class Player:
         end = self.script(step, pod)
         if end is None or "deletionTimestamp" in metadata:
             return
-        words = end.words if isinstance(end.words, str) else end.words.model_dump_json(by_alias=True, exclude_none=True)
         try:
-            pods.finish(self.cluster, {"kind": "Pod", **pod}, exit_code=end.exit_code, message=words)
+            pods.finish(self.cluster, {"kind": "Pod", **pod}, exit_code=end.exit_code, message=end.words)
         except Refused:
             return  # It was deleted meanwhile.
         self._ended.add(metadata["uid"])

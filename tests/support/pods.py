@@ -62,23 +62,25 @@ def run(cluster: Cluster, pod: Object) -> Object:
     return _write(cluster, pod, phase="Running", containers=_containers(pod, state, ready=True), ready=True)
 
 
-def finish(cluster: Cluster, pod: Object, *, exit_code: int = 0, message: str | Mapping[str, Any] = "") -> Object:
-    """End the pod's containers, with last words as text or as what becomes JSON."""
-    words = message if isinstance(message, str) else json.dumps(message)
+def finish(
+    cluster: Cluster, pod: Object, *, exit_code: int = 0, message: str | LastWords | Mapping[str, Any] = ""
+) -> Object:
+    """End the pod's containers, with last words as a program writes them, as any text, or as what becomes JSON."""
+    told = message.to_json() if isinstance(message, LastWords) else message
+    words = told if isinstance(told, str) else json.dumps(told)
     reason = "Completed" if exit_code == 0 else "Error"
     return _end(cluster, pod, exit_code=exit_code, reason=reason, message=words)
 
 
 def succeed(cluster: Cluster, pod: Object) -> Object:
     """End the pod of a step as its program does when all goes well: with the result of its RunConfig's kind."""
-    return finish(cluster, pod, message=words_of(json.loads(pod["metadata"]["annotations"][RUN_CONFIG])["kind"]))
+    kind = json.loads(pod["metadata"]["annotations"][RUN_CONFIG])["kind"]
+    return finish(cluster, pod, message=success_of(kind))
 
 
-def words_of(kind: str) -> Object:
+def success_of(kind: str) -> LastWords:
     """Return the last words of a program that succeeds, by the kind of its RunConfig."""
-    words = LastWords(reason=Reason.SUCCEEDED, result=RESULTS[kind])
-    content: Object = words.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return content
+    return LastWords(reason=Reason.SUCCEEDED, result=RESULTS[kind])
 
 
 def run_out_of_memory(cluster: Cluster, pod: Object) -> Object:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tests.support import pods
 from tests.support.api_proxy import ApiProxy, Seen
-from tests.support.cluster import Cluster, Object, has_condition, new_namespace
+from tests.support.cluster import Cluster, Object, new_namespace
+from tests.support.lifecycle import has_ended, job, resource
 from tests.support.objects import DIGEST, RESULTS
 from tests.support.operator_process import Identity, OperatorProcess, running_operator
 
@@ -19,40 +20,9 @@ from finetuning_operator.reconcile.evaluation import evaluation_needs
 from finetuning_operator.reconcile.needs import Need, job_needs, server_needs
 from finetuning_operator.reconcile.plan import Observed
 
-API_VERSION = "finetuning.dev/v1alpha1"
-MODEL: Object = {"source": "hf://acme/tiny", "revision": "v1"}
-DATASET: Object = {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}", "completion": "{triage}"}
 ADAPTER = TrainResult.model_validate(RESULTS["train"])
 ENV = {"FINETUNING_STATUS_DELAY": "0.2"}
 _LONG_AGO = "2026-01-01T00:00:00Z"
-
-
-def resource(kind: str, name: str, namespace: str, **spec: object) -> Object:
-    """Return one of our objects."""
-    head = {"name": name, "namespace": namespace}
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": head, "spec": spec}
-
-
-def condition(target: Object, kind: str) -> Object:
-    """Return status, reason and message of a condition; nothing where it was never set."""
-    found = [each for each in target.get("status", {}).get("conditions", ()) if each["type"] == kind]
-    return {name: found[0].get(name) for name in ("status", "reason", "message")} if found else {}
-
-
-def stage(target: Object, name: str) -> Object:
-    """Return a stage of an object; nothing where it has none of that name."""
-    stages: list[Object] = target.get("status", {}).get("stages", [])
-    return next((each for each in stages if each["name"] == name), {})
-
-
-def is_running(step: str) -> Callable[[Object], bool]:
-    """Return whether a stage of an object runs."""
-    return lambda found: stage(found, step).get("state") == "Running"
-
-
-def ended(target: Object) -> bool:
-    """Return whether an object has come to an end."""
-    return has_condition(target, "Complete") or has_condition(target, "Failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +37,8 @@ class Site:
         return self.create(self.job_manifest(name, **spec))
 
     def job_manifest(self, name: str = "demo", **spec: object) -> Object:
-        """Return a job that evaluates one metric."""
-        fields: Object = {"model": MODEL, "dataset": DATASET, "evaluation": {"metrics": ["exact-match"]}}
-        return resource("FineTuningJob", name, self.namespace, **(fields | spec))
+        """Return a job for this namespace."""
+        return job(self.namespace, name, **spec)
 
     def create(self, manifest: Object) -> Object:
         """Create one of our objects, with what it would have to relocate."""
@@ -130,7 +99,7 @@ class Site:
         """Return an object once it is as it should be."""
         return self.cluster.wait_for_object(kind, name, self.namespace, where=where, seconds=seconds)
 
-    def wait_for_job(self, name: str = "demo", *, where: Callable[[Object], bool] = ended) -> Object:
+    def wait_for_job(self, name: str = "demo", *, where: Callable[[Object], bool] = has_ended) -> Object:
         """Return a job once it has ended, or is as it should be."""
         return self.wait("FineTuningJob", name, where=where)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.support.api_proxy import ApiProxy, Seen
 from tests.support.cluster import WAIT_SECONDS, Cluster, Object, has_condition
+from tests.support.lifecycle import job, names
 from tests.support.operator_process import OperatorProcess
 from tests.support.processes import wait_until
 
@@ -33,23 +34,7 @@ _REPORTER = "finetuning-operator"
 
 def manifest(namespace: str, name: str = NAME, **spec: object) -> Object:
     """Return a job with everything: two relocations, training, evaluation and a server."""
-    fields: Object = {
-        "model": {"source": "hf://acme/tiny", "revision": "v1"},
-        "dataset": {
-            "source": "s3://bucket/rows.jsonl",
-            "revision": "7",
-            "prompt": "{message}",
-            "completion": "{triage}",
-        },
-        "evaluation": {"metrics": ["exact-match"]},
-        "serving": {},
-    }
-    return {
-        "apiVersion": "finetuning.dev/v1alpha1",
-        "kind": "FineTuningJob",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": fields | spec,
-    }
+    return job(namespace, name, **({"serving": {}} | spec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +53,7 @@ def outcome(cluster: Cluster, namespace: str) -> Outcome:
     told = [each for each in cluster.events(namespace) if each["source"].get("component") == _REPORTER]
     return Outcome(
         status=_without_times(found.get("status", {}), namespace),
-        children={kind: _names(cluster, kind, namespace) for kind in CHILD_KINDS},
+        children={kind: frozenset(names(cluster, kind, namespace)) for kind in CHILD_KINDS},
         events=Counter(
             (each["involvedObject"]["kind"], each["involvedObject"]["name"], each["reason"])
             for each in told
@@ -122,11 +107,6 @@ def is_told(cluster: Cluster, namespace: str, *, served: bool = True) -> bool:
     return {"Succeeded", "GatePassed"} <= {event["reason"] for event in cluster.events(namespace, name=NAME)}
 
 
-def stage_states(job: Object) -> list[tuple[str, str]]:
-    """Return the stages of a job with their states."""
-    return [(stage["name"], stage["state"]) for stage in job.get("status", {}).get("stages", ())]
-
-
 def own_writes(proxy: ApiProxy, namespace: str | None = None) -> list[Seen]:
     """Return all writes but those of the leader election."""
     return [seen for seen in proxy.writes(namespace=namespace) if seen.asked.resource != "leases"]
@@ -144,10 +124,6 @@ def made(proxy: ApiProxy, namespace: str) -> Counter[tuple[str, str]]:
 def deleted(proxy: ApiProxy, namespace: str) -> list[str]:
     """Return what was deleted through a proxy."""
     return [f"{seen.asked.resource} {seen.asked.name}" for seen in proxy.seen(verbs={"delete"}, namespace=namespace)]
-
-
-def _names(cluster: Cluster, kind: str, namespace: str) -> frozenset[str]:
-    return frozenset(found["metadata"]["name"] for found in cluster.objects(kind, namespace))
 
 
 def _without_times(part: Any, namespace: str) -> Any:  # noqa: ANN401  (any part of a JSON document)
