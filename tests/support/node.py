@@ -4,23 +4,30 @@ Every claim is a folder, every ConfigMap a folder with its files. A pod's progra
 names, and its own RunConfig with the places of mounts put in for their paths. What it leaves behind (exit code, last
 words) becomes the pod's status, as kubelet would write it. Deleting a pod sends SIGTERM and waits for the end.
 
+A server listens on a port of its own, because all pods here share one address. It is ready when its readiness probe
+says so, gets its Secret as files, and goes on for as long as its preStop hook sleeps before it is told to stop.
+
 Works in namespaces named ``hold-*``, whose pods wait for somebody to play them.
 """
 
 import base64
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused
 from tests.support.player import MANAGED
+from tests.support.served import free_port
 
 from finetuning_api.runconfig import (
     PROGRESS_CA_ENV,
@@ -43,6 +50,11 @@ _INHERITED = ("PATH", "LANG", "SSL_CERT_FILE", "OMP_NUM_THREADS")
 class _Running:
     process: subprocess.Popen[bytes]
     words: Path
+    port: int | None
+    """Of a server."""
+    ready: bool = False
+    ends_at: float | None = None
+    """When a pod that is deleted is told to stop, by the monotonic clock."""
     told_to_stop: bool = False
 
 
@@ -73,6 +85,10 @@ class ProgramNode:
             running.process.kill()
             running.process.wait()
 
+    def url(self, pod: Object) -> str:
+        """Return where the server in a pod answers."""
+        return f"http://127.0.0.1:{self._running[pod['metadata']['uid']].port}"
+
     def stop(self) -> None:
         """Let ``run`` return."""
         self._stop.set()
@@ -86,14 +102,17 @@ class ProgramNode:
             self._remove(pod)
         elif pod["status"]["phase"] not in _ENDED and pod["spec"].get("nodeName"):
             self._running[uid] = self._start(pod)
-            pods.run(self.cluster, pod)
+            if self._running[uid].port is None:
+                pods.run(self.cluster, pod)
 
     def _look_after(self, pod: Object, running: _Running, *, deleted: bool) -> None:
         code = running.process.poll()
         if code is None:
-            if deleted and not running.told_to_stop:
-                running.told_to_stop = True
-                running.process.send_signal(signal.SIGTERM)
+            if deleted:
+                _ask_to_stop(running, pod)
+            elif running.port is not None and not running.ready and _answers(running.port, pod):
+                pods.run(self.cluster, pod)
+                running.ready = True
             return
         words = running.words.read_bytes()[:TERMINATION_LOG_BYTES].decode(errors="replace")
         pods.finish(self.cluster, pod, exit_code=code if code >= 0 else 128 - code, message=words)
@@ -114,16 +133,19 @@ class ProgramNode:
         places = self._places(pod)
         (container,) = pod["spec"]["containers"]
         module = container["image"].partition(":")[0].replace("-", "_")
+        port = free_port() if container.get("ports") else None
+        environment = self._environment(pod, container, home=home, places=places)
+        _choose_port(home / "run-config.json", port)
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module],
                 cwd=home / "scratch",
-                env=self._environment(pod, container, home=home, places=places),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        return _Running(process, words)
+        return _Running(process, words, port)
 
     def _places(self, pod: Object) -> Mapping[str, Path]:
         """Return the folder behind each mount path of claims and ConfigMaps."""
@@ -134,6 +156,8 @@ class ProgramNode:
                 folders[volume["name"]] = self.volumes / volume["persistentVolumeClaim"]["claimName"]
             elif "configMap" in volume:
                 folders[volume["name"]] = self._config_map(volume["configMap"]["name"])
+            elif "secret" in volume:
+                folders[volume["name"]] = self._secret(volume["secret"]["secretName"])
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         mounts = container["volumeMounts"]
@@ -144,6 +168,13 @@ class ProgramNode:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in self.cluster.get("ConfigMap", name, self.namespace).get("data", {}).items():
             (folder / file).write_text(text)
+        return folder
+
+    def _secret(self, name: str) -> Path:
+        folder = self.folder / "secrets" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, value in self.cluster.get("Secret", name, self.namespace)["data"].items():
+            (folder / key).write_bytes(base64.b64decode(value))
         return folder
 
     def _environment(self, pod: Object, container: Object, *, home: Path, places: Mapping[str, Path]) -> dict[str, str]:
@@ -184,6 +215,30 @@ class ProgramNode:
         asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         made = self.cluster.request("POST", path, body=asked, content_type="application/json")
         return str(made["status"]["token"])
+
+
+def _ask_to_stop(running: _Running, pod: Object) -> None:
+    """Send SIGTERM once, after the pod's preStop hook has slept."""
+    if running.ends_at is None:
+        hook = pod["spec"]["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+        running.ends_at = time.monotonic() + hook.get("seconds", 0)
+    if not running.told_to_stop and time.monotonic() >= running.ends_at:
+        running.told_to_stop = True
+        running.process.send_signal(signal.SIGTERM)
+
+
+def _answers(port: int, pod: Object) -> bool:
+    """Whether a server says that it is ready, at the path that its pod names."""
+    path = pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"]
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _choose_port(config: Path, port: int | None) -> None:
+    if port is not None:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"port": port, "host": "127.0.0.1"}))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 from cryptography import x509
 
 from finetuning_api.finetuningjob import AccessMode
-from finetuning_operator.cluster.options import Options, OptionsError, ProgressOptions, StorageProfile
+from finetuning_operator.cluster.options import GatewayRef, Options, OptionsError, ProgressOptions, StorageProfile
 from finetuning_operator.reconcile.plan import ImageRole, Settings
 
 
@@ -61,6 +61,9 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "FINETUNING_TRASH_TTL_SECONDS": "3600",
             "FINETUNING_STALL_SECONDS": "30",
             "FINETUNING_STALLED_AFTER_SECONDS": "120",
+            "FINETUNING_SERVING_DOMAIN": "ai.example.org",
+            "FINETUNING_SERVING_SCHEME": "http",
+            "FINETUNING_GATEWAY": "edge/public",
             "FINETUNING_LOG_LEVEL": "DEBUG",
         }
     )
@@ -93,9 +96,17 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         lease_name=None,
         lease_seconds=30,
         trash_ttl_seconds=3600,
+        gateway=GatewayRef("edge", "public"),
         log_level="DEBUG",
-        settings=Settings(stall_seconds=30, stalled_after_seconds=120),
+        settings=Settings(
+            stall_seconds=30, stalled_after_seconds=120, serving_domain="ai.example.org", serving_scheme="http"
+        ),
     )
+
+
+def test_servers_are_exposed_by_an_ingress_class_or_by_a_gateway() -> None:
+    assert Options.from_environment({"FINETUNING_INGRESS_CLASS": "public"}).ingress_class == "public"
+    assert Options.from_environment({}).gateway is None
 
 
 @pytest.mark.parametrize(
@@ -121,6 +132,24 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         (
             {"FINETUNING_PROGRESS_URL": "https://progress.ml.svc", "FINETUNING_PROGRESS_CA": "/etc/hosts"},
             "FINETUNING_PROGRESS_CERTIFICATE='': name a file that exists",
+        ),
+        (
+            {"FINETUNING_SERVING_DOMAIN": "https://ai"},
+            "FINETUNING_SERVING_DOMAIN='https://ai': give lower-case letters, digits, '-' and '.'",
+        ),
+        ({"FINETUNING_SERVING_SCHEME": "tcp"}, "FINETUNING_SERVING_SCHEME='tcp': choose one of https, http"),
+        ({"FINETUNING_GATEWAY": "public"}, "FINETUNING_GATEWAY='public': give namespace/name of a Gateway"),
+        (
+            {"FINETUNING_GATEWAY": "edge/public"},
+            "FINETUNING_GATEWAY='edge/public': set FINETUNING_SERVING_DOMAIN too: routes need names of hosts",
+        ),
+        (
+            {
+                "FINETUNING_GATEWAY": "edge/public",
+                "FINETUNING_SERVING_DOMAIN": "ai.example.org",
+                "FINETUNING_INGRESS_CLASS": "public",
+            },
+            "FINETUNING_GATEWAY='edge/public': servers get an HTTPRoute or an Ingress; unset FINETUNING_INGRESS_CLASS",
         ),
         (
             {"FINETUNING_STORAGE_PROFILES": "/nowhere/profiles.yaml"},

@@ -7,9 +7,11 @@ from typing import Any
 from tests.support.fake_api import FakeApi
 from tests.support.lifecycle import job, relocation
 
+from finetuning_operator.cluster.api import ListResult
 from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.errors import NotServed, Unavailable
 from finetuning_operator.cluster.keys import ObjectKey
+from finetuning_operator.cluster.kinds import OPTIONAL_KINDS, ROUTE, SCALED_OBJECT, KindRef
 from finetuning_operator.cluster.resync import Resync
 from finetuning_operator.cluster.trash import TrashCollector
 from finetuning_operator.cluster.view import parse, written_progress
@@ -62,6 +64,36 @@ def test_a_list_that_fails_drops_nothing_and_does_not_count() -> None:
         except type(error):
             pass
         assert (MODEL in cache, lists.synced, lists.age_seconds) == (True, False, None)
+
+
+class SomeKinds(FakeApi):
+    """An API server that does not know every kind."""
+
+    unknown: frozenset[KindRef] = frozenset(OPTIONAL_KINDS.values())
+
+    async def list(self, kind: KindRef, namespace: str | None = None, **more: Any) -> ListResult:  # noqa: ANN401
+        if kind in self.unknown:
+            message = "no such path"
+            raise NotServed(message, status=404)
+        return await super().list(kind, namespace, **more)
+
+
+def test_kinds_that_only_some_clusters_know_are_looked_for_at_every_list() -> None:
+    api, cache = SomeKinds(), Cache()
+    lists = resync(api, cache, [])
+    asyncio.run(lists.once())
+    before = ROUTE in lists.served
+    api.unknown = frozenset({SCALED_OBJECT})
+    asyncio.run(lists.once())
+    known = (ROUTE in lists.served, SCALED_OBJECT in lists.served)
+    head = {"name": "chat", "namespace": "team", "uid": "1", "resourceVersion": "7"}
+    cache.put(ROUTE.kind, {"kind": ROUTE.kind, "metadata": head})
+    api.unknown = frozenset({ROUTE})
+    asyncio.run(lists.once())
+
+    assert (before, known) == (False, (True, False))
+    assert (ROUTE in lists.served, SCALED_OBJECT in lists.served) == (False, True)
+    assert cache.keys(ROUTE.kind) == ()
 
 
 def test_a_claim_whose_job_is_gone_is_marked_and_deleted_when_its_time_is_over() -> None:
