@@ -66,7 +66,7 @@ class JobView:
 
         Jobs and pods are watched apart: the pod's own event, with its last words, is still to come.
         """
-        ended = self.job.condition("Failed", "Complete") is not None
+        ended = self.job.condition("Failed", "Complete", "SuccessCriteriaMet") is not None
         return ended and any(not pod.ended and pod.deleted_at is None for pod in self.pods)
 
     @property

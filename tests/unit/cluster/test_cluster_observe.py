@@ -110,6 +110,13 @@ class TestLife:
             LastWords(reason=Reason.SUCCEEDED, message="done"),
         )
 
+    def test_a_success_that_the_job_tells_before_its_pod_does_is_waited_for(self) -> None:
+        met = condition("SuccessCriteriaMet", reason="CompletionsReached")
+        for job in (batch_job(met), batch_job(met, succeeded=1), batch_job(COMPLETE, succeeded=1)):
+            state = observe(job, running_pod())
+            assert state is not None
+            assert (state.phase, state.attempts) == (StepPhase.RUNNING, 1)
+
     def test_a_complete_job_whose_pods_are_gone_was_never_started(self) -> None:
         assert observe(batch_job(COMPLETE, succeeded=1)) is None
 
