@@ -18,6 +18,7 @@ from finetuning_api.base import Condition, ConditionType, Resource, StageState
 from finetuning_api.evaluationjob import EvaluationJob
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer, InferenceServerStatus
+from finetuning_api.notification import NotificationEvent, NotificationState
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation
 from finetuning_api.runconfig import LastWords, TrainerStatus
@@ -43,6 +44,7 @@ STOPPING = LastWords(reason=Reason.STOPPING, message="it saves and ends")
 FULL = LastWords(reason=Reason.UNSCHEDULABLE, message="no node has room")
 LOST = LastWords(reason=Reason.NODE_LOST, message="the node went away")
 BROKEN = LastWords(reason=Reason.LOSS_DIVERGED, message="the loss is NaN", hint="Lower learningRate.")
+EVERYTHING = {"type": "slack", "secretRef": {"name": "hook"}, "events": [each.value for each in NotificationEvent]}
 _MOST_ROUNDS = 40
 _STAGES_AT_MOST = 12
 
@@ -225,6 +227,7 @@ class Life(RuleBasedStateMachine):
         ttl=st.sampled_from([None, 3600]),
         replicas=st.sampled_from([None, 1]),
         evaluated=st.sampled_from([True, True, False]),
+        watched=st.booleans(),
         progress=st.integers(0, 8),
     )
     def begin(
@@ -235,6 +238,7 @@ class Life(RuleBasedStateMachine):
         replicas: int | None,
         *,
         evaluated: bool,
+        watched: bool,
         progress: int,
     ) -> None:
         """A job at any point of an ordinary life: chance alone would end most of them early."""
@@ -245,6 +249,8 @@ class Life(RuleBasedStateMachine):
             ttl_seconds_after_finished=ttl,
             serving=serving,
             evaluation={"enabled": evaluated},
+            notifications=[EVERYTHING] if watched else [],
+            tensorboard={"ttlSecondsAfterFinished": 600} if watched else None,
         )
         self.cluster.create(self.wanted)
         self.settle()
@@ -307,7 +313,7 @@ class Life(RuleBasedStateMachine):
         places = self._places(*ACTIVE)
         if places:
             place = places[choice % len(places)]
-            words = LastWords(reason=Reason.SUCCEEDED, result=RESULTS[place[1]])
+            words = LastWords(reason=Reason.SUCCEEDED, result=RESULTS[place[1].partition("-")[0]])
             state = StepState(StepPhase.SUCCEEDED, started_at=self.cluster.now, last_words=words)
             self.cluster.jobs[place].state = state
             self.settle()
@@ -445,6 +451,7 @@ class Life(RuleBasedStateMachine):
             assert len(seen) == len(set(seen)), f"{condition} of {uid} flips without an event: {seen}"
         self._check_rest()
         self._check_ends()
+        self._check_notifications()
 
     def _note(self, told: dict[tuple[str, ConditionType], list[tuple[str, str]]]) -> None:
         """Record how conditions change, to see them change back."""
@@ -457,11 +464,34 @@ class Life(RuleBasedStateMachine):
 
     def _check_running(self) -> None:
         """At most one Job of an object runs, and none of a job while its evaluation's does."""
-        owners = [each.owner for each in self.cluster.jobs.values() if each.active]
+        owners = [each.owner for each in self._jobs_of_stages() if each.active]
         assert len(owners) == len(set(owners)), self.cluster.jobs
         evaluation = self.cluster.objects.get(("EvaluationJob", "demo-evaluation"))
         if KEY in self.cluster.objects and evaluation is not None and is_owned(evaluation, self.job):
             assert not {self.job.metadata.uid, evaluation.metadata.uid} <= set(owners)
+
+    def _jobs_of_stages(self) -> list[ChildJob]:
+        """Return every Job but those that only tell somebody."""
+        return [each for (_, step), each in self.cluster.jobs.items() if not step.startswith("notify-")]
+
+    def _check_notifications(self) -> None:
+        """What happened is noted once, and nothing is sent that was delivered or given up."""
+        if KEY not in self.cluster.objects:
+            return
+        status = self.job.status
+        dealt_with = {each.name for each in status.notifications if each.state is not NotificationState.PENDING}
+        sending = {
+            step for (_, step), each in self.cluster.jobs.items() if each.owner == self.job.metadata.uid and each.active
+        }
+        assert dealt_with & sending == set()
+        noted = [each.event for each in status.notifications]
+        ends = {
+            NotificationEvent.SUCCEEDED: ConditionType.COMPLETE,
+            NotificationEvent.FAILED: ConditionType.FAILED,
+        }
+        for event, condition in ends.items():
+            expected = int(is_true(status.conditions, condition) and bool(self.job.spec.notifications))
+            assert noted.count(event) == expected
 
     def _check_rest(self) -> None:
         """A plan that was applied is empty, until the moment that it names itself."""
@@ -498,7 +528,7 @@ class Life(RuleBasedStateMachine):
                 ended = self.ends.setdefault(resource.metadata.uid, tuple(status.conditions))
                 assert tuple(status.conditions) == ended
                 uid = resource.metadata.uid
-                assert [each for each in self.cluster.jobs.values() if each.owner == uid and each.active] == []
+                assert [each for each in self._jobs_of_stages() if each.owner == uid and each.active] == []
             elif resource.metadata.uid in self.ends:
                 pytest.fail(f"{key} has ended and goes on")
             assert len([stage for stage in status.stages if stage.state is StageState.RUNNING]) <= 1
