@@ -136,7 +136,9 @@ class Applier:
         missing = next((blocked for blocked in volumes if blocked is not None), None)
         blocked: dict[str, Blocked] = {}
         for step in plan.steps:
-            found = missing or await self._step(owner, step, observed=observed, jobs=jobs)
+            # What mounts nothing, like a notification, does not wait for a volume.
+            unready = missing if step.mounts else None
+            found = unready or await self._step(owner, step, observed=observed, jobs=jobs)
             if found is not None:
                 blocked[step.name] = found
         for server in plan.servers:
