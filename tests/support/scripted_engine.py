@@ -44,6 +44,7 @@ class ScriptedEngine:
     script: Script = field(default_factory=Script)
     tokenizer: PreTrainedTokenizerBase = field(default_factory=tiny_tokenizer)
     context_length: int = 64
+    vocabulary: int = 384
     served: tuple[ServedModel, ...] = MODELS
     requests: list[GenerationRequest] = field(default_factory=list)
     """Everything that was asked, in order."""
@@ -83,9 +84,9 @@ class ScriptedEngine:
         names = tuple(model.name for model in self.served)
         if request.model not in names:
             raise UnknownModel(request.model, known=names)
-        unknown = [token for token in request.tokens if token >= len(self.tokenizer)]
+        unknown = [token for token in request.tokens if token >= self.vocabulary]
         if unknown:
-            raise UnknownToken(unknown[0], vocabulary=len(self.tokenizer))
+            raise UnknownToken(unknown[0], vocabulary=self.vocabulary)
         if self.script.refusal is not None:
             raise self.script.refusal
         if self.running >= self.script.places:

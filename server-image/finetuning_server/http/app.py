@@ -217,13 +217,12 @@ def _api(service: Service) -> APIRouter:
         """Continue one prompt, greedily."""
         return await service.prompt(body, record_of(request.scope))
 
-    @router.post(
-        "/v1/embeddings", status_code=HTTPStatus.NOT_IMPLEMENTED, responses=openapi.embeddings(), tags=["none"]
-    )
+    @router.post("/v1/embeddings", status_code=HTTPStatus.BAD_REQUEST, responses=openapi.errors(), tags=["generation"])
     async def create_embedding() -> Response:
         """Refused: the models here generate text."""
         message = "embeddings are not served: the models here generate text"
-        raise ApiError(HTTPStatus.NOT_IMPLEMENTED, message, code="unsupported")
+        # Not 501: clients try again after any 5xx.
+        raise ApiError(HTTPStatus.BAD_REQUEST, message, code="unsupported")
 
     return router
 

@@ -14,6 +14,7 @@ from finetuning_server.http.metrics import Meters
 Choices = AsyncGenerator[tuple[int, Piece], None]
 """Pieces with the index of the completion that each belongs to."""
 _SEED_BOUND = 2**63
+"""Seeds are numbers of 64 bits; clients may send others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +47,14 @@ class Ask:
 
     def _request(self, prompt: tuple[int, ...], *, copy: int, room: int) -> GenerationRequest:
         seed = self.sampling.seed
-        shifted = None if seed is None else (seed + copy + _SEED_BOUND) % (2 * _SEED_BOUND) - _SEED_BOUND
+        folded = None if seed is None else (seed + copy + _SEED_BOUND) % (2 * _SEED_BOUND) - _SEED_BOUND
         return GenerationRequest(
             model=self.model,
             tokens=prompt,
             max_new_tokens=room if self.max_new_tokens is None else min(self.max_new_tokens, room),
             stop=self.stop,
             closing_tokens=self.closing_tokens,
-            sampling=replace(self.sampling, seed=shifted),
+            sampling=replace(self.sampling, seed=folded),
             top_logprobs=self.top_logprobs,
         )
 

@@ -16,6 +16,7 @@ VERSION = version("finetuning-operator")
 
 Responses = dict[int | str, dict[str, Any]]
 
+_REFERENCE = "#/components/schemas/{model}"
 _EXPLAINED = {
     HTTPStatus.BAD_REQUEST: "The request is wrong; the message names the field.",
     HTTPStatus.UNAUTHORIZED: "No accepted token was sent.",
@@ -25,7 +26,6 @@ _EXPLAINED = {
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not JSON by its Content-Type.",
     HTTPStatus.TOO_MANY_REQUESTS: "As many requests wait as are allowed to; Retry-After tells when to come again.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "The server failed; the message has the id under which its log tells more.",
-    HTTPStatus.NOT_IMPLEMENTED: "Not offered by this server.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The model is being loaded, the server is being stopped, or memory ran out.",
     HTTPStatus.GATEWAY_TIMEOUT: "The request was not done within the server's limit.",
 }
@@ -58,18 +58,16 @@ def generation(chunk: type[Completion] | type[ChatChunk] | None = None) -> Respo
     if chunk is None:
         return errors(*_OF_GENERATION)
     text = "The answer; with `stream` as events `data: <chunk>`, the last of which is `data: [DONE]`."
-    stream = {"schema": {"type": "string", "description": f"Events with {chunk.__name__} objects."}}
-    return errors(*_OF_GENERATION) | {200: {"description": text, "content": {"text/event-stream": stream}}}
+    told = {"contentMediaType": "application/json", "contentSchema": {"$ref": _REFERENCE.format(model=chunk.__name__)}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, told]}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    content = {"text/event-stream": {"schema": event}}
+    return errors(*_OF_GENERATION) | {200: {"description": text, "content": content}}
 
 
 def chat_generation() -> Responses:
     """Return the documentation of the answers to a chat."""
     return generation(ChatChunk)
-
-
-def embeddings() -> Responses:
-    """Return the documentation of the one answer of /v1/embeddings."""
-    return errors(HTTPStatus.NOT_IMPLEMENTED)
 
 
 def readiness() -> Responses:
@@ -89,6 +87,9 @@ def install(app: FastAPI, *, with_tokens: bool) -> None:
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            # FastAPI knows the types of whole answers only.
+            chunks = ChatChunk.model_json_schema(ref_template=_REFERENCE)
+            schema["components"]["schemas"] |= chunks.pop("$defs") | {ChatChunk.__name__: chunks}
             app.openapi_schema = _with_tokens(schema) if with_tokens else schema
         return app.openapi_schema
 

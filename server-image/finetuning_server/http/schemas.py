@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -16,7 +24,6 @@ MAX_CHOICES = 32
 """Completions that one request may ask for: its prompts times n."""
 MAX_COMPLETION_LOGPROBS = 5
 MAX_CHAT_LOGPROBS = 20
-_SEED_BOUND = 2**63
 
 
 # eq=False: typing keeps one Annotated for equal marks, and 0 is equal to False.
@@ -59,10 +66,18 @@ def _whole_characters(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole_characters)]
-Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+def _whole_number(value: object) -> object:
+    """Take 16.0 for 16: in JSON they are one number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_whole_number)
+_CHARACTERS = AfterValidator(_whole_characters)
+Text = Annotated[str, _CHARACTERS]
+Prompt = Annotated[str, Field(min_length=1), _CHARACTERS]
+Stop = Annotated[str, Field(min_length=1, max_length=256), _CHARACTERS]
 Model = Annotated[str, Field(min_length=1, max_length=256, description="Name from /v1/models.")]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1), _WHOLE]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -70,13 +85,13 @@ class SamplingFields(Body):
     """What completions and chats have in common."""
 
     model: Model
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), _WHOLE] | None = Field(
         default=1, description="Completions of each prompt; the first uses the seed, the next seed + 1, and so on."
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
         default=None, description="Texts that end a completion; they are not part of it."
     )
-    seed: Annotated[int, Field(ge=-_SEED_BOUND, lt=_SEED_BOUND)] | None = Field(
+    seed: Annotated[int, _WHOLE] | None = Field(
         default=None, description="Equal requests with equal seeds get equal answers."
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
@@ -99,15 +114,15 @@ class CompletionRequest(SamplingFields):
     """Body of POST /v1/completions."""
 
     prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
+        Prompt
+        | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES)]
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES)]
     ) = Field(description="A text, texts, token ids, or several lists of token ids.")
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1), _WHOLE] | None = Field(
         default=16, description="Tokens to generate at most; never more than the context has room for."
     )
-    logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS), _WHOLE] | None = Field(
         default=None, description="Tell each token's logarithm of probability, and so many alternatives."
     )
     echo: Annotated[Any, Only((None, False))] = False
@@ -139,14 +154,14 @@ class ChatRequest(SamplingFields):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1), _WHOLE] | None = Field(
         default=None, description="As max_completion_tokens, which goes before it."
     )
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    max_completion_tokens: Annotated[int, Field(ge=1), _WHOLE] | None = Field(
         default=None, description="Tokens to generate at most; by default as many as the context has room for."
     )
     logprobs: bool | None = Field(default=False, description="Tell each token's logarithm of probability.")
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_CHAT_LOGPROBS)] | None = Field(
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_CHAT_LOGPROBS), _WHOLE] | None = Field(
         default=None, description="How many alternatives to tell with logprobs."
     )
     tools: Annotated[Any, Only((None, []))] = None
@@ -162,11 +177,11 @@ class ChatRequest(SamplingFields):
 class PromptRequest(Body):
     """Body of POST /prompt."""
 
-    input_prompt: Text = Field(description="Continued as it stands, without a chat template.")
+    input_prompt: Prompt = Field(description="Continued as it stands, without a chat template.")
     model: Model | None = Field(
         default=None, description="By default the first adapter, or the base model where none is served."
     )
-    max_tokens: Annotated[int, Field(ge=1)] = Field(default=256, description="Tokens to generate at most.")
+    max_tokens: Annotated[int, Field(ge=1), _WHOLE] = Field(default=256, description="Tokens to generate at most.")
 
 
 def as_tuple(stop: str | Sequence[str] | None) -> tuple[str, ...]:
