@@ -1,5 +1,6 @@
 """InferenceServer: a base model and its adapters behind an OpenAI-compatible endpoint."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -29,6 +30,10 @@ CommandWord = Annotated[str, Field(max_length=4096)]
 """One word of a command; no shell reads it."""
 Command = Annotated[list[CommandWord], Field(min_length=1, max_length=64)]
 """A program and its arguments."""
+
+
+LONGEST_WAKE = 256
+"""Characters of the annotation that wakes a server which was shut down."""
 
 
 class ServerVariant(StrEnum):
@@ -117,6 +122,12 @@ class InferenceServerSpec(ApiModel):
             field="adapters",
         ),
         CelRule(
+            rule="!has(self.idleShutdownMinutes) || self.variant == 'builtin'",
+            message="only variant builtin tells when it was last asked: remove idleShutdownMinutes, or set variant to"
+            " builtin",
+            field="idleShutdownMinutes",
+        ),
+        CelRule(
             rule="!has(self.autoscaling) || self.replicas <= 1",
             message="autoscaling decides how many replicas there are: change its minReplicas and maxReplicas and leave"
             " replicas at 1, or at 0 to switch the server off",
@@ -162,6 +173,13 @@ class InferenceServerSpec(ApiModel):
         default=None,
         description="What a drain must leave; unset allows one pod to be taken away where there can be several.",
     )
+    idle_shutdown_minutes: int | None = Field(
+        default=None,
+        ge=1,
+        le=10080,
+        description="Minutes without a request after which all pods go, until the annotation finetuning.dev/wake gets"
+        " another value or the specification changes; unset never. Variant builtin only.",
+    )
     revision_history_limit: int = Field(
         default=2, ge=0, le=100, description="Former revisions of the Deployment that are kept."
     )
@@ -186,6 +204,14 @@ class InferenceServerPhase(StrEnum):
     FAILED = "Failed"
 
 
+class IdleStatus(ApiModel):
+    """A shutdown because nobody asked, and what ends it when it changes."""
+
+    since: datetime = Field(description="When the server was shut down.")
+    generation: int = Field(ge=0, description="Generation of the specification then.")
+    wake: str = Field(default="", max_length=LONGEST_WAKE, description="Annotation finetuning.dev/wake then.")
+
+
 class InferenceServerStatus(ApiModel):
     """What became of the server."""
 
@@ -203,6 +229,7 @@ class InferenceServerStatus(ApiModel):
     revision: int = Field(
         default=0, ge=0, description="Revision of the Deployment; it grows with every change of the pods."
     )
+    idle: IdleStatus | None = Field(default=None, description="Set while the server is shut down for being idle.")
     warnings: list[Message] = Field(
         default_factory=list, max_length=32, description="What does not work as it was asked for, and what to do."
     )

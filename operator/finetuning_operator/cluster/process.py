@@ -16,6 +16,7 @@ from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.controller import Controller
 from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.health import HealthServer, at_most, must
+from finetuning_operator.cluster.idle import IdleWatch
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import NETWORK_POLICY, OWN_KINDS
 from finetuning_operator.cluster.lease import Leadership, LeaseTiming
@@ -29,7 +30,8 @@ from finetuning_operator.cluster.queue import WorkQueue
 from finetuning_operator.cluster.recorder import Recorder
 from finetuning_operator.cluster.report import Reporter
 from finetuning_operator.cluster.resync import Resync
-from finetuning_operator.cluster.statuses import ProgressBudget
+from finetuning_operator.cluster.statuses import PROGRESS_SHARE, ProgressBudget
+from finetuning_operator.cluster.streams import Streams
 from finetuning_operator.cluster.trash import TrashCollector
 from finetuning_operator.cluster.view import View
 from finetuning_operator.cluster.watch import watch
@@ -41,8 +43,8 @@ _STOP_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 _STUCK_SECONDS = 300.0
 """Work on one object that takes longer than this is stuck."""
-_PROGRESS_SHARE = 1 / 16
-"""Part of the write rate that progress may use."""
+_GOING_SECONDS = 0.2
+"""What goes often goes with its owner, whose own stream may tell of it later: nothing is made again for it at once."""
 
 
 async def run(options: Options) -> int:
@@ -116,14 +118,20 @@ class Operator:
         self._queue: WorkQueue[ObjectKey] = WorkQueue()
         self._progress = ProgressStore(self._reported)
         self._resync = Resync(api, self._cache, namespaces=options.namespaces, wake=self._wake)
-        view = View(self._cache, self._progress)
+        self._idle = IdleWatch(self._cache, wake=self._wake)
+        view = View(self._cache, self._progress, idle_since=self._idle.since)
         self._controller = Controller(
             api,
             self._cache,
             self._queue,
             view=view,
             applier=Applier(
-                api, self._cache, options, wake=self._wake, serves=lambda kind: kind in self._resync.served
+                api,
+                self._cache,
+                options,
+                wake=self._wake,
+                wake_later=self._wake_later,
+                serves=lambda kind: kind in self._resync.served,
             ),
             reporter=Reporter(
                 api,
@@ -131,7 +139,7 @@ class Operator:
                 Recorder(api, instance=socket.gethostname()),
                 metrics=metrics,
                 delay=options.status_delay,
-                budget=ProgressBudget(per_second=options.api_qps * _PROGRESS_SHARE),
+                budget=ProgressBudget(per_second=options.api_qps * PROGRESS_SHARE),
                 wake=self._wake,
                 waiting=lambda: self._queue.depth,
             ),
@@ -166,6 +174,7 @@ class Operator:
             asyncio.create_task(self._elected.run(self._leading.set), name="election"),
             asyncio.create_task(self._work(), name="work"),
             asyncio.create_task(self._watch(), name="watch"),
+            asyncio.create_task(self._watch_children(), name="streams"),
         ]
 
     async def _watch(self) -> None:
@@ -173,11 +182,15 @@ class Operator:
         await self._synced.wait()
         await watch(
             self._take_event,
-            kinds=self._resync.served,
             namespaces=self._options.namespaces,
             stop=self._unwatch,
             signals=self._take_signals,
         )
+
+    async def _watch_children(self) -> None:
+        await self._synced.wait()
+        children = self._resync.served - frozenset(OWN_KINDS.values())
+        await Streams(self._api, self._resync, on_event=self._take_event).run(children)
 
     async def _work(self) -> None:
         """Learn the state of the cluster; as soon as this is the active process, work. Ends only with an error."""
@@ -190,6 +203,7 @@ class Operator:
             self._workers = [group.create_task(self._controller.work()) for _ in range(self._options.workers)]
             group.create_task(self._resync.run(self._options.resync_seconds, after=self._controller.revisit))
             group.create_task(self._trash.run(self._options.resync_seconds))
+            group.create_task(self._idle.run())
 
     async def _finish(self, parts: list[asyncio.Task[None]]) -> None:
         """Begin nothing more, end what has begun, and leave the Lease to the next."""
@@ -198,9 +212,9 @@ class Operator:
             _, late = await asyncio.wait(self._workers, timeout=_STOP_SECONDS)
             if late:
                 _LOGGER.warning("%d objects were still worked on", len(late))
-        election, work, watching = parts
-        election.cancel()
-        work.cancel()
+        election, work, watching, streams = parts
+        for part in (election, work, streams):
+            part.cancel()
         await self._elected.release()
         self._unwatch.set()
         if self._synced.is_set():
@@ -216,16 +230,22 @@ class Operator:
 
     def _take_event(self, kind: str, event: str | None, manifest: dict[str, Any]) -> None:
         """Take in what a watch stream tells."""
-        if event == "DELETED":
-            self._wake(self._cache.remove(kind, manifest))
+        is_gone = event == "DELETED"
+        concerned = self._cache.remove(kind, manifest) if is_gone else self._cache.put(kind, manifest)
+        if kind not in OWN_KINDS and (is_gone or "deletionTimestamp" in manifest["metadata"]):
+            self._wake_later(concerned, _GOING_SECONDS)
         else:
-            self._wake(self._cache.put(kind, manifest))
+            self._wake(concerned)
         if kind == NETWORK_POLICY.kind and event in {"DELETED", "MODIFIED"}:
             self._queue.add(ObjectKey(kind, manifest["metadata"]["namespace"], ""))
 
     def _wake(self, keys: Iterable[ObjectKey]) -> None:
         for key in keys:
             self._queue.add(key)
+
+    def _wake_later(self, keys: Iterable[ObjectKey], seconds: float) -> None:
+        for key in keys:
+            self._queue.add_after(key, seconds)
 
     def _reported(self, key: ProgressKey) -> None:
         self._queue.add(ObjectKey(key.kind, key.namespace, key.name))

@@ -1,7 +1,7 @@
 """One object as reconciling sees it: parsed, with its steps, its servers, and the other objects that it reads."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -83,9 +83,17 @@ class Known:
 class View:
     """Reads objects out of the cache. Parsed objects are kept by uid and version, so each is parsed once."""
 
-    def __init__(self, cache: Cache, progress: ProgressStore) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        progress: ProgressStore,
+        *,
+        idle_since: Callable[[str, Sequence[Mapping[str, Any]]], datetime | None] = lambda _uid, _pods: None,
+    ) -> None:
+        """``idle_since`` tells since when a server of a uid, with its pods, was asked nothing."""
         self._cache = cache
         self._progress = progress
+        self._idle_since = idle_since
         self._parsed: OrderedDict[ObjectKey, tuple[tuple[str, int], Resource]] = OrderedDict()
 
     def resource(self, key: ObjectKey) -> Resource | None:
@@ -186,10 +194,11 @@ class View:
         return self._progress.get(place, uid=head.uid) or written_progress(resource, step)
 
     def _servers(self, resource: Resource, known: Known) -> dict[str, ServerState]:
-        states = {
-            key.name: observe_server(deployment, self.server_pods(resource), known.diagnoses.get(key.name))
-            for key, deployment in self.deployments(resource)
-        }
+        states: dict[str, ServerState] = {}
+        for key, deployment in self.deployments(resource):
+            pods = self.server_pods(resource)
+            state = observe_server(deployment, pods, known.diagnoses.get(key.name))
+            states[key.name] = replace(state, idle_since=self._idle_since(resource.metadata.uid, pods))
         for (kind, name), words in known.hindrances.items():
             if kind == "Deployment":
                 states[name] = replace(states.get(name, ServerState()), current=False, hindrance=words)

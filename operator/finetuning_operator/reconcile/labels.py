@@ -14,6 +14,8 @@ OWNER_UID: Final = "finetuning.dev/owner-uid"
 """On a claim: the object that it was made for, also where no owner reference tells it."""
 RETENTION: Final = "finetuning.dev/retention"
 """On an adapter's claim: what becomes of it when its job is deleted."""
+WAKE: Final = "finetuning.dev/wake"
+"""Annotation on an InferenceServer: a new value of it starts one that was shut down because it was idle."""
 TRASHED_AT: Final = "finetuning.dev/trashed-at"
 """Annotation on a claim to be thrown away: when its owner was first seen to be gone, in RFC 3339."""
 

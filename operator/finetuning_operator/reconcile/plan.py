@@ -143,6 +143,8 @@ class ServerState:
     """Whether every replica runs the newest description."""
     revision: int = 0
     """Of the newest description; 0 where none has a number yet."""
+    idle_since: datetime | None = None
+    """Since when no replica was asked anything; None where nobody watched all of them."""
     hindrance: LastWords | None = None
 
 

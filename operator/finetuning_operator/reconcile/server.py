@@ -5,7 +5,13 @@ from datetime import datetime
 from posixpath import join
 
 from finetuning_api.base import ClaimRef, Condition, ConditionType, StageState
-from finetuning_api.inferenceserver import InferenceServer, InferenceServerPhase, ServerVariant
+from finetuning_api.inferenceserver import (
+    LONGEST_WAKE,
+    IdleStatus,
+    InferenceServer,
+    InferenceServerPhase,
+    ServerVariant,
+)
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import AdapterInput, JobIdentity, LastWords, ModelInput, ServeConfig
 from finetuning_api.scaling import DisruptionSpec
@@ -13,7 +19,7 @@ from finetuning_api.sources import Scheme
 from finetuning_operator.reconcile.accept import refused_paths
 from finetuning_operator.reconcile.adapters import Lack, ServedAdapter, resolve
 from finetuning_operator.reconcile.conditions import events_between, short_list
-from finetuning_operator.reconcile.labels import selector
+from finetuning_operator.reconcile.labels import WAKE, selector
 from finetuning_operator.reconcile.lifecycle import Refusal, Writer
 from finetuning_operator.reconcile.names import server_url
 from finetuning_operator.reconcile.needs import (
@@ -26,7 +32,7 @@ from finetuning_operator.reconcile.needs import (
     server_needs,
 )
 from finetuning_operator.reconcile.plan import ClaimMount, Observed, Plan, Server, ServerState, Settings
-from finetuning_operator.reconcile.stages import Outcome, sentences
+from finetuning_operator.reconcile.stages import Outcome, seconds_left, sentences
 
 _RETRIES = 3
 """Of the relocation of a model that nobody has relocated before."""
@@ -43,6 +49,8 @@ class _View:
     server: InferenceServer
     observed: Observed
     settings: Settings
+    idle: IdleStatus | None = None
+    """Since when it is shut down because nobody asked it."""
 
     @property
     def name(self) -> str:
@@ -64,12 +72,14 @@ class _View:
     @property
     def is_scaled(self) -> bool:
         """Whether something else decides how many replicas there are."""
-        return self.server.spec.autoscaling is not None and self.server.spec.replicas > 0
+        return self.server.spec.autoscaling is not None and self.server.spec.replicas > 0 and self.idle is None
 
     @property
     def wanted(self) -> int:
         """Replicas that are to answer."""
         scaling = self.server.spec.autoscaling
+        if self.idle is not None:
+            return 0
         if scaling is None or not self.is_scaled:
             return self.server.spec.replicas
         return scaling.min_replicas if self.state.wanted is None else self.state.wanted
@@ -105,6 +115,7 @@ def reconcile_server(server: InferenceServer, *, observed: Observed, now: dateti
     Replicas that run are left as they are while a changed specification waits or is refused.
     """
     view = _View(server, observed, settings)
+    view = replace(view, idle=_idle(view, now))
     if settings.local:
         return Plan(status=server.status)
     writer = Writer(server.metadata.generation, now)
@@ -127,7 +138,28 @@ def reconcile_server(server: InferenceServer, *, observed: Observed, now: dateti
         servers=servers,
         warnings=tuple(each.failure for each in adapters if each.failure),
     )
-    return replace(plan, kept_servers=(view.name,)) if lacks else plan
+    left = None if view.idle else _idle_left(view, now)
+    return replace(plan, kept_servers=(view.name,) if lacks else (), requeue_after=left)
+
+
+def _idle(view: _View, now: datetime) -> IdleStatus | None:
+    """Return since when a server is shut down because nobody asked it; None for one that is to run.
+
+    It wakes when its specification changes or its annotation does: both are compared with what they were.
+    """
+    spec, head, was = view.server.spec, view.server.metadata, view.server.status.idle
+    if spec.idle_shutdown_minutes is None or spec.replicas == 0:
+        return None
+    wake = head.annotations.get(WAKE, "")[:LONGEST_WAKE]
+    if was is not None and (was.generation, was.wake) == (head.generation, wake):
+        return was
+    return IdleStatus(since=now, generation=head.generation, wake=wake) if _idle_left(view, now) == 0 else None
+
+
+def _idle_left(view: _View, now: datetime) -> float | None:
+    """Return the seconds that a server may still be idle; None where nothing counts."""
+    minutes = view.server.spec.idle_shutdown_minutes
+    return None if minutes is None else seconds_left(minutes * 60, view.state.idle_since, now)
 
 
 def _refusal(view: _View) -> Refusal | None:
@@ -150,7 +182,7 @@ def _server(view: _View, model: ModelInput, adapters: tuple[ServedAdapter, ...])
         name=view.name,
         variant=spec.variant,
         port=spec.port,
-        replicas=None if view.is_scaled else spec.replicas,
+        replicas=None if view.is_scaled else view.wanted,
         health=spec.health,
         image=spec.image,
         command=tuple(spec.command),
@@ -231,8 +263,7 @@ def _running(view: _View, expected: str) -> _Standing:
     """Return how many replicas answer; ``expected`` tells of adapters that are still to come."""
     wanted, state = view.wanted, view.state
     if wanted == 0:
-        why = "autoscaling sees no need of any replica" if view.is_scaled else "spec.replicas is 0"
-        return _Standing(InferenceServerPhase.PENDING, Reason.SUSPENDED, f"{why}: nothing answers")
+        return _Standing(InferenceServerPhase.PENDING, Reason.SUSPENDED, _asleep(view))
     answers = f"{state.ready} of {wanted} replicas answer"
     if state.ready >= wanted and state.current:
         return _Standing(InferenceServerPhase.READY, Reason.SERVING, answers + expected)
@@ -241,6 +272,17 @@ def _running(view: _View, expected: str) -> _Standing:
     if not state.current and not words.message:
         answers = f"{answers}; the newest description is not everywhere yet"
     return _Standing(phase, words.reason, sentences(answers, words.message, words.hint))
+
+
+def _asleep(view: _View) -> str:
+    """Return why no replica is wanted, and how that is changed where it is not plain to see."""
+    if view.idle is None:
+        why = "autoscaling sees no need of any replica" if view.is_scaled else "spec.replicas is 0"
+        return f"{why}: nothing answers"
+    why = f"no request for {view.server.spec.idle_shutdown_minutes} minutes: nothing answers"
+    head = view.server.metadata
+    hint = f'kubectl annotate infs {head.name} -n {head.namespace} --overwrite {WAKE}="$(date)"'
+    return sentences(why, f"Wake it: {hint}")
 
 
 def _plan(
@@ -265,6 +307,7 @@ def _plan(
             "url": server_url(view.name, namespace=metadata.namespace, port=view.server.spec.port),
             "external_url": _external_url(view),
             "revision": view.state.revision or old.revision,
+            "idle": view.idle,
             "warnings": list(short_list((*warnings, *_warnings(view)))),
             "conditions": list(conditions),
         }

@@ -235,6 +235,12 @@ RULE_CASES: tuple[RuleCase, ...] = (
         server(adapters=[{"name": "a", "jobRef": "b", "awaited": True}], variant="vllm", image="a:1"),
     ),
     RuleCase(
+        "only variant builtin tells when",
+        "spec.idleShutdownMinutes",
+        server(idleShutdownMinutes=30),
+        server(idleShutdownMinutes=30, variant="vllm", image="a:1"),
+    ),
+    RuleCase(
         "autoscaling decides",
         "spec.replicas",
         server(autoscaling=_BY_CPU, replicas=0),
@@ -419,6 +425,7 @@ CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
         Change("autoscaling", None, _BY_CPU),
         Change("disruption", {"maxUnavailable": 1}, {"minAvailable": 1}),
         Change("revisionHistoryLimit", 2, 0),
+        Change("idleShutdownMinutes", None, 30),
         Change("health", {}, {"path": "/ready", "timeoutSeconds": 9, "startupSeconds": 60}),
         Change("expose", before=False, after=True),
         Change("authSecretRef", None, {"name": "a"}),

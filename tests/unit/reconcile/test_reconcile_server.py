@@ -1,5 +1,6 @@
 """InferenceServers: what they wait for, what they run, what they refuse, and what a job keeps of its own."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from finetuning_api.runconfig import (
 from finetuning_api.scaling import DisruptionSpec
 from finetuning_operator.reconcile import reconcile
 from finetuning_operator.reconcile.conditions import find_condition
+from finetuning_operator.reconcile.labels import WAKE
 from finetuning_operator.reconcile.plan import ClaimMount, Observed, Server, ServerState, Settings, StepPhase, StepState
 
 KEY = ("InferenceServer", "chat")
@@ -268,6 +270,60 @@ def test_scaled_server_can_be_switched_off() -> None:
 
     assert [each.replicas for each in made.plans[KEY].servers] == [0]
     assert told(made).message == "spec.replicas is 0: nothing answers"
+
+
+def idle_for(made: World, seconds: int) -> None:
+    """Have the replica of a server answer nobody for a time."""
+    since = made.now - timedelta(seconds=seconds)
+    made.servers[KEY] = {"chat": ServerState(1, 1, wanted=1, current=True, idle_since=since)}
+    made.apply(KEY)
+
+
+def described(made: World) -> list[int | None]:
+    return [each.replicas for each in made.plans[KEY].servers]
+
+
+def test_server_that_nobody_asks_is_shut_down_in_time_and_says_how_it_is_woken() -> None:
+    made = world(server(idleShutdownMinutes=30))
+    idle_for(made, 1790)
+    before, left = described(made), made.plans[KEY].requeue_after
+    idle_for(made, 1800)
+
+    assert (before, left) == ([1], 10)
+    assert (described(made), made.plans[KEY].requeue_after) == ([0], None)
+    assert (told(made).reason, told(made).message) == (
+        Reason.SUSPENDED,
+        (
+            "no request for 30 minutes: nothing answers. Wake it: kubectl annotate infs chat -n team --overwrite"
+            ' finetuning.dev/wake="$(date)"'
+        ),
+    )
+    assert current(made).status.url == "http://chat.team.svc:8000"
+
+
+def test_server_that_was_shut_down_stays_so_until_it_is_woken_by_hand_or_changed() -> None:
+    made = world(server(idleShutdownMinutes=30))
+    idle_for(made, 1800)
+    made.servers[KEY] = {"chat": ServerState(wanted=0, current=True)}
+    made.settle()
+    asleep = described(made)
+    old = current(made)
+    made.add(old.model_copy(update={"metadata": old.metadata.model_copy(update={"annotations": {WAKE: "now"}})}))
+    made.settle()
+    woken, status = described(made), current(made).status.idle
+    idle_for(made, 1800)
+    again = described(made)
+    edit(made, idleShutdownMinutes=60)
+
+    assert (asleep, woken, status, again, described(made)) == ([0], [1], None, [0], [1])
+
+
+def test_scaled_server_that_was_shut_down_is_nobodys_to_scale() -> None:
+    made = world(server(idleShutdownMinutes=30, autoscaling=BY_LOAD))
+    before = described(made)
+    idle_for(made, 1800)
+
+    assert (before, described(made)) == ([None], [0])
 
 
 def test_drains_leave_what_was_asked_for() -> None:
