@@ -6,7 +6,8 @@ Objects are not turned into models: that costs more than everything else that th
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
@@ -38,6 +39,10 @@ _APPLY_PATCH = "application/apply-patch+yaml"
 _MERGE_PATCH = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 _CHUNK = 500
+_WATCH_SECONDS = 300
+"""After which the server ends a stream."""
+_SILENT_SECONDS = 70.0
+"""A server sends a bookmark each minute where nothing else happens: a stream that is silent for longer is dead."""
 _LONGEST_PATIENCE = 15.0
 """Seconds that one call may spend waiting for a busy server before the queue has it again."""
 
@@ -58,6 +63,19 @@ class Call:
     resource: str
     code: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """What a watch stream tells: ADDED, MODIFIED or DELETED with the object, or BOOKMARK with a version alone."""
+
+    type: str
+    object: dict[str, Any]
+
+    @property
+    def version(self) -> str:
+        """The version after which to go on watching."""
+        return str(self.object["metadata"]["resourceVersion"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +177,25 @@ class ClusterApi:
             return await self._list(kind, namespace, query=query, limit=_CHUNK, each=each)
         except Gone:
             return await self._list(kind, namespace, query=query, limit=0, each=each)
+
+    async def watch(
+        self, kind: KindRef, namespace: str | None, *, label_selector: str | None, resource_version: str
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Yield what happens to objects after a version, until the server ends the stream. Raises ApiError.
+
+        Gone says that the version is too old: what happened since must be listed.
+        """
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(_WATCH_SECONDS),
+        }
+        if label_selector:
+            query["labelSelector"] = label_selector
+        async with aclosing(self._lines(_Request("watch", "GET", kind.path(namespace), kind.plural, query))) as lines:
+            async for line in lines:
+                yield _watch_event(line)
 
     async def create(self, kind: KindRef, namespace: str | None, body: Mapping[str, Any]) -> dict[str, Any]:
         """Create an object and return it as stored. Raises AlreadyExists."""
@@ -334,17 +371,39 @@ class ClusterApi:
             raise NotLeader(message)
         started = time.monotonic()
         code = 0
+        limits = aiohttp.ClientTimeout(total=self._timeout, connect=min(10.0, self._timeout))
         try:
-            code, told, body = await self._answer(request, headers)
+            answer = await self._open(request, headers, limits)
+            code, body = answer.status, await answer.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            what = str(error) or type(error).__name__
-            message = f"{request.method} {request.path}: {what}"
-            raise Unavailable(message) from error
+            raise _unanswered(request, error) from error
         finally:
             self._on_call(Call(request.verb, request.resource, code, time.monotonic() - started))
         if code >= HTTPStatus.MULTIPLE_CHOICES:
-            raise error_of(code, body, told)
+            raise error_of(code, body, answer.headers)
         return body
+
+    async def _lines(self, request: _Request) -> AsyncGenerator[bytes, None]:
+        """Send a request and yield the lines of its answer as they come. Raises ApiError."""
+        headers = await self._headers(request)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=_SILENT_SECONDS)
+        started = time.monotonic()
+        answer: aiohttp.ClientResponse | None = None
+        try:
+            answer = await self._open(request, headers, limits)
+            self._on_call(Call(request.verb, request.resource, answer.status, time.monotonic() - started))
+            if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
+                raise error_of(answer.status, await answer.read(), answer.headers)
+            rest = b""
+            async for piece in answer.content.iter_any():
+                *whole, rest = (rest + piece).split(b"\n")
+                for line in whole:
+                    yield line
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _unanswered(request, error) from error
+        finally:
+            if answer is not None:
+                answer.close()
 
     async def _headers(self, request: _Request) -> dict[str, str]:
         headers = {
@@ -362,18 +421,35 @@ class ClusterApi:
             raise Unavailable(message) from error
         return headers
 
-    async def _answer(self, request: _Request, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+    async def _open(
+        self, request: _Request, headers: Mapping[str, str], limits: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
         url = self._client.configuration.host + request.path
         if request.query:
             url += "?" + urlencode(request.query)
         answer = await self._client.rest_client.request(
-            request.method,
-            url,
-            headers=headers,
-            body=request.body,
-            _request_timeout=aiohttp.ClientTimeout(total=self._timeout, connect=min(10.0, self._timeout)),
+            request.method, url, headers=headers, body=request.body, _request_timeout=limits
         )
-        return answer.status, answer.headers, await answer.read()
+        opened: aiohttp.ClientResponse = answer.response
+        return opened
+
+
+def _unanswered(request: _Request, error: Exception) -> Unavailable:
+    return Unavailable(f"{request.method} {request.path}: {str(error) or type(error).__name__}")
+
+
+def _watch_event(line: bytes) -> WatchEvent:
+    """Return what a line of a watch stream tells. Raises ApiError for what tells of an error."""
+    try:
+        content = json.loads(line)
+        event = WatchEvent(content["type"], content["object"])
+        if event.type != "ERROR":
+            return event
+        code = int(event.object["code"])
+    except (KeyError, TypeError, ValueError):
+        message = f"a watch stream tells something unknown: {line[:80]!r}"
+        raise Unavailable(message) from None
+    raise error_of(code, json.dumps(event.object), {})
 
 
 def _asked_pause(error: ApiError) -> float | None:
@@ -389,7 +465,10 @@ async def connect(kubeconfig: str | None = None) -> ApiClient:
 
     ``kubeconfig`` names a file that goes before both. Raises Unauthorized where none can be used.
     """
-    configuration = Configuration()
+    # Watch streams hold connections for as long as the process lives; whoever asks else is bounded by the workers.
+    # An environment that is trusted would be searched for ~/.netrc before each request, by a thread; of proxies, kopf
+    # does not believe it either.
+    configuration = Configuration(connection_pool_maxsize=0, client_session_kwargs={"trust_env": False})
     if kubeconfig is not None:
         await _load_kubeconfig(configuration, kubeconfig)
         return ApiClient(configuration)

@@ -55,7 +55,7 @@ from finetuning_operator.reconcile.plan import Observed, Plan, Server, Step, Ste
 Manifest = dict[str, Any]
 
 _SOON_SECONDS = 1.0
-"""When to look again for what is on its way out and leaves no event here."""
+"""When to look again for what leaves no event here: what is on its way out, or does not come to life."""
 _PLACES_SECONDS = 5.0
 """When to look again whether the claims of a step can be mounted together."""
 _SELDOM_SECONDS = 300.0
@@ -111,9 +111,13 @@ class Applier:
         options: Options,
         *,
         wake: Callable[[Iterable[ObjectKey]], None],
+        wake_later: Callable[[Iterable[ObjectKey], float], None],
         serves: Callable[[KindRef], bool] = lambda _kind: True,
     ) -> None:
         """``wake`` is told which objects are concerned by what was made: the event of it will tell nothing new.
+
+        ``wake_later`` is told of the one for which it was made, and in how many seconds at the latest that is to be
+        looked at again: usually what was made tells of itself before.
 
         ``serves`` tells whether the cluster knows a kind.
         """
@@ -121,6 +125,7 @@ class Applier:
         self._cache = cache
         self._options = options
         self._wake = wake
+        self._wake_later = wake_later
         self._serves = serves
         self._protected: dict[str, dict[ObjectKey, tuple[str, int] | None]] = {}
         """By namespace, the policies that were right, as they were then."""
@@ -380,7 +385,7 @@ class Applier:
         """Create an object; one of the same name that exists is looked at. ``owner`` None is for what all share."""
         key = _key_of(manifest)
         try:
-            self._learn(key, await self._api.create(_KINDS[key.kind], key.namespace, manifest))
+            self._made(owner, key, await self._api.create(_KINDS[key.kind], key.namespace, manifest))
         except AlreadyExists:
             return await self._look_again(owner, key)
         except NamespaceTerminating:
@@ -431,6 +436,14 @@ class Applier:
     async def _delete(self, kind: KindRef, key: ObjectKey, *, uid: str, propagation: Propagation) -> None:
         if not await self._api.delete(kind, key.namespace, key.name, uid=uid, propagation=propagation):
             self._wake(self._cache.forget(key))
+
+    def _made(self, owner: Resource | None, key: ObjectKey, manifest: Manifest) -> None:
+        concerned = self._cache.put(key.kind, manifest)
+        if owner is not None:
+            asking = ObjectKey(owner.kind, owner.metadata.namespace, owner.metadata.name)
+            concerned -= {asking}
+            self._wake_later((asking,), _SOON_SECONDS)
+        self._wake(concerned)
 
     def _learn(self, key: ObjectKey, manifest: Manifest) -> None:
         self._wake(self._cache.put(key.kind, manifest))

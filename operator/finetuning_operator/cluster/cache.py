@@ -1,12 +1,13 @@
 """What the operator knows of the cluster: small copies of objects, fed by events and by full lists.
 
 Objects are kept as compressed JSON, because thousands of them rest for every one that is worked on. An object that is
-read is decoded anew, so a reader may do with it what it likes.
+read is decoded anew, so a reader may do with it what it likes. Only what reconciling reads is kept, and a new version
+in which nothing of that changed concerns nobody.
 """
 
 import json
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,6 @@ _METADATA = (
     "name",
     "namespace",
     "uid",
-    "resourceVersion",
     "generation",
     "creationTimestamp",
     "deletionTimestamp",
@@ -31,6 +31,24 @@ _METADATA = (
     "annotations",
     "ownerReferences",
 )
+"""The version is kept beside: it alone must not make a difference."""
+_SILENT_ANNOTATIONS: Mapping[str, tuple[str, ...]] = {
+    # Where a volume comes from, written in three steps.
+    "PersistentVolumeClaim": ("volume.kubernetes.io/", "volume.beta.kubernetes.io/", "pv.kubernetes.io/"),
+    # The whole configuration of its program.
+    "Pod": ("",),
+}
+"""Beginnings of annotations by kind that nobody reads."""
+_SILENT_STATUS: Mapping[str, frozenset[str]] = {
+    "PersistentVolumeClaim": frozenset({"phase", "accessModes", "capacity"}),
+    "Job": frozenset({"active", "ready", "terminating", "uncountedTerminatedPods"}),
+}
+"""Fields of statuses by kind that nobody reads: of pods, the pods themselves tell."""
+_SILENT_SPEC: Mapping[str, frozenset[str]] = {
+    "PersistentVolumeClaim": frozenset({"volumeName"}),
+    # Templates of Jobs never change and hold a whole configuration.
+    "Job": frozenset({"template"}),
+}
 _ENDED_PODS = frozenset({"Succeeded", "Failed"})
 _ENDED = frozenset({"Complete", "Failed"})
 _REMEMBERED_DELETIONS = 4096
@@ -63,11 +81,14 @@ class Cache:
 
     def __init__(self) -> None:
         self._entries: dict[ObjectKey, _Entry] = {}
+        self._kinds: defaultdict[str, dict[ObjectKey, None]] = defaultdict(dict)
         self._children: defaultdict[str, set[ObjectKey]] = defaultdict(set)
         self._pods: defaultdict[ObjectKey, set[ObjectKey]] = defaultdict(set)
         self._holders: defaultdict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
         self._targets: dict[ObjectKey, frozenset[ObjectKey]] = {}
         self._referrers: defaultdict[ObjectKey, set[ObjectKey]] = defaultdict(set)
+        self._users: Counter[tuple[ObjectKey, str]] = Counter()
+        """How many objects of a kind refer to one."""
         self._deleted: dict[ObjectKey, int] = {}
         """Version at which an object was seen to be deleted: a list that was made before must not bring it back."""
 
@@ -83,7 +104,8 @@ class Cache:
         new = _entry(kind, manifest)
         self._exchange(key, old, new)
         self._deleted.pop(key, None)
-        return self._concerned(key, old, new)
+        same = old is not None and old.content == new.content
+        return frozenset() if same else self._concerned(key, old, new)
 
     def remove(self, kind: str, manifest: Manifest) -> frozenset[ObjectKey]:
         """Take note of a deletion; that of an earlier object of the same name changes nothing."""
@@ -114,14 +136,14 @@ class Cache:
     def get(self, key: ObjectKey) -> dict[str, Any] | None:
         """Return a copy of an object."""
         entry = self._entries.get(key)
-        return _decode(entry.content) if entry else None
+        return _decode(entry) if entry else None
 
     def __contains__(self, key: ObjectKey) -> bool:
         return key in self._entries
 
     def keys(self, kind: str) -> tuple[ObjectKey, ...]:
         """Return every known object of a kind."""
-        return tuple(key for key in self._entries if key.kind == kind)
+        return tuple(self._kinds.get(kind, ()))
 
     def identity(self, key: ObjectKey) -> tuple[str, int] | None:
         """Return the uid and the version of an object: two equal identities have equal content."""
@@ -149,7 +171,7 @@ class Cache:
 
     def works_in(self, namespace: str) -> bool:
         """Return whether anything that has pods is known in a namespace."""
-        return any(key.namespace == namespace and key.kind in {"Job", "Deployment"} for key in self._entries)
+        return any(key.namespace == namespace for kind in ("Job", "Deployment") for key in self._kinds.get(kind, ()))
 
     def pods(self, owner: ObjectKey) -> tuple[ObjectKey, ...]:
         """Return the pods that work for an object of ours, whoever made them, in a stable order."""
@@ -161,21 +183,27 @@ class Cache:
         return {key.name: self._entries[key].node for key in sorted(keys)}
 
     def refer(self, key: ObjectKey, targets: frozenset[ObjectKey]) -> frozenset[ObjectKey]:
-        """Note what an object reads; return those whose users changed by it."""
+        """Note what an object reads; return those that by this are in use by a kind of objects, or no longer are."""
         old = self._targets.get(key, frozenset())
-        if old == targets:
-            return frozenset()
+        changed = set()
         for target in old - targets:
             self._referrers[target].discard(key)
             if not self._referrers[target]:
                 del self._referrers[target]
+            self._users[target, key.kind] -= 1
+            if not self._users[target, key.kind]:
+                del self._users[target, key.kind]
+                changed.add(target)
         for target in targets - old:
             self._referrers[target].add(key)
+            self._users[target, key.kind] += 1
+            if self._users[target, key.kind] == 1:
+                changed.add(target)
         if targets:
             self._targets[key] = targets
         else:
             self._targets.pop(key, None)
-        return old ^ targets
+        return frozenset(changed)
 
     def referrers(self, key: ObjectKey) -> tuple[ObjectKey, ...]:
         """Return who reads an object, in a stable order."""
@@ -183,10 +211,7 @@ class Cache:
 
     def counts(self) -> dict[str, int]:
         """Return how many objects of each kind are known."""
-        counted: defaultdict[str, int] = defaultdict(int)
-        for key in self._entries:
-            counted[key.kind] += 1
-        return dict(counted)
+        return {kind: len(keys) for kind, keys in self._kinds.items() if keys}
 
     def _drop(self, key: ObjectKey) -> frozenset[ObjectKey]:
         old = self._entries.get(key)
@@ -203,8 +228,11 @@ class Cache:
             for claim in old.claims:
                 _discard(self._holders, (key.namespace, claim), key)
             del self._entries[key]
+            if new is None:
+                del self._kinds[key.kind][key]
         if new is not None:
             self._entries[key] = new
+            self._kinds[key.kind][key] = None
             if new.owner_uid:
                 self._children[new.owner_uid].add(key)
             if key.kind == "Pod" and new.owner is not None:
@@ -284,20 +312,24 @@ def claims_held(pod: Manifest) -> Iterator[str]:
 
 
 def slimmed(kind: str, manifest: Manifest) -> dict[str, Any]:
-    """Return the parts of an object that reconciling reads."""
+    """Return the parts of an object that reconciling reads, the version left out."""
     metadata = {name: manifest["metadata"][name] for name in _METADATA if name in manifest["metadata"]}
     rest = {name: value for name, value in manifest.items() if name != "metadata"}
-    spec = manifest.get("spec") or {}
-    if "annotations" in metadata:
-        # A pod's hold the whole configuration of its program.
-        dropped = set(metadata["annotations"]) if kind == "Pod" else {_LAST_APPLIED}
-        metadata["annotations"] = {name: text for name, text in metadata["annotations"].items() if name not in dropped}
+    silent = (_LAST_APPLIED, *_SILENT_ANNOTATIONS.get(kind, ()))
+    annotations = metadata.pop("annotations", None) or {}
+    if kept := {name: text for name, text in annotations.items() if not name.startswith(silent)}:
+        metadata["annotations"] = kept
     if kind == "Pod":
-        rest["spec"] = _pod_spec(spec)
-    if kind == "Job":
-        # Templates of Jobs never change and hold a whole configuration.
-        rest["spec"] = {name: value for name, value in spec.items() if name != "template"}
+        rest["spec"] = _pod_spec(manifest.get("spec") or {})
+    if kind in _SILENT_SPEC:
+        rest["spec"] = _without(manifest.get("spec"), _SILENT_SPEC[kind])
+    if kind in _SILENT_STATUS:
+        rest["status"] = _without(manifest.get("status"), _SILENT_STATUS[kind])
     return {"metadata": metadata, **rest}
+
+
+def _without(part: Manifest | None, fields: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in (part or {}).items() if name not in fields}
 
 
 def _pod_spec(spec: Manifest) -> dict[str, Any]:
@@ -310,6 +342,7 @@ def _pod_spec(spec: Manifest) -> dict[str, Any]:
     }
 
 
-def _decode(content: bytes) -> dict[str, Any]:
-    decoded: dict[str, Any] = json.loads(zlib.decompress(content))
+def _decode(entry: _Entry) -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads(zlib.decompress(entry.content))
+    decoded["metadata"]["resourceVersion"] = str(entry.version)
     return decoded

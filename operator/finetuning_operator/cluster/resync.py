@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from finetuning_operator.cluster.api import ClusterApi
@@ -42,11 +42,13 @@ class Resync:
     ) -> None:
         self._api = api
         self._cache = cache
-        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
+        self.namespaces: tuple[str | None, ...] = namespaces or (None,)
+        """Those that are served; None is all of them."""
         self._wake = wake
         self._clock = clock
         self._done_at: float | None = None
         self._served = frozenset(WATCHED)
+        self._versions: dict[tuple[KindRef, str | None], str] = {}
 
     @property
     def synced(self) -> bool:
@@ -76,46 +78,61 @@ class Resync:
                 return
             await asyncio.sleep(_RETRY_SECONDS)
 
+    def version(self, kind: KindRef, namespace: str | None) -> str | None:
+        """Return the version of the last list of a kind, None before the first: from there on it can be watched."""
+        return self._versions.get((kind, namespace))
+
     async def run(self, every: float, *, after: Callable[[], None]) -> None:
         """List everything every so many seconds; ``after`` is called each time.
 
-        The first time soon: what was deleted after the very first list and before the watch streams began is not told.
+        What kopf watches is listed soon as well: what was deleted after the very first list and before its streams
+        began is not told.
         """
-        pause = min(every, _SETTLED_SECONDS)
+        await asyncio.sleep(min(every, _SETTLED_SECONDS))
+        await self._succeeds(self._list_all(OWN_KINDS.values()), every)
         while True:
-            await asyncio.sleep(pause)
-            pause = every
-            try:
-                await self.once()
-            except ApiError as error:
-                _LOGGER.warning("listing failed, it is tried again in %.0f s: %s", every, error)
-            else:
+            await asyncio.sleep(every)
+            if await self._succeeds(self.once(), every):
                 after()
 
     async def once(self) -> None:
         """List everything once and wake whom a difference concerns. Raises ApiError."""
-        for kind in WATCHED:
-            for namespace in self._namespaces:
-                await self._list(kind, namespace)
+        await self._list_all(WATCHED)
         optional = [kind for kind in OPTIONAL_KINDS.values() if await self._list_if_served(kind)]
         self._served = frozenset((*WATCHED, *optional))
         self._done_at = self._clock()
 
+    async def _list_all(self, kinds: Iterable[KindRef]) -> None:
+        for kind in kinds:
+            for namespace in self.namespaces:
+                await self.list(kind, namespace)
+
     async def _list_if_served(self, kind: KindRef) -> bool:
         try:
-            for namespace in self._namespaces:
-                await self._list(kind, namespace)
+            await self._list_all((kind,))
         except NotServed:
             for key in self._cache.keys(kind.kind):
                 self._wake(self._cache.forget(key))
             return False
         return True
 
-    async def _list(self, kind: KindRef, namespace: str | None) -> None:
+    async def list(self, kind: KindRef, namespace: str | None) -> str:
+        """List a kind, wake whom a difference concerns, and return the version of the list. Raises ApiError."""
+
         def take(manifest: Mapping[str, Any]) -> ObjectKey:
             self._wake(self._cache.put(kind.kind, manifest))
             return key_of(kind.kind, manifest)
 
         found = await self._api.list(kind, namespace, label_selector=selector_of(kind), each=take)
-        version = int(found.resource_version)
-        self._wake(self._cache.retain(kind.kind, frozenset(found.items), version=version, namespace=namespace))
+        listed, version = frozenset(found.items), int(found.resource_version)
+        self._wake(self._cache.retain(kind.kind, listed, version=version, namespace=namespace))
+        self._versions[kind, namespace] = found.resource_version
+        return found.resource_version
+
+    async def _succeeds(self, listing: Awaitable[None], every: float) -> bool:
+        try:
+            await listing
+        except ApiError as error:
+            _LOGGER.warning("listing failed, it is tried again in %.0f s: %s", every, error)
+            return False
+        return True

@@ -10,6 +10,8 @@ from finetuning_api.base import ConditionType
 
 Wire = Mapping[str, Any]
 
+PROGRESS_SHARE = 1 / 16
+"""Part of the write rate that mere progress may use."""
 _PROGRESS_SECONDS = 15.0
 """Progress of less than one percent is written this often."""
 _AWAITED = frozenset({ConditionType.COMPLETE, ConditionType.FAILED, ConditionType.READY})

@@ -1,6 +1,7 @@
-"""kopf as what it is good at: watch streams with their reconnections, authentication, and nothing else.
+"""kopf as what it is good at: our own kinds, watched with reconnections and authentication, and nothing else.
 
-Only ``on.event`` is used: kopf then writes nothing to any object. What a stream misses, the full lists find.
+Only ``on.event`` is used: kopf then writes nothing to any object. What a stream misses, the full lists find. Children
+are watched by ``streams``.
 """
 
 import asyncio
@@ -13,7 +14,6 @@ import kopf
 
 from finetuning_api.base import GROUP
 from finetuning_operator.cluster.kinds import OWN_KINDS, KindRef
-from finetuning_operator.cluster.resync import selector_of
 
 OnEvent = Callable[[str, str | None, dict[str, Any]], None]
 """Told kind, type of the event (None for what was there before) and object."""
@@ -75,11 +75,11 @@ class _NoProgress(kopf.ProgressStorage):
         return essence
 
 
-def make_registry(on_event: OnEvent, kinds: Collection[KindRef]) -> kopf.OperatorRegistry:
-    """Return handlers that pass every event of every kind on."""
+def make_registry(on_event: OnEvent) -> kopf.OperatorRegistry:
+    """Return handlers that pass every event of our own kinds on."""
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_login)
-    for kind in kinds:
+    for kind in OWN_KINDS.values():
         _register(registry, kind, on_event)
     return registry
 
@@ -95,7 +95,7 @@ def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  (as ko
     return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
-def make_settings(kinds: Collection[KindRef]) -> kopf.OperatorSettings:
+def make_settings() -> kopf.OperatorSettings:
     """Return kopf's settings: no scanning, no events, no giving up, streams that are noticed when they fall silent."""
     settings = kopf.OperatorSettings()
     # Namespaces and definitions are not looked for while running: no rights are needed to see all of them.
@@ -116,26 +116,17 @@ def make_settings(kinds: Collection[KindRef]) -> kopf.OperatorSettings:
     settings.watching.chunk_size = _CHUNK
     settings.queueing.idle_timeout = _IDLE_SECONDS
     settings.process.ultimate_exiting_timeout = None
-    for kind in kinds:
-        selector = selector_of(kind)
-        if kind.kind not in OWN_KINDS and selector is not None:
-            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
     return settings
 
 
 async def watch(
-    on_event: OnEvent,
-    *,
-    kinds: Collection[KindRef],
-    namespaces: tuple[str, ...],
-    stop: asyncio.Event,
-    signals: Callable[[], None],
+    on_event: OnEvent, *, namespaces: tuple[str, ...], stop: asyncio.Event, signals: Callable[[], None]
 ) -> None:
-    """Follow kinds of objects until ``stop``. ``signals`` takes the signals back, which kopf claims for itself."""
+    """Follow our own kinds until ``stop``. ``signals`` takes the signals back, which kopf claims for itself."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
     tasks = await kopf.spawn_tasks(
-        registry=make_registry(on_event, kinds),
-        settings=make_settings(kinds),
+        registry=make_registry(on_event),
+        settings=make_settings(),
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,

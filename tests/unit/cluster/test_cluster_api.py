@@ -272,3 +272,57 @@ def test_every_write_waits_its_turn() -> None:
     assert [bucket.reserve() for _ in range(3)] == [0.0, 0.0, 0.5]
     now = 1000.0
     assert [bucket.reserve() for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+
+
+def _streams(*lines: object, cut: bool = False) -> Answer:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        whole = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        # Pieces end anywhere.
+        for start in range(0, len(whole), 50):
+            await stream.write(whole[start : start + 50])
+        if cut:
+            assert request.transport is not None
+            request.transport.close()
+        return stream
+
+    return answer
+
+
+def _told(kind: str, version: str) -> dict[str, object]:
+    return {"type": kind, "object": {"metadata": {"name": "a", "resourceVersion": version}}}
+
+
+async def _watched(api: ClusterApi) -> list[tuple[str, str]]:
+    watch = api.watch(kinds.JOB, "team", label_selector="mine=yes", resource_version="7")
+    return [(event.type, event.version) async for event in watch]
+
+
+def test_a_watch_stream_tells_of_each_change_until_the_server_ends_it() -> None:
+    server = _Server([_streams(_told("ADDED", "8"), _told("BOOKMARK", "9"), _told("DELETED", "10"))])
+    calls: list[Call] = []
+
+    assert _ask(server, _watched, calls=calls) == [("ADDED", "8"), ("BOOKMARK", "9"), ("DELETED", "10")]
+
+    query = {"allowWatchBookmarks": "true", "labelSelector": "mine=yes", "resourceVersion": "7", "watch": "true"}
+    assert server.asked == [("GET", "/apis/batch/v1/namespaces/team/jobs", query | {"timeoutSeconds": "300"})]
+    assert [(call.verb, call.resource, call.code) for call in calls] == [("watch", "jobs", 200)]
+
+
+_EXPIRED = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+
+
+@pytest.mark.parametrize("answer", [_says(410, _EXPIRED), _streams({"type": "ERROR", "object": _EXPIRED})])
+def test_a_version_that_is_too_old_to_watch_from_is_gone(answer: Answer) -> None:
+    with pytest.raises(Gone, match="too old"):
+        _ask(_Server([answer]), _watched)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [_streams(_told("ADDED", "8"), cut=True), _streams("no event"), _streams({"type": "ERROR", "object": {}})],
+)
+def test_a_watch_stream_that_breaks_is_unavailable(answer: Answer) -> None:
+    with pytest.raises(Unavailable):
+        _ask(_Server([answer]), _watched)

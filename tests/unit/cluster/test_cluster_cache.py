@@ -57,7 +57,7 @@ def test_a_full_list_tells_what_changed_and_what_is_gone_but_not_what_is_newer_t
     cache = Cache()
     for name, version in (("same", 1), ("gone", 2), ("changed", 3), ("newer", 9)):
         cache.put("FineTuningJob", manifest(name, version=version))
-    items = [manifest("same", version=1), manifest("changed", version=5), manifest("new", version=4)]
+    items = [manifest("same", version=1), manifest("changed", version=5, spec={"a": 1}), manifest("new", version=4)]
     concerned = listed(cache, *items, version=6)
     assert {key.name for key in concerned} == {"gone", "changed", "new"}
     assert {key.name for key in cache.keys("FineTuningJob")} == {"same", "changed", "newer", "new"}
@@ -152,3 +152,38 @@ def test_an_ended_object_is_known_as_ended_and_one_on_its_way_out_as_deleting() 
     running = {"conditions": [{"type": "Failed", "status": "False"}]}
     cache.put("FineTuningJob", manifest("demo", version=2, status=running))
     assert (cache.is_finished(JOB), cache.is_deleting(JOB)) == (False, False)
+
+
+def test_a_new_version_in_which_nothing_changed_that_is_read_wakes_nobody() -> None:
+    cache = Cache()
+    child = owned("demo-train", version=2) | {"status": {"startTime": "2026-03-01T12:00:00Z"}}
+    assert cache.put("Job", child) == {JOB}
+    counted = child["status"] | {"active": 1, "ready": 0, "terminating": 0, "uncountedTerminatedPods": {}}
+    head = child["metadata"] | {"resourceVersion": "3", "managedFields": [1], "finalizers": ["a"]}
+    assert cache.put("Job", child | {"metadata": head, "status": counted}) == frozenset()
+    assert cache.get(ObjectKey("Job", "team", "demo-train")) == child | {
+        "metadata": child["metadata"] | {"resourceVersion": "3"},
+        "spec": {},
+    }
+    ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+    assert cache.put("Job", child | {"metadata": head | {"resourceVersion": "4"}, "status": ended}) == {JOB}
+
+
+def test_where_a_claim_gets_its_volume_from_wakes_nobody() -> None:
+    cache = Cache()
+    claim = owned("demo-adapter", version=2) | {"spec": {"accessModes": ["ReadWriteOnce"]}}
+    assert cache.put("PersistentVolumeClaim", claim) == {JOB}
+    provisioned = {"volume.kubernetes.io/storage-provisioner": "disks", "pv.kubernetes.io/bind-completed": "yes"}
+    head = claim["metadata"] | {"resourceVersion": "3", "annotations": provisioned}
+    bound = {"metadata": head, "spec": claim["spec"] | {"volumeName": "v"}, "status": {"phase": "Bound"}}
+    assert cache.put("PersistentVolumeClaim", bound) == frozenset()
+    marked = head | {"resourceVersion": "4", "annotations": {"finetuning.dev/trashed-at": "2026-03-01T12:00:00Z"}}
+    assert cache.put("PersistentVolumeClaim", bound | {"metadata": marked}) == {JOB}
+
+
+def test_what_is_read_by_many_hears_of_the_first_and_of_the_last_of_a_kind() -> None:
+    cache = Cache()
+    reads, second = frozenset({RELOCATION}), ObjectKey("FineTuningJob", "team", "second")
+    server = ObjectKey("InferenceServer", "team", "demo")
+    assert [cache.refer(key, reads) for key in (JOB, second, server)] == [reads, frozenset(), reads]
+    assert [cache.refer(key, frozenset()) for key in (JOB, second, server)] == [frozenset(), reads, reads]

@@ -61,7 +61,7 @@ class Core:
             self.cache,
             self.queue,
             view=View(self.cache, progress),
-            applier=Applier(self.api, self.cache, Options(), wake=self.wake),
+            applier=Applier(self.api, self.cache, Options(), wake=self.wake, wake_later=self.wake_later),
             reporter=Reporter(
                 self.api,
                 self.cache,
@@ -81,6 +81,10 @@ class Core:
     def wake(self, keys: Iterable[ObjectKey]) -> None:
         for key in keys:
             self.queue.add(key)
+
+    def wake_later(self, keys: Iterable[ObjectKey], seconds: float) -> None:
+        for key in keys:
+            self.queue.add_after(key, seconds)
 
     def see(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Store an object as somebody else would, and hear of it."""
