@@ -10,7 +10,7 @@ from finetuning_client.errors import ClusterError, UnreachableError
 
 TOKEN_ENV = "FINETUNING_TOKEN"  # noqa: S105  (a variable's name)
 """Holds the token for servers that ask for one: never an argument, which others on the machine could read."""
-_FIRST_ERROR = 400
+_FIRST_ERROR, _UNAUTHORIZED = 400, 401
 _LONGEST = 500
 """Characters of a foreign answer that are shown."""
 _EVENT, _LAST_EVENT = b"data:", b"[DONE]"
@@ -125,7 +125,8 @@ class ModelServer:
             told = response.read()
         except (OSError, HTTPException) as error:
             raise UnreachableError(f"{self._name} does not answer {path}: {error!r}", self._hint) from error
-        raise ClusterError(f"{self._name} answers {response.status} to {path}: {_told(_parsed(told))}", self._hint)
+        hint = f"Set {TOKEN_ENV} to a token that it accepts." if response.status == _UNAUTHORIZED else self._hint
+        raise ClusterError(f"{self._name} answers {response.status} to {path}: {_told(_parsed(told))}", hint)
 
     def _json(self, response: HTTPResponse, path: str) -> Any:  # noqa: ANN401  (JSON)
         try:
