@@ -1,6 +1,7 @@
 """Answers as they come: on a terminal they grow, in a pipe each is there once it is whole."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -53,8 +54,9 @@ def show(answers: Iterable[Piece | Answer], *, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """Write a piece of an answer to the terminal at once, without what it would obey."""
-    typer.echo(text.translate(_UNSEEN), nl=False)
+    """Write a piece of an answer at once: to a terminal without what that would obey, through a pipe as it is."""
+    # color: else every escape is cut out where there is no terminal.
+    typer.echo(text.translate(_UNSEEN) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 def _show_growing(answers: Iterable[Piece | Answer], console: Console) -> None:

@@ -1,6 +1,7 @@
 """The command on a cluster: what it sends, what it shows, what it says when something is in the way."""
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -545,7 +546,7 @@ class TestLogs:
 
 
 class Models(BaseHTTPRequestHandler):
-    """Two models that repeat what they are asked."""
+    """Two models that repeat what they are asked, word by word."""
 
     protocol_version = "HTTP/1.1"
 
@@ -554,8 +555,15 @@ class Models(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        text = f"{asked['model']} was asked {asked.get('prompt') or asked['messages'][0]['content']}"
-        self._answer({"choices": [{"text": text, "message": {"content": text}}]})
+        text = f"{asked['model']} was asked {asked.get('prompt') or asked['messages'][-1]['content']}"
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for word in re.split("(?= )", text):
+            event = {"choices": [{"text": word, "delta": {"content": word}}]}
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.flush()
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def _answer(self, content: Any) -> None:  # noqa: ANN401  (JSON)
         body = json.dumps(content).encode()
@@ -592,6 +600,36 @@ class TestPrompt:
 
         assert done.stdout == "base: base was asked Triage hello!\ntriage: triage was asked Triage hello!\n"
         assert chat.stdout == "base: base was asked hello\ntriage: triage was asked hello\n"
+
+    @pytest.mark.usefixtures("models")
+    def test_answers_are_objects_for_scripts(
+        self, finetune: Finetune, made: Callable[[Manifest], Object], pod: Callable[..., Object]
+    ) -> None:
+        made(server())
+        pod("server", "serve", kind="InferenceServer")
+
+        done = finetune("prompt", "infs/triage", "hello", "-o", "json")
+
+        assert [json.loads(line) for line in done.stdout.splitlines()] == [
+            {"candidate": "base", "text": "base was asked hello"},
+            {"candidate": "triage", "text": "triage was asked hello"},
+        ]
+
+    @pytest.mark.usefixtures("models")
+    def test_a_chat_goes_through_a_forwarded_port_turn_by_turn(
+        self, finetune: Finetune, made: Callable[[Manifest], Object], pod: Callable[..., Object]
+    ) -> None:
+        made(job(serving={}))
+        made(server())
+        pod("server", "serve", kind="InferenceServer")
+
+        done = finetune("chat", "triage", stdin="hello\nand then\n/model base\nwell\n")
+
+        assert done.stdout == "triage was asked hello\ntriage was asked and then\nbase was asked well\n"
+        assert done.exit_code == 0
+
+    def test_a_chat_needs_a_name_on_a_cluster(self, finetune: Finetune) -> None:
+        assert "on a cluster a chat needs the name of what is served" in finetune("chat").stderr
 
     def test_a_job_without_serving_is_told_how_to_be_served(
         self, finetune: Finetune, made: Callable[[Manifest], Object]
@@ -721,7 +759,19 @@ class TestWhatIsInTheWay:
 
 
 def test_help_of_every_command_answers_without_a_cluster() -> None:
-    for command in ("apply", "status", "wait", "logs", "report", "prompt", "cancel", "resume", "delete"):
+    for command in [
+        "apply",
+        "status",
+        "wait",
+        "logs",
+        "report",
+        "prompt",
+        "chat",
+        "serve",
+        "cancel",
+        "resume",
+        "delete",
+    ]:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
 

@@ -1,6 +1,7 @@
 """The client of served models, against a server that answers as it is told to."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 from typer.testing import CliRunner
 
+from finetuning_cli.answers import say
 from finetuning_cli.main import app
 from finetuning_client.errors import ClusterError, UnreachableError
 from finetuning_client.models import Message, ModelServer, Question
@@ -185,8 +187,12 @@ def test_model_that_is_not_served_is_refused_with_those_that_are(peer: Peer) -> 
     assert done.stderr.splitlines()[0] == "error: the model 'other' is not served here; served are base, tuned"
 
 
-def test_what_a_terminal_would_obey_is_not_passed_on(peer: Peer) -> None:
-    chat = served(peer, "base")
-    peer.answer("/v1/chat/completions", events(chunk("a\x1b[2Jb\tc\n")), kind=SSE)
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a�[2Jb\tc\n"), (False, "a\x1b[2Jb\tc\n")])
+def test_terminal_is_not_told_what_it_would_obey(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, terminal: bool, shown: str
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
 
-    assert chat("Hello\n").stdout == "a�[2Jb\tc\n\n"
+    say("a\x1b[2Jb\tc\n")
+
+    assert capsys.readouterr().out == shown

@@ -69,11 +69,20 @@ def stop(serving: Serving) -> int:
     return serving.process.returncode
 
 
-def chat(said: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A chat that has ended."""
+
+    exit_code: int
+    answers: str
+    told: str
+
+
+def chat(said: str, *arguments: str | Path, token: str = "") -> Talk:
     command = [str(part) for part in (FINETUNE, "chat", *arguments, "--max-new-tokens", TOKENS)]
-    return subprocess.run(
-        command, input=said, env=environment(), capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
+    own = environment({"FINETUNING_TOKEN": token} if token else {})
+    done = subprocess.run(command, input=said.encode(), env=own, capture_output=True, timeout=_SECONDS, check=False)
+    return Talk(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture(scope="module")
@@ -120,35 +129,35 @@ def test_chat_remembers_what_was_said_until_it_is_reset(serving: Serving) -> Non
 
     first = serving.says(NAME, "refund please")
     answers = [first, serving.says(NAME, "refund please", first, "thank you"), serving.says(NAME, "thank you")]
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "".join(f"{answer}\n" for answer in answers)
+    assert done.exit_code == 0, done.told
+    assert done.answers == "".join(f"{answer}\n" for answer in answers)
     assert answers[1] != answers[2]
 
 
 def test_chat_changes_its_model(serving: Serving) -> None:
     done = chat(f"/model\n/model {BASE}\nrefund please\n", "--url", f"{serving.url}/v1/")
 
-    assert done.stdout == f"{serving.says(BASE, 'refund please')}\n"
-    assert done.stderr == f"  {BASE}\n* {NAME}\n"
-    assert done.returncode == 0
+    assert done.answers == f"{serving.says(BASE, 'refund please')}\n"
+    assert done.told == f"  {BASE}\n* {NAME}\n"
+    assert done.exit_code == 0
 
 
 def test_chat_goes_on_after_a_mistake_and_tells_of_it_at_its_end(serving: Serving) -> None:
     done = chat(f"/model other\n/jump\n{'long ' * 600}\nhi\n", "--url", serving.url, "--model", BASE)
 
-    assert done.stdout == f"{serving.says(BASE, 'hi')}\n"
-    unknown, advice, too_long = done.stderr.splitlines()[:3]
+    assert done.answers == f"{serving.says(BASE, 'hi')}\n"
+    unknown, advice, too_long = done.told.splitlines()[:3]
     assert unknown == f"error: the model 'other' is not served here; served are {BASE}, {NAME}"
     assert advice.startswith("there is no command /jump; /model [NAME] shows or changes the model")
     assert re.search(r"error: the server at \S+ answers 400 to /v1/chat/completions: .*512", too_long)
-    assert done.returncode == 1
+    assert done.exit_code == 1
 
 
 def test_chat_starts_and_ends_the_server_of_a_local_job(state: Path, serving: Serving) -> None:
     done = chat("refund please\n", NAME, "--state", state)
 
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{serving.says(NAME, 'refund please')}\n"
+    assert done.exit_code == 0, done.told
+    assert done.answers == f"{serving.says(NAME, 'refund please')}\n"
 
 
 def test_adapter_of_a_job_in_training_is_served_once_it_is_there_and_ctrl_c_ends_well(tmp_path: Path) -> None:
@@ -172,21 +181,13 @@ def test_protected_server_wants_a_token(state: Path, tmp_path: Path) -> None:
     running = serve(state, "--tokens", str(tmp_path))
     try:
         refused = chat("hi\n", "--url", running.url)
-        done = subprocess.run(
-            [str(FINETUNE), "chat", "--url", running.url, "--max-new-tokens", str(TOKENS)],
-            input="hi\n",
-            env=environment({"FINETUNING_TOKEN": "sesame"}),
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
+        done = chat("hi\n", "--url", running.url, token="sesame")
     finally:
         running.process.kill()
         running.process.wait()
 
     assert "-H 'Authorization: Bearer TOKEN'" in running.printed[1]
-    assert refused.returncode == 1
-    assert "answers 401 to /v1/models" in refused.stderr
-    assert "FINETUNING_TOKEN" in refused.stderr
-    assert (done.returncode, done.stderr) == (0, "")
+    assert refused.exit_code == 1
+    assert "answers 401 to /v1/models" in refused.told
+    assert "FINETUNING_TOKEN" in refused.told
+    assert (done.exit_code, done.told) == (0, "")
