@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from finetuning_api.base import API_VERSION
 
 Manifest = dict[str, Any]
-STEADY = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+STEADY = settings(derandomize=True, database=None)
 """The same examples on every machine, however slow it is."""
 
 

@@ -379,7 +379,7 @@ class _Replica:
 _LUCK = st.lists(st.sampled_from([0.0, 0.01, 0.5, 3.0, 9.0, 30.0, 60.0]), min_size=3, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(lucks=st.tuples(_LUCK, _LUCK), offsets=st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)))
 def test_two_replicas_never_lead_at_once_whatever_is_slow_or_frozen(
     lucks: tuple[list[float], list[float]], offsets: tuple[float, float]

@@ -481,7 +481,7 @@ def of_shape(value: Object) -> st.SearchStrategy[Object]:
     return mangled(value).map(lambda found: found if isinstance(found, dict) else AS_OBJECT)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(job=of_shape(WHOLE_JOB), pods=st.lists(of_shape(WHOLE_POD), max_size=3))
 def test_nothing_that_an_object_may_hold_raises_and_what_is_told_is_bounded(job: Object, pods: list[Object]) -> None:
     state = observe_step(job, pods, now=NOW)
@@ -491,7 +491,7 @@ def test_nothing_that_an_object_may_hold_raises_and_what_is_told_is_bounded(job:
             assert words is None or (len(words.message) <= 4096 and words.message.isprintable())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     message=st.binary(max_size=6000).map(lambda raw: raw.decode(errors="replace"))
     | st.text(max_size=6000)

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.objects import World, failed, job, succeeded
 
@@ -100,7 +100,7 @@ def run_events(world: World, happened: list[tuple[str, int]]) -> None:
             assert world.plans["FineTuningJob", "demo"].steps == ()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(happened=events)
 def test_any_course_of_events_keeps_the_promises(happened: list[tuple[str, int]]) -> None:
     world = World(Settings())
@@ -109,7 +109,7 @@ def test_any_course_of_events_keeps_the_promises(happened: list[tuple[str, int]]
     run_events(world, happened)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(happened=events)
 def test_any_course_of_events_on_one_machine_keeps_the_promises(happened: list[tuple[str, int]]) -> None:
     world = World(Settings(local=True))
