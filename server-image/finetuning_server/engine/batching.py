@@ -40,7 +40,8 @@ from finetuning_workload.models import vocabulary_size
 
 _LOG = logging.getLogger(__name__)
 
-_CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}
+_CHUNK_TOKENS = {"cpu": 128, "cuda": 2048}
+"""Enough for the processor to be busy, and so few that everybody else waits for a moment only."""
 _LEAST_CONTEXT = 64
 """Tokens that must fit into memory for a server to be of any use."""
 _SMOOTHING = 0.2

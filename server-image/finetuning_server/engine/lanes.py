@@ -1,7 +1,6 @@
 """Steps of one model: prompts are read in pieces, then many rows get one token each at once."""
 
 import inspect
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,6 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from finetuning_server.engine.cache import LayerStates, RowCache
 from finetuning_server.engine.library import Network
 from finetuning_server.engine.rows import Row
-
-_LOG = logging.getLogger(__name__)
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 """Transformers' names of kinds of layers."""

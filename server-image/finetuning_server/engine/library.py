@@ -92,6 +92,9 @@ class Library:
     def load(self, adapter: AdapterInput) -> Voice:
         """Load an adapter. Raises UserError for one that cannot be read or was made for another base model."""
         path = Path(adapter.path)
+        if adapter.name in self._voices:
+            message = f"the name {adapter.name} is served already"
+            raise UserError(Reason.INVALID_SPEC, message, "Give every adapter a name of its own.")
         _LOG.info("loading %s from %s", adapter.name, path)
         if _is_whole_model(path):
             voice = self._load_whole_model(path)

@@ -75,10 +75,9 @@ class Scheduler:
 
     @torch.inference_mode()
     def clear(self) -> tuple[Row, ...]:
-        """Forget all rows and return them."""
+        """Forget all rows, with whatever state their lanes are in, and return them."""
         rows = (*self._running, *self._waiting)
-        for row in self._running:
-            self._lane(row).leave(row)
+        self._lanes = {network: Lane(network, together=lane.together) for network, lane in self._lanes.items()}
         self._running.clear()
         self._waiting.clear()
         return rows
