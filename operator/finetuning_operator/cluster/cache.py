@@ -44,6 +44,8 @@ _SILENT_STATUS: Mapping[str, frozenset[str]] = {
     "Job": frozenset({"active", "ready", "terminating", "uncountedTerminatedPods"}),
 }
 """Fields of statuses by kind that nobody reads: of pods, the pods themselves tell."""
+_NO_STATUS = frozenset({"HorizontalPodAutoscaler", "PodDisruptionBudget", "Ingress", "HTTPRoute", "ScaledObject"})
+"""Kinds of whose status nobody reads anything: that of an autoscaler changes with every look at its metrics."""
 _SILENT_SPEC: Mapping[str, frozenset[str]] = {
     "PersistentVolumeClaim": frozenset({"volumeName"}),
     # Templates of Jobs never change and hold a whole configuration.
@@ -323,6 +325,8 @@ def slimmed(kind: str, manifest: Manifest) -> dict[str, Any]:
         rest["spec"] = _pod_spec(manifest.get("spec") or {})
     if kind in _SILENT_SPEC:
         rest["spec"] = _without(manifest.get("spec"), _SILENT_SPEC[kind])
+    if kind in _NO_STATUS:
+        rest.pop("status", None)
     if kind in _SILENT_STATUS:
         rest["status"] = _without(manifest.get("status"), _SILENT_STATUS[kind])
     return {"metadata": metadata, **rest}

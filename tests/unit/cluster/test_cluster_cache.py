@@ -181,6 +181,17 @@ def test_where_a_claim_gets_its_volume_from_wakes_nobody() -> None:
     assert cache.put("PersistentVolumeClaim", bound | {"metadata": marked}) == {JOB}
 
 
+def test_what_an_autoscaler_measures_wakes_nobody() -> None:
+    cache = Cache()
+    scaler = owned("demo", kind="InferenceServer", version=2) | {"spec": {"maxReplicas": 3}}
+    told = ObjectKey("InferenceServer", "team", "demo")
+    assert cache.put("HorizontalPodAutoscaler", scaler) == {told}
+    later = scaler | {"metadata": scaler["metadata"] | {"resourceVersion": "3"}, "status": {"currentReplicas": 2}}
+    assert cache.put("HorizontalPodAutoscaler", later) == frozenset()
+    moved = later | {"metadata": scaler["metadata"] | {"resourceVersion": "4"}, "spec": {"maxReplicas": 9}}
+    assert cache.put("HorizontalPodAutoscaler", moved) == {told}
+
+
 def test_what_is_read_by_many_hears_of_the_first_and_of_the_last_of_a_kind() -> None:
     cache = Cache()
     reads, second = frozenset({RELOCATION}), ObjectKey("FineTuningJob", "team", "second")
