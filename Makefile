@@ -45,7 +45,7 @@ images: ## Build the images of the operator and of every program; hack/images/bu
 	@hack/images/build.sh
 
 bench: cluster-binaries ## Measure the operator and its progress endpoint; half an hour, on a quiet machine.
-	$(BIN)/python -m bench.operator.bench_operator latency burst writes stored growth
+	$(BIN)/python -m bench.operator.bench_operator latency burst writes stored growth progress
 	$(BIN)/python -m bench.progress.bench_progress
 
 lint: venv ## Check style, types, floors, and that generated files are current.

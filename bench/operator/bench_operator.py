@@ -7,6 +7,7 @@
 | writes | the API writes of one job, from its creation to a running trainer and to its end, counted by a proxy |
 | stored | many stored jobs of which some are active: start to synced, memory, writes in a steady minute |
 | growth | CPU seconds and requests a job, as the number of jobs at once grows |
+| progress | many training jobs that report to the operator with real tokens: answers, status writes, CPU |
 
 Everything runs on this machine: etcd, API server, controllers, fake nodes, the operator and this program share
 its cores.
@@ -15,25 +16,34 @@ its cores.
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+from bench.progress.reporters import MEASURING, Job, Load, Tally
 from hack.cluster import client
 from hack.cluster.binaries import require_binaries
+from prometheus_client.parser import text_string_to_metric_families
 from tests.support import pods
 from tests.support.api_proxy import ApiProxy
 from tests.support.cluster import Cluster, Object, has_condition, install_definitions, new_namespace
-from tests.support.operator_process import Identity, OperatorProcess, running_operator
+from tests.support.operator_process import Identity, OperatorProcess, free_port, running_operator
 from tests.support.processes import REPOSITORY
+
+from finetuning_api.runconfig import PROGRESS_URL_ENV
+from finetuning_operator.cluster.options import Options
+from finetuning_operator.cluster.statuses import PROGRESS_SHARE
 
 _CREATORS = 16
 _GROUP = "finetuning.dev/v1alpha1"
@@ -42,6 +52,7 @@ _NAMES_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """Following must cost as little as it can of the cores that are measured."""
 _STEADY_SECONDS = 60.0
 _QUIET_SECONDS = 3.0
+_LOOK_SECONDS = 0.5
 _SECONDS = 900.0
 
 
@@ -54,9 +65,11 @@ class Bench:
     folder: Path
 
     @contextmanager
-    def operator(self, namespace: str, *, via: ApiProxy | None = None) -> Iterator[OperatorProcess]:
-        """Run the operator for one namespace."""
-        environment = {"FINETUNING_NAMESPACES": namespace}
+    def operator(
+        self, namespace: str, *, via: ApiProxy | None = None, options: Mapping[str, str] | None = None
+    ) -> Iterator[OperatorProcess]:
+        """Run the operator for one namespace; ``options`` are added to its environment."""
+        environment = {"FINETUNING_NAMESPACES": namespace, **(options or {})}
         with running_operator(self.identity, folder=self.folder, env=environment, via=via) as operator:
             operator.wait_ready(seconds=_SECONDS)
             yield operator
@@ -64,6 +77,37 @@ class Bench:
     def namespace(self, prefix: str) -> str:
         """Return a new namespace; pods of ``auto-*`` succeed by themselves, those of ``run-*`` run on."""
         return new_namespace(self.cluster, prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an operator has spent since its start; requests for its Lease are left out."""
+
+    writes: float
+    requests: float
+    cpu: float
+    """In seconds."""
+    waiting: float
+    """Objects that wait for a worker."""
+
+    @classmethod
+    def of(cls, operator: OperatorProcess) -> "Reading":
+        """Read all at once: each look at the metrics costs the operator some milliseconds."""
+        families = text_string_to_metric_families(operator.answer("/metrics") or "")
+        samples = {family.name: family.samples for family in families}
+        calls = [each for each in samples["finetuning_api_requests"] if each.name.endswith("_total")]
+        told = [each for each in calls if each.labels["resource"] != "leases"]
+        return cls(
+            writes=sum(each.value for each in told if each.labels["verb"] in _WRITE_VERBS),
+            requests=sum(each.value for each in told),
+            cpu=samples["process_cpu_seconds"][0].value,
+            waiting=samples["finetuning_queue_depth"][0].value,
+        )
+
+    def since(self, before: "Reading", jobs: int) -> str:
+        """Say what each of some jobs has cost."""
+        spent, asked = (self.cpu - before.cpu) / jobs * 1000, (self.requests - before.requests) / jobs
+        return f"{spent:.1f} ms CPU, {asked:.2f} requests, {(self.writes - before.writes) / jobs:.2f} writes a job"
 
 
 @dataclass(slots=True)
@@ -99,6 +143,12 @@ class Follower:
         """Return when an object was first seen."""
         self.wait(lambda: name in self.seen, what=f"{self.kind} {name}")
         return self.seen[name]
+
+    def wait_for_all(self, names: Iterable[str]) -> float:
+        """Return when the last of some objects was first seen."""
+        wanted = frozenset(names)
+        self.wait(lambda: wanted <= self.seen.keys(), what=f"{len(wanted)} objects of kind {self.kind}")
+        return max(self.seen[name] for name in wanted)
 
     def _note(self, target: Object, now: float) -> None:
         name = target.get("metadata", {}).get("name", "")
@@ -180,19 +230,15 @@ def burst(bench: Bench, *, jobs: int) -> None:
     with bench.operator(namespace) as operator:
         _relocate_once(bench, namespace)
         follower = _follow(bench, namespace)
-        before, cpu = _writes(operator), _cpu_seconds(operator)
+        before = Reading.of(operator)
         names = [f"job-{index}" for index in range(jobs)]
         started = time.perf_counter()
         created = _create(bench, [_manifest(name, namespace) for name in names])
-        wanted = {f"{name}-preflight" for name in names}
-        follower.wait(lambda: wanted <= follower.seen.keys(), what="all first children")
-        last = max(follower.seen[name] for name in wanted) - started
+        last = follower.wait_for_all(f"{name}-preflight" for name in names) - started
         _say(f"burst of {jobs} jobs")
         _say(f"  all jobs created after           {created:.1f} s")
         _say(f"  all first children exist after   {last:.1f} s ({jobs / last:.0f} jobs/s)")
-        _settle(operator)
-        _say(f"  writes a job until then          {(_writes(operator) - before) / jobs:.2f}")
-        _say(f"  operator CPU a job               {(_cpu_seconds(operator) - cpu) / jobs * 1000:.0f} ms")
+        _say(f"  cost until all is told           {_settle(operator).since(before, jobs)}")
 
 
 def writes(bench: Bench) -> None:
@@ -253,12 +299,12 @@ def stored(bench: Bench, *, jobs: int, active: int) -> None:
             _settle(operator)
             seconds = time.perf_counter() - started
             _say(f"{jobs} stored jobs, {active} of them active")
-            _say(f"  start to synced                  {seconds:.1f} s, CPU {_cpu_seconds(operator):.1f} s")
+            _say(f"  start to synced                  {seconds:.1f} s, CPU {Reading.of(operator).cpu:.1f} s")
             _say(f"  writes until synced              {sum(_by_target(proxy).values())}, and those of the Lease")
             proxy.forget()
-            cpu = _cpu_seconds(operator)
+            cpu = Reading.of(operator).cpu
             threading.Event().wait(_STEADY_SECONDS)
-            busy = (_cpu_seconds(operator) - cpu) / _STEADY_SECONDS
+            busy = (Reading.of(operator).cpu - cpu) / _STEADY_SECONDS
             told = sum(_by_target(proxy).values())
             lease = len(proxy.writes()) - told
             _say(f"  writes in a steady minute        {told}, and {lease} to renew the Lease")
@@ -287,16 +333,89 @@ def growth(bench: Bench, *, sizes: Sequence[int]) -> None:
         namespace = bench.namespace("run")
         with bench.operator(namespace) as operator:
             _relocate_once(bench, namespace)
-            _settle(operator)
-            requests, cpu = _requests(operator), _cpu_seconds(operator)
+            follower, before = _follow(bench, namespace), _settle(operator)
             started = time.perf_counter()
-            _create(bench, [_manifest(f"job-{index}", namespace) for index in range(jobs)])
-            _wait_for_steps(bench, namespace, "preflight", jobs + 1)
-            _settle(operator)
+            names = [f"job-{index}" for index in range(jobs)]
+            _create(bench, [_manifest(name, namespace) for name in names])
+            last = follower.wait_for_all(f"{name}-preflight" for name in names) - started
+            spent = _settle(operator).since(before, jobs)
             seconds = time.perf_counter() - started
-            spent = (_cpu_seconds(operator) - cpu) / jobs * 1000
-            asked = (_requests(operator) - requests) / jobs
-            _say(f"  {jobs:5} jobs: {spent:5.0f} ms CPU, {asked:.2f} requests a job; {jobs / seconds:.1f} jobs/s")
+            _say(f"  {jobs:5} jobs: {spent}; all first children after {last:.0f} s, all told after {seconds:.0f} s")
+
+
+def progress(bench: Bench, *, jobs: int, interval: float, seconds: float) -> None:
+    """Let training jobs report to the operator, each with the token of its pod, and measure after the first reports."""
+    namespace, port = bench.namespace("run"), free_port()
+    options = {"FINETUNING_PROGRESS_URL": f"https://localhost:{port}", "FINETUNING_PROGRESS_PORT": str(port)}
+    with bench.operator(namespace, options=options) as operator:
+        _relocate_once(bench, namespace)
+        trainers = _train(bench, namespace, [f"job-{index}" for index in range(jobs)])
+        ca, told = bench.folder / "progress-ca.pem", bench.folder / "progress.json"
+        ca.write_text(trainers[0]["metadata"]["annotations"]["finetuning.dev/progress-ca"])
+        with ThreadPoolExecutor(_CREATORS) as executor:
+            reporting = tuple(executor.map(partial(_reporter, bench), trainers))
+        Load(port, str(ca), interval, seconds, keep_alive=True, jobs=reporting).write(told)
+        seen, before, after = _report(operator, told)
+    reports, spent = len(seen.milliseconds), after.cpu - before.cpu
+    written, allowed = (after.writes - before.writes) / seen.seconds, Options().api_qps * PROGRESS_SHARE
+    _say(f"{jobs} training jobs, each reporting every {interval:g} s, for {seen.seconds:.0f} s")
+    _say(f"  reports                          {reports / seen.seconds:.0f}/s, refused or lost {seen.failures}")
+    _say(f"  answer, as a job sees it         p50 {seen.part(0.5):.1f} ms, p99 {seen.part(0.99):.1f} ms")
+    _say(f"  status writes                    {written:.1f}/s, {allowed:g}/s are allowed")
+    cpu = f"{spent / seen.seconds:.0%} of a core, {spent / reports * 1000:.1f} ms a report"
+    _say(f"  operator CPU                     {cpu}")
+
+
+def _report(operator: OperatorProcess, load: Path) -> tuple[Tally, Reading, Reading]:
+    """Let jobs report; return what they saw, and what the operator had spent when it began to count and at the end."""
+    command = [sys.executable, "-m", "bench.progress.reporters", str(load)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout or ())
+        if next(lines, "").strip() != MEASURING:
+            message = "the jobs ended before all were taken"
+            raise RuntimeError(message)
+        before = Reading.of(operator)
+        seen = Tally(**json.loads(next(lines)))
+        return seen, before, Reading.of(operator)
+
+
+def _train(bench: Bench, namespace: str, names: Sequence[str]) -> list[Object]:
+    """Create jobs and bring them into training; return the pods that train, one of each."""
+    follower = _follow(bench, namespace)
+    _create(bench, [_manifest(name, namespace) for name in names])
+    follower.wait_for_all(f"{name}-preflight" for name in names)
+    with ThreadPoolExecutor(_CREATORS) as executor:
+        list(executor.map(partial(pods.succeed, bench.cluster), _running(bench, namespace, "preflight", len(names))))
+    follower.wait_for_all(f"{name}-train" for name in names)
+    return _running(bench, namespace, "train", len(names))
+
+
+def _running(bench: Bench, namespace: str, step: str, count: int) -> list[Object]:
+    """Return the pods of a step once so many run; the job that brought what all share has one of preflight, too."""
+    labels = f"finetuning.dev/step={step}"
+
+    def look() -> list[Object] | None:
+        found = bench.cluster.objects("Pod", namespace, labels=labels)
+        ours = [pod for pod in found if pod["metadata"]["labels"]["finetuning.dev/name"] != "first"]
+        run = [pod for pod in ours if pod["status"].get("phase") == "Running"]
+        threading.Event().wait(0.0 if len(run) == count else _LOOK_SECONDS)
+        return run if len(run) == count else None
+
+    return bench.cluster.wait_for(look, what=f"{count} pods of {step} run", seconds=_SECONDS)
+
+
+def _reporter(bench: Bench, pod: Object) -> Job:
+    """Return where the program of a pod reports, with what the kubelet would give it as a token."""
+    head, spec = pod["metadata"], pod["spec"]
+    environment = {each["name"]: each.get("value", "") for each in spec["containers"][0]["env"]}
+    sources = (source for volume in spec["volumes"] for source in volume.get("projected", {}).get("sources", ()))
+    audience = next(source["serviceAccountToken"]["audience"] for source in sources if "serviceAccountToken" in source)
+    bound = {"apiVersion": "v1", "kind": "Pod", "name": head["name"], "uid": head["uid"]}
+    asked = {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound}
+    path = bench.cluster.path("ServiceAccount", "default", namespace=head["namespace"], subresource="token")
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": asked}
+    made = bench.cluster.request("POST", path, body=body, content_type="application/json")
+    return Job(urlsplit(environment[PROGRESS_URL_ENV]).path, made["status"]["token"])
 
 
 def _wait_for_steps(bench: Bench, namespace: str, step: str, count: int) -> None:
@@ -308,24 +427,15 @@ def _wait_for_steps(bench: Bench, namespace: str, step: str, count: int) -> None
     )
 
 
-def _settle(operator: OperatorProcess) -> None:
-    """Return when the operator has had nothing to do, and has written nothing, for a while."""
-    quiet_since, before = time.monotonic(), _writes(operator)
+def _settle(operator: OperatorProcess) -> Reading:
+    """Return what was spent when the operator has had nothing to do, and has written nothing, for a while."""
+    quiet_since, before = time.monotonic(), Reading.of(operator)
     while time.monotonic() - quiet_since < _QUIET_SECONDS:
-        threading.Event().wait(0.25)
-        now = _writes(operator)
-        if now != before or operator.metric("finetuning_queue_depth"):
+        threading.Event().wait(_LOOK_SECONDS)
+        now = Reading.of(operator)
+        if now.writes != before.writes or now.waiting:
             quiet_since, before = time.monotonic(), now
-
-
-def _writes(operator: OperatorProcess) -> float:
-    total = sum(operator.metric("finetuning_api_requests_total", verb=verb) for verb in _WRITE_VERBS)
-    return total - operator.metric("finetuning_api_requests_total", resource="leases")
-
-
-def _requests(operator: OperatorProcess) -> float:
-    lease = operator.metric("finetuning_api_requests_total", resource="leases")
-    return operator.metric("finetuning_api_requests_total") - lease
+    return before
 
 
 def _by_target(proxy: ApiProxy) -> Mapping[str, int]:
@@ -335,10 +445,6 @@ def _by_target(proxy: ApiProxy) -> Mapping[str, int]:
         if each.asked.resource != "leases":
             counted[each.asked.target] = counted.get(each.asked.target, 0) + 1
     return counted
-
-
-def _cpu_seconds(operator: OperatorProcess) -> float:
-    return operator.metric("process_cpu_seconds_total")
 
 
 def _resident_mib(operator: OperatorProcess) -> float:
@@ -373,13 +479,16 @@ def _bench() -> Iterator[Bench]:
 def main(arguments: Sequence[str]) -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("latency", "burst", "writes", "stored", "growth")
+    parts = ("latency", "burst", "writes", "stored", "growth", "progress")
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--latency-jobs", type=int, default=50)
     parser.add_argument("--burst-jobs", type=int, default=500)
     parser.add_argument("--stored-jobs", type=int, default=5000)
     parser.add_argument("--active-jobs", type=int, default=500)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 5000])
+    parser.add_argument("--reporting-jobs", type=int, default=1000)
+    parser.add_argument("--interval", type=float, default=10.0, help="seconds between two reports of a job")
+    parser.add_argument("--report-seconds", type=float, default=60.0, help="how long reports are measured")
     told = parser.parse_args(arguments)
     runs: dict[str, Callable[[Bench], Any]] = {
         "latency": lambda bench: latency(bench, jobs=told.latency_jobs),
@@ -387,6 +496,9 @@ def main(arguments: Sequence[str]) -> None:
         "writes": writes,
         "stored": lambda bench: stored(bench, jobs=told.stored_jobs, active=told.active_jobs),
         "growth": lambda bench: growth(bench, sizes=told.sizes),
+        "progress": lambda bench: progress(
+            bench, jobs=told.reporting_jobs, interval=told.interval, seconds=told.report_seconds
+        ),
     }
     _say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with _bench() as bench:

@@ -10,12 +10,11 @@ import argparse
 import asyncio
 import json
 import os
-import ssl
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime
 from heapq import heapify, heappop, heappush
 from http import HTTPStatus
@@ -24,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aiohttp import web
+from bench.progress.reporters import Job, Load, Tally
 from tests.support.progress import authenticated, made_token
 
 from finetuning_operator.cluster.progress.address import Owner, ProgressKey
@@ -35,28 +35,6 @@ from finetuning_operator.cluster.progress.tokens import TokenVerifier
 from finetuning_operator.cluster.statuses import ProgressBudget, StatusClock
 
 _NAMESPACE = "bench"
-_STEPS_OF_A_JOB = 5000
-_WARMING_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What is asked of the endpoint."""
-
-    port: int
-    ca: str
-    jobs: int
-    interval: float
-    seconds: float
-    keep_alive: bool
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the jobs saw after they had all begun."""
-
-    milliseconds: list[float] = field(default_factory=list)
-    failures: int = 0
 
 
 class BelievingReviews:
@@ -86,81 +64,6 @@ def _owner(job: int) -> Owner:
     return Owner(_NAMESPACE, "FineTuningJob", f"job-{job}", f"uid-{job}")
 
 
-def _request(job: int, report: int, *, keep_alive: bool) -> bytes:
-    metrics = {"loss": 2.0 - report / _STEPS_OF_A_JOB, "learning_rate": 2e-4, "epoch": 0.5, "tokens_per_second": 1234.5}
-    metrics |= {"step": report, "total_steps": _STEPS_OF_A_JOB}
-    status = {
-        "lastUpdatedTime": datetime.now(UTC).isoformat(),
-        "progressPercentage": report * 100 // _STEPS_OF_A_JOB,
-        "estimatedRemainingSeconds": 3600,
-        "metrics": [{"name": name, "value": str(value)} for name, value in metrics.items()],
-    }
-    body = json.dumps({"trainerStatus": status}).encode()
-    path = ProgressKey(_NAMESPACE, "FineTuningJob", f"job-{job}", "train").path
-    head = (
-        f"POST {path} HTTP/1.1",
-        "Host: localhost",
-        f"Authorization: Bearer {made_token(_owner(job), filler='x' * 700)}",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        f"Connection: {'keep-alive' if keep_alive else 'close'}",
-    )
-    return "\r\n".join((*head, "", "")).encode() + body
-
-
-@dataclass(slots=True)
-class _Wire:
-    """The connection of one job."""
-
-    load: Load
-    context: ssl.SSLContext
-    stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def send(self, request: bytes) -> bool:
-        """Return whether a report was taken."""
-        try:
-            if self.stream is None:
-                self.stream = await asyncio.open_connection("localhost", self.load.port, ssl=self.context, limit=4096)
-            reader, writer = self.stream
-            writer.write(request)
-            answer = await reader.readuntil(b"\r\n\r\n")
-        except (OSError, asyncio.IncompleteReadError):
-            self._hang_up()
-            return False
-        if not self.load.keep_alive or b"Connection: close" in answer:
-            self._hang_up()
-        return answer.startswith(b"HTTP/1.1 202 ")
-
-    def _hang_up(self) -> None:
-        if self.stream is not None:
-            self.stream[1].transport.abort()
-            self.stream = None
-
-
-async def _one_job(job: int, load: Load, tally: Tally, context: ssl.SSLContext) -> None:
-    began = time.monotonic()
-    due = began + load.interval * job / load.jobs
-    wire = _Wire(load, context)
-    report = 0
-    while due < began + load.seconds:
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        request = _request(job, report, keep_alive=load.keep_alive)
-        sent = time.perf_counter()
-        taken = await wire.send(request)
-        if due > began + _WARMING_SECONDS:
-            tally.milliseconds.append((time.perf_counter() - sent) * 1000)
-            tally.failures += not taken
-        report += 1
-        due += load.interval
-
-
-async def _all_jobs(load: Load) -> Tally:
-    tally = Tally()
-    context = ssl.create_default_context(cafile=load.ca)
-    await asyncio.gather(*(_one_job(job, load, tally, context) for job in range(load.jobs)))
-    return tally
-
-
 async def _round(load: Load, folder: Path) -> None:
     signed = self_signed(["localhost"], now=datetime.now(UTC))
     certificate, key = signed.write(folder)
@@ -179,7 +82,7 @@ async def _round(load: Load, folder: Path) -> None:
     server = ProgressServer(endpoint, certificate=certificate, key=key)
     port = await server.start(port=load.port, host="localhost")
     cpu, resident = time.process_time(), _resident_mib()
-    seen = await _run_jobs(port, load)
+    seen = await _run_jobs(replace(load, port=port), folder)
     cpu = time.process_time() - cpu
     grown = _resident_mib() - resident
     await server.close()
@@ -187,28 +90,34 @@ async def _round(load: Load, folder: Path) -> None:
     within = sorted(endpoint.milliseconds)
     _say(f"  answer, within the endpoint  p50 {_part(within, 0.5):.2f} ms, p99 {_part(within, 0.99):.2f} ms")
     _say(f"  token reviews                {reviews.asked}")
-    _tell_writes(woken, seconds=load.seconds)
+    _tell_writes(woken, seconds=woken[-1][0] - woken[0][0])
 
 
-async def _run_jobs(port: int, load: Load) -> Tally:
-    arguments = [f"--port={port}", f"--ca={load.ca}", f"--jobs={load.jobs}", f"--interval={load.interval}"]
-    arguments += [f"--seconds={load.seconds}", *(["--keep-alive"] if load.keep_alive else [])]
+async def _run_jobs(load: Load, folder: Path) -> Tally:
+    told = folder / "load.json"
+    load.write(told)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.progress.bench_progress", *arguments, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "bench.progress.reporters", str(told), stdout=asyncio.subprocess.PIPE
     )
     output, _ = await process.communicate()
-    return Tally(**json.loads(output))
+    return Tally(**json.loads(output.splitlines()[-1]))
+
+
+def _jobs(count: int) -> tuple[Job, ...]:
+    paths = (ProgressKey(_NAMESPACE, "FineTuningJob", f"job-{number}", "train").path for number in range(count))
+    return tuple(Job(path, made_token(_owner(number), filler="x" * 700)) for number, path in enumerate(paths))
 
 
 def _tell(load: Load, seen: Tally, *, cpu: float, answers: Counter[HTTPStatus], grown: float) -> None:
-    posts = sum(answers.values())
-    ordered = sorted(seen.milliseconds)
+    posts, jobs = sum(answers.values()), len(load.jobs)
     manner = "kept where the endpoint allows it" if load.keep_alive else "new for every report"
-    _say(f"{load.jobs} jobs, each every {load.interval:g} s, connections {manner}:")
-    _say(f"  reports answered             {posts} ({posts / load.seconds:.0f}/s), refused or lost {seen.failures}")
-    _say(f"  answer, as a job sees it     p50 {_part(ordered, 0.5):.1f} ms, p99 {_part(ordered, 0.99):.1f} ms")
-    _say(f"  endpoint's processor time    {cpu / posts * 1000:.2f} ms a report, {cpu / load.seconds:.0%} of one core")
-    _say(f"  endpoint's memory            {grown:+.0f} MiB, {grown * 1024 / load.jobs:.0f} KiB a job")
+    share = cpu / posts * len(seen.milliseconds) / seen.seconds
+    _say(f"{jobs} jobs, each every {load.interval:g} s, connections {manner}:")
+    _say(f"  reports answered             {posts} ({len(seen.milliseconds) / seen.seconds:.0f}/s)")
+    _say(f"  refused or lost              {seen.failures}")
+    _say(f"  answer, as a job sees it     p50 {seen.part(0.5):.1f} ms, p99 {seen.part(0.99):.1f} ms")
+    _say(f"  endpoint's processor time    {cpu / posts * 1000:.2f} ms a report, {share:.0%} of one core")
+    _say(f"  endpoint's memory            {grown:+.0f} MiB, {grown * 1024 / jobs:.0f} KiB a job")
 
 
 def _tell_writes(woken: Sequence[tuple[float, ProgressKey]], *, seconds: float) -> None:
@@ -258,24 +167,17 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run both rounds, or, as their child, the jobs of one."""
+    """Run both rounds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between two reports of a job")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each round")
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--ca", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--keep-alive", action="store_true", help=argparse.SUPPRESS)
     told = parser.parse_args()
-    if told.port:
-        load = Load(**vars(told))
-        tally = asyncio.run(_all_jobs(load))
-        _say(json.dumps({"milliseconds": tally.milliseconds, "failures": tally.failures}))
-        return
     for keep_alive in (True, False):
         with TemporaryDirectory() as folder:
             ca = str(Path(folder, "ca.crt"))
-            load = Load(0, ca, told.jobs, told.interval, told.seconds, keep_alive=keep_alive)
+            jobs = _jobs(told.jobs)
+            load = Load(0, ca, told.interval, told.seconds, keep_alive=keep_alive, jobs=jobs)
             asyncio.run(_round(load, Path(folder)))
 
 

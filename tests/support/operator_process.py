@@ -150,7 +150,7 @@ def running_operator(
     wait for one another; ``env`` should name the namespaces to serve (FINETUNING_NAMESPACES) for the same reason.
     """
     name = f"operator-{secrets.token_hex(4)}"
-    port = _free_port()
+    port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("FINETUNING_")},
         "KUBECONFIG": str(identity.write_kubeconfig(folder / f"{name}.kubeconfig", via=via)),
@@ -176,7 +176,8 @@ def running_operator(
         process.wait(_STOP_SECONDS)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port: int = held.getsockname()[1]
     return port
