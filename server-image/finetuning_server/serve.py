@@ -25,6 +25,7 @@ from finetuning_workload.program import Context, StopFlag
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 2048
+_OPEN_FILES = 65536
 _SPARE_CONNECTIONS = 1000
 """Connections beyond one for each request: probes, idle clients, and those that are refused."""
 _POLL_SECONDS = 0.1
@@ -179,7 +180,8 @@ def _require_model(config: ServeConfig) -> None:
 
 
 def _allow_many_connections() -> None:
-    """Take as many open files as the system allows: each connection is one."""
+    """Raise the limit of open files, often 1024, as far as the system allows: each connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

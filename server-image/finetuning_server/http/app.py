@@ -169,7 +169,14 @@ def create_app(  # the parts of one server
     """Return the application: the routes behind the access log, the tokens and the limits."""
     meters = Meters(engine.load)
     service = Service(engine, config=config, life=life, meters=meters)
-    routes = FastAPI(title=openapi.TITLE, version=openapi.VERSION, docs_url=None, redoc_url=None)
+    # No pages that show the document: they would load from elsewhere.
+    routes = FastAPI(
+        title=openapi.TITLE,
+        version=openapi.VERSION,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
     routes.include_router(_api(service))
     routes.include_router(_operations(life, meters))
     for kind in (ApiError, EngineError):
