@@ -107,7 +107,7 @@ def _require_runnable(path: Path, resources: Sequence[Resource]) -> None:
         raise UserError(Reason.INVALID_SPEC, f"{path} asks for nothing", hint)
     servers = [resource.metadata.name for resource in resources if isinstance(resource, InferenceServer)]
     if servers:
-        hint = "Leave it out here; ask a finished job with: finetune prompt NAME TEXT"
+        hint = "Leave it out here; serve a job on this machine with: finetune serve NAME"
         message = f"{path} holds the InferenceServer {servers[0]}, which needs a cluster"
         raise UserError(Reason.UNSUPPORTED, message, hint)
     keys = [(resource.kind, resource.metadata.name) for resource in resources]

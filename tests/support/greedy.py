@@ -12,14 +12,13 @@ from finetuning_workload.generation import Completion, complete
 def greedy(
     candidates: Sequence[CandidateInput], prompts: Sequence[list[int]], *, max_new_tokens: int, stop: Sequence[str] = ()
 ) -> dict[str, list[Completion]]:
-    """Return every candidate's completions of prompts (token ids), one prompt at a time."""
+    """Return every candidate's completions of prompts (token ids), in batches of a fixed plan."""
     written: dict[str, list[Completion]] = {}
     for load in plan_loads(candidates):
         with loaded(load, dtype=torch.float32, device=torch.device("cpu")) as ready:
             for each in ready:
                 with each.active():
-                    written[each.candidate.name] = [
-                        complete(each.model, each.tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop)[0]
-                        for prompt in prompts
-                    ]
+                    written[each.candidate.name] = complete(
+                        each.model, each.tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop
+                    )
     return written

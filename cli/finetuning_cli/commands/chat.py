@@ -125,6 +125,7 @@ class Chat:
                 return False
             case "/reset":
                 self.messages.clear()
+                self._note("forgot what was said")
             case "/model":
                 self._choose(rest.strip())
             case "/help":
@@ -143,6 +144,7 @@ class Chat:
         self.models = self.server.models()
         if name in self.models:
             self.model = name
+            self._note(f"chats with {name}")
         else:
             self._fail(f"the model {name!r} is not served here; served are {', '.join(self.models)}")
 
@@ -164,6 +166,10 @@ class Chat:
         typer.echo("")
         # What was cut short by Ctrl-C was said all the same.
         self.messages = [*asked, Message("assistant", "".join(said))]
+
+    def _note(self, text: str) -> None:
+        if self.is_interactive:
+            typer.echo(text, err=True)
 
     def _fail(self, message: str) -> None:
         self.failures += 1

@@ -314,7 +314,7 @@ def _evaluating(child: EvaluationJob, wanted: EvaluationJob) -> Outcome:
 def _serve(view: _View) -> Outcome:
     serving = view.job.spec.serving
     if serving is None or view.settings.local:
-        message = f"this machine does not run servers; ask the result with: finetune prompt {view.name} TEXT"
+        message = f"a run serves nothing; serve the result here with: finetune serve {view.name}"
         return Outcome(StageState.SKIPPED, Reason.NOT_REQUESTED, message)
     verdict = view.verdict
     if serving.after_gate and verdict is not None and verdict is not Verdict.PASS:

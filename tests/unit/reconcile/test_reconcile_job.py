@@ -212,7 +212,7 @@ def test_one_machine_serves_nothing_and_says_what_to_do_instead() -> None:
     serving = find_condition(made.job().status.conditions, ConditionType.SERVING)
     assert serving is not None
     assert (serving.status, serving.reason) == (ConditionStatus.FALSE, Reason.NOT_REQUESTED)
-    assert "finetune prompt demo" in serving.message
+    assert "finetune serve demo" in serving.message
     assert made.server() is None
     assert made.holds(ConditionType.COMPLETE)
 

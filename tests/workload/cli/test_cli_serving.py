@@ -149,7 +149,7 @@ def test_chat_goes_on_after_a_mistake_and_tells_of_it_at_its_end(serving: Servin
     unknown, advice, too_long = done.told.splitlines()[:3]
     assert unknown == f"error: the model 'other' is not served here; served are {BASE}, {NAME}"
     assert advice.startswith("there is no command /jump; /model [NAME] shows or changes the model")
-    assert re.search(r"error: the server at \S+ answers 400 to /v1/chat/completions: .*512", too_long)
+    assert re.search(r"error: the server at \S+ answers 400 to /v1/chat/completions: .*limit is 511", too_long)
     assert done.exit_code == 1
 
 
