@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetuning_api.reasons import Reason
 from finetuning_server.engine.base import GenerationRequest
 from finetuning_server.engine.lanes import Lane
 from finetuning_server.engine.library import Voice
 from finetuning_server.engine.rows import Row
+from finetuning_workload.errors import UserError
 from finetuning_workload.hardware import memory_limit
 from finetuning_workload.memory import is_allocation_failure
 
@@ -35,22 +37,34 @@ class Calibration:
 
 @torch.inference_mode()
 def calibrate(voice: Voice, tokenizer: PreTrainedTokenizerBase) -> Calibration:
-    """Compute two short texts alone and together, which warms the model up too. Raises what the model raises alone."""
+    """Compute two short texts whole, token by token and together, which warms the model up too.
+
+    Raises UserError(UNSUPPORTED) for a model that does not go on where transformers' cache left it.
+    """
     texts = [tuple(range(1, 7)), tuple(range(2, 5))]
-    alone = [_alone(voice, tokenizer, text) for text in texts]
-    size = _bytes_per_token(voice, tokenizer, texts[0])
+    lanes = [Lane(voice.network, together=False) for _ in texts]
+    rows = [_row(voice, tokenizer, text) for text in texts]
+    whole = torch.cat([_read(lane, [row]) for lane, row in zip(lanes, rows, strict=True)])
+    size = sum(map(_state_bytes, rows)) // sum(len(text) for text in texts)
+
+    single = torch.cat([_continue(Lane(voice.network, together=False), voice, tokenizer, [text]) for text in texts])
+    if not _equal(single, whole, dtype=voice.network.model.dtype):
+        message = f"{type(voice.network.model).__name__} does not continue a text as transformers' cache holds it"
+        raise UserError(Reason.UNSUPPORTED, message, "Serve a model with attention in its layers.")
+
+    lane = Lane(voice.network)
+    if not lane.together:
+        return Calibration(together=False, bytes_per_token=size)
     try:
-        found = _together(voice, tokenizer, texts)
+        beside = _continue(lane, voice, tokenizer, texts)
     except Exception as error:
         if is_allocation_failure(error):
             raise
         _LOG.info("the model cannot compute rows of different lengths in one step (%s)", error)
         return Calibration(together=False, bytes_per_token=size)
-    expected = torch.cat(alone)
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
-    together = difference <= _TOLERANCE.get(voice.network.model.dtype, min(_TOLERANCE.values()))
+    together = _equal(beside, whole, dtype=voice.network.model.dtype)
     if not together:
-        _LOG.warning("rows differ by %.2g when they share a step; they are computed one after the other", difference)
+        _LOG.warning("rows that share a step are not answered as they are alone: they are computed one by one")
     return Calibration(together=together, bytes_per_token=size)
 
 
@@ -60,30 +74,36 @@ def token_budget(bytes_per_token: int, *, device: torch.device) -> int:
     return int(max(0, free) * _SHARE_OF_FREE_MEMORY / max(1, bytes_per_token))
 
 
-def _bytes_per_token(voice: Voice, tokenizer: PreTrainedTokenizerBase, text: tuple[int, ...]) -> int:
-    row = _row(voice, tokenizer, text)
-    lane = Lane(voice.network)
-    lane.read([row], most=len(text))
-    return sum(one.numel() * one.element_size() for states in row.states for one in states) // len(text)
-
-
-def _alone(voice: Voice, tokenizer: PreTrainedTokenizerBase, text: tuple[int, ...]) -> torch.Tensor:
-    """Return the logits after a text, [1, vocabulary], read in one piece."""
-    logits = Lane(voice.network, together=False).read([_row(voice, tokenizer, text)], most=len(text))
+def _read(lane: Lane, rows: list[Row]) -> torch.Tensor:
+    """Return the logits after the rows' prompts, [rows, vocabulary]."""
+    logits = lane.read(rows, most=sum(len(row.prompt) for row in rows))
     if logits is None:
         raise RuntimeError("the text was not read to its end")
     return logits.float()
 
 
-def _together(voice: Voice, tokenizer: PreTrainedTokenizerBase, texts: list[tuple[int, ...]]) -> torch.Tensor:
-    """Return the logits after each text, [rows, vocabulary], when the last tokens share a step."""
-    lane = Lane(voice.network)
+def _continue(
+    lane: Lane, voice: Voice, tokenizer: PreTrainedTokenizerBase, texts: list[tuple[int, ...]]
+) -> torch.Tensor:
+    """Return the logits after each text, [rows, vocabulary], when the last token comes in a step of its own."""
     rows = [_row(voice, tokenizer, text[:-1]) for text in texts]
-    lane.read(rows, most=sum(len(text) for text in texts))
+    _read(lane, rows)
     for row, text in zip(rows, texts, strict=True):
         row.new.append(text[-1])
         lane.join(row)
-    return lane.write(lane.joined).float()
+    return lane.write(rows).float()
+
+
+def _equal(found: torch.Tensor, expected: torch.Tensor, *, dtype: torch.dtype) -> bool:
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    return difference <= _TOLERANCE.get(dtype, min(_TOLERANCE.values()))
+
+
+def _state_bytes(row: Row) -> int:
+    """Return the memory of everything that a row's own cache holds, whatever kind of layers it has."""
+    layers = [] if row.own is None else row.own.layers
+    held = [state for layer in layers for state in vars(layer).values() if isinstance(state, torch.Tensor)]
+    return sum(state.numel() * state.element_size() for state in held)
 
 
 def _row(voice: Voice, tokenizer: PreTrainedTokenizerBase, text: tuple[int, ...]) -> Row:

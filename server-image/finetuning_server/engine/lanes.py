@@ -82,7 +82,8 @@ class Lane:
         """
         if len(rows) > 1 or (self.together and rows[0].cached == 0 and rows[0].remaining <= most):
             return self._read_whole(rows)
-        return self._read_piece(rows[0], most=most)
+        # States of other kinds are not made to be read in pieces by every model.
+        return self._read_piece(rows[0], most=most if self._attention.known else len(rows[0].prompt))
 
     def join(self, row: Row) -> None:
         """Put a row whose prompt is read beside the others."""

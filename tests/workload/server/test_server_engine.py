@@ -26,15 +26,19 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     PreTrainedConfig,
 )
 
+from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import AdapterInput
 from finetuning_server.engine.base import FinishReason, GenerationRequest, Load, Sampling, ServedModel
 from finetuning_server.engine.batching import BatchingEngine
 from finetuning_server.engine.errors import EngineStopped, PromptTooLong, QueueFull, UnknownModel, UnknownToken
+from finetuning_workload.errors import UserError
 from finetuning_workload.generation import complete
 from finetuning_workload.models import load_base_model, load_tokenizer
 
@@ -93,12 +97,17 @@ def gemma() -> PreTrainedConfig:
     return Gemma3TextConfig(**sizes(head_dim=16, sliding_window=8, layer_types=kinds, query_pre_attn_scalar=16))
 
 
+def lfm2() -> PreTrainedConfig:
+    """One layer keeps the state of a convolution in place of keys and values: rows cannot share a step."""
+    return Lfm2Config(**sizes(layer_types=["conv", "full_attention"]))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_lively(llama(), tiny_tokenizer(), tmp_path_factory.mktemp("llama"))
 
 
-@pytest.mark.parametrize("make", [llama, gpt2, mistral, gemma])
+@pytest.mark.parametrize("make", [llama, gpt2, mistral, gemma, lfm2])
 @pytest.mark.parametrize("chunk_tokens", [6, 256])
 def test_requests_at_once_are_answered_as_transformers_answers_each_alone(
     make: Callable[[], PreTrainedConfig], chunk_tokens: int, tmp_path: Path
@@ -171,6 +180,21 @@ def test_an_adapter_that_trained_biases_leaves_the_base_model_as_it_was(tmp_path
     found, expected = run(answers)
     assert found == expected
     assert len(set(expected)) == 3
+
+
+def test_a_model_that_does_not_go_on_from_its_cache_is_refused_at_start(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    small: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
+    config = MambaConfig(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **small)
+    model = save_lively(config, tokenizer, tmp_path)
+
+    async def serve() -> None:
+        async with started(serve_config(model)):
+            pass
+
+    with pytest.raises(UserError) as caught:
+        run(serve)
+    assert caught.value.reason is Reason.UNSUPPORTED
 
 
 def test_requests_join_and_leave_while_others_go_on(folder: Path) -> None:
