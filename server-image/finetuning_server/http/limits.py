@@ -10,9 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finetuning_server.http.access import record_of
 from finetuning_server.http.errors import ApiError
 
-_FLUSH_SECONDS = 10
-"""How much longer than its request a client may take to read the end of the answer."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -22,6 +19,8 @@ class Limits:
     request_seconds: int
     body_seconds: float = 30.0
     """For a client to send its body; a slow one is cut off."""
+    flush_seconds: float = 10.0
+    """How much longer than its request a client may take to read the end of the answer."""
 
 
 class Bounded:
@@ -73,7 +72,7 @@ class Bounded:
         exchange = _Exchange(body, gone=gone, send=send)
         work = asyncio.create_task(_run(self._app, scope, exchange))
         try:
-            seconds = self._limits.request_seconds + _FLUSH_SECONDS
+            seconds = self._limits.request_seconds + self._limits.flush_seconds
             await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if not work.done() and not exchange.is_complete:
                 record_of(scope).error = "client_gone" if gone.done() else "client_too_slow"

@@ -1,6 +1,7 @@
 """What a client may cost: large bodies, slow ones, long answers, clients that leave, and two hundred at once."""
 
 import asyncio
+import io
 import json
 import socket
 import threading
@@ -10,10 +11,13 @@ from contextlib import closing, suppress
 import httpx
 import openai
 import pytest
+from starlette.types import Message
 from tests.support.processes import wait_until
 from tests.support.scripted_engine import Script, ScriptedEngine
 from tests.support.served import SECONDS, Served, serve_config, served
 
+from finetuning_server.http.app import Life, Phase, create_app
+from finetuning_server.http.limits import Limits
 from finetuning_server.serve import Patience
 
 COMPLETION = {"model": "base", "prompt": "x"}
@@ -174,6 +178,33 @@ def test_a_request_that_takes_too_long_ends_with_an_error(engine: ScriptedEngine
     assert (whole.value.status_code, whole.value.code) == (504, "timeout")
     assert streamed.value.code == "timeout"
     assert engine.running == 0
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off(engine: ScriptedEngine) -> None:
+    limits = Limits(body_bytes=4096, request_seconds=1, flush_seconds=0)
+    log = io.StringIO()
+    app = create_app(engine, serve_config(), life=Life(Phase.READY), log=log, limits=limits)
+    body = json.dumps(COMPLETION | {"stream": True}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": headers}
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Message:
+        for message in messages:
+            return message
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Future()
+
+    async def exchange() -> None:
+        await app(scope, receive, send)
+
+    asyncio.run(exchange())
+
+    assert engine.running == 0
+    assert json.loads(log.getvalue())["error"] == "client_too_slow"
 
 
 def test_two_hundred_streams_at_once_are_all_answered() -> None:
