@@ -12,9 +12,9 @@ from finetuning_api.runconfig import (
 )
 from finetuning_operator.reconcile.plan import Volume
 
-_LEAST_BYTES = 2**30
-_COPIES = 2
-"""Finished rows lie beside the file that is made of them at the end."""
+_COMPLETIONS_BYTES = 2**30
+_MARGIN = 2
+"""A prompt is longer than the columns that are put into it: templates and JSON add to them."""
 
 
 def predict_config(
@@ -36,13 +36,14 @@ def predict_config(
 def predictions_volume(name: str, spec: EvaluationJobSpec, *, dataset_bytes: int) -> Volume:
     """Return the claim for predictions: as large as the user says, else by the prompts, which each candidate repeats.
 
-    How many completions there will be is not known before the data is read, so room for a gigabyte of them is added.
+    How many completions there will be is not known before the data is read, so a gigabyte is added for them; at the end
+    they lie there twice, as they were kept and as they are told.
     """
     return Volume(
         name=name,
         spec=spec.storage.adapter,
         profile=spec.storage.profile,
-        size_bytes=_LEAST_BYTES + _COPIES * len(spec.candidates) * dataset_bytes,
+        size_bytes=_COMPLETIONS_BYTES + _MARGIN * len(spec.candidates) * dataset_bytes,
     )
 
 
