@@ -142,10 +142,11 @@ def test_what_happened_while_nothing_was_watched_is_caught_up_with(
     cluster.create(manifest(namespace, "late"))
     cluster.delete(cluster.get("FineTuningJob", "gone", namespace))
     cluster.patch(cluster.get("FineTuningJob", "halted", namespace), {"spec": {"suspend": True}})
+    # Before anything is played: a pod that ends well in the meantime is not stopped.
+    cluster.wait_gone("Job", "halted-train", namespace)
     with play(cluster, namespace=namespace):
         for name in ("demo", "late"):
             wait_until(lambda: is_complete(cluster, namespace, name), what=f"{name} is complete")  # noqa: B023
-        cluster.wait_gone("Job", "halted-train", namespace)
         wait_until(lambda: not _jobs_of(cluster, namespace, "gone"), what="nothing is left of what was deleted")
     assert outcome(cluster, namespace).status == expected.status
     # Of the deleted one, the operator may see what the garbage collector does before it hears why.

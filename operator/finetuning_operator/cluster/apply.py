@@ -434,7 +434,9 @@ class Applier:
         self._learn(key, await self._api.apply(_KINDS[key.kind], key.namespace, key.name, manifest))
 
     async def _delete(self, kind: KindRef, key: ObjectKey, *, uid: str, propagation: Propagation) -> None:
-        if not await self._api.delete(kind, key.namespace, key.name, uid=uid, propagation=propagation):
+        if await self._api.delete(kind, key.namespace, key.name, uid=uid, propagation=propagation):
+            self._cache.expect_deletion(key, uid)
+        else:
             self._wake(self._cache.forget(key))
 
     def _made(self, owner: Resource | None, key: ObjectKey, manifest: Manifest) -> None:

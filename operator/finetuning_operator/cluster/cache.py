@@ -9,7 +9,8 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from finetuning_api.base import GROUP
@@ -119,6 +120,14 @@ class Cache:
             return frozenset()
         self._remember_deletion(key, version)
         return self._drop(key)
+
+    def expect_deletion(self, key: ObjectKey, uid: str) -> None:
+        """Take note that an object was told to go: until its stream says so, nobody shall tell it once more."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.uid == uid and not entry.deleting:
+            manifest = _decode(entry)
+            manifest["metadata"]["deletionTimestamp"] = datetime.now(UTC).isoformat(timespec="seconds")
+            self._entries[key] = replace(entry, content=_encode(slimmed(key.kind, manifest)), deleting=True)
 
     def forget(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """Take note that the API server does not know an object."""
@@ -280,7 +289,7 @@ def _entry(kind: str, manifest: Manifest) -> _Entry:
     return _Entry(
         uid=metadata["uid"],
         version=int(metadata["resourceVersion"]),
-        content=zlib.compress(json.dumps(slim, separators=(",", ":")).encode(), 1),
+        content=_encode(slim),
         owner=_owner(metadata, controller),
         owner_uid=controller["uid"] if controller else "",
         deleting="deletionTimestamp" in metadata,
@@ -344,6 +353,10 @@ def _pod_spec(spec: Manifest) -> dict[str, Any]:
         "containers": [{name: each[name] for name in fields if name in each} for each in containers],
         "volumes": [volume for volume in spec.get("volumes") or () if "persistentVolumeClaim" in volume],
     }
+
+
+def _encode(slim: Manifest) -> bytes:
+    return zlib.compress(json.dumps(slim, separators=(",", ":")).encode(), 1)
 
 
 def _decode(entry: _Entry) -> dict[str, Any]:

@@ -198,3 +198,16 @@ def test_what_is_read_by_many_hears_of_the_first_and_of_the_last_of_a_kind() -> 
     server = ObjectKey("InferenceServer", "team", "demo")
     assert [cache.refer(key, reads) for key in (JOB, second, server)] == [reads, frozenset(), reads]
     assert [cache.refer(key, frozenset()) for key in (JOB, second, server)] == [frozenset(), reads, reads]
+
+
+def test_what_was_told_to_go_is_on_its_way_out_before_anybody_says_so() -> None:
+    cache, train = Cache(), ObjectKey("Job", "team", "demo-train")
+    cache.put("Job", owned("demo-train", version=2))
+    cache.expect_deletion(train, "another")
+    assert not cache.is_deleting(train)
+    cache.expect_deletion(train, "u1")
+    assert cache.is_deleting(train)
+    assert "deletionTimestamp" in (cache.get(train) or {})["metadata"]
+    assert cache.identity(train) == ("u1", 2)
+    assert cache.put("Job", owned("demo-train", version=3)) == {JOB}
+    assert not cache.is_deleting(train)
