@@ -1,5 +1,6 @@
 """The server as its image runs it: a process with a real model, real sockets and real signals."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,15 +185,20 @@ def test_the_single_prompt_is_answered(server: Program) -> None:
     assert answer.json() == {"response": greedy.choices[0].text}
 
 
-def test_an_adapter_that_is_completed_later_is_served_without_a_restart(server: Program, world: Path) -> None:
+def test_an_adapter_that_is_completed_later_is_served_without_a_restart_and_also_once_its_folder_is_gone(
+    server: Program, world: Path
+) -> None:
     client = server.client.openai()
     before = [model.id for model in client.models.list()]
 
     complete_folder(world / "later")
 
     wait_until(lambda: "later" in [model.id for model in client.models.list()], what="the adapter is served")
+    first = client.completions.create(model="later", prompt=PROMPT, max_tokens=TOKENS, temperature=0)
+    shutil.rmtree(world / "later")
+    second = client.completions.create(model="later", prompt=PROMPT, max_tokens=TOKENS, temperature=0)
     assert before == ["base", "tuned"]
-    assert client.completions.create(model="later", prompt=PROMPT, max_tokens=2).model == "later"
+    assert second.choices[0].text == first.choices[0].text
 
 
 @dataclass(slots=True)
