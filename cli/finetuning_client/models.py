@@ -95,16 +95,15 @@ class ModelServer:
             self._http.close()
 
     def _events(self, response: HTTPResponse, path: str) -> Iterator[Mapping[str, Any]]:
-        ended = False
         for line in self._lines(response, path):
             data = line.removeprefix(_EVENT).strip()
             if not line.startswith(_EVENT) or not data:
                 continue
-            ended = data == _LAST_EVENT
-            if not ended:
-                yield json.loads(data)
-        if not ended:
-            raise UnreachableError(f"{self._name} was cut off half-way through its answer", self._hint)
+            if data == _LAST_EVENT:
+                # Not the end of the connection: forwarded ones do not tell of it.
+                return
+            yield json.loads(data)
+        raise UnreachableError(f"{self._name} was cut off half-way through its answer", self._hint)
 
     def _lines(self, response: HTTPResponse, path: str) -> Iterator[bytes]:
         try:

@@ -196,3 +196,9 @@ def test_terminal_is_not_told_what_it_would_obey(
     say("a\x1b[2Jb\tc\n")
 
     assert capsys.readouterr().out == shown
+
+
+def test_stream_ends_with_its_last_event_and_not_with_the_connection(peer: Peer) -> None:
+    peer.answer("/v1/completions", events(chunk("a")) + b"data: never read\n\n", kind=SSE)
+
+    assert list(peer.client().answer("base", Question("Say"))) == ["a"]
