@@ -147,6 +147,11 @@ class BatchingEngine:
         waiting = max(0, len(self._tickets) - running)
         return Load(running=running, waiting=waiting, cached_tokens=self._core.scheduler.cached_tokens)
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether requests for every model share steps; some models allow only one row at a time."""
+        return self._loaded().scheduler.shares_steps
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """Yield the completion piece by piece. Closing the generator, or cancelling its task, frees its place at once.
 

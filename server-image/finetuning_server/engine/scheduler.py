@@ -58,6 +58,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def shares_steps(self) -> bool:
+        """Whether rows of every network share steps."""
+        return all(lane.together for lane in self._lanes.values())
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are held."""
         return sum(row.cached for row in tuple(self._running))

@@ -114,15 +114,17 @@ def test_requests_at_once_are_answered_as_transformers_answers_each_alone(
 ) -> None:
     model = save_lively(make(), tiny_tokenizer(), tmp_path)
 
-    async def answers() -> tuple[list[Answer], list[str]]:
+    async def answers() -> tuple[list[Answer], list[str], bool]:
         async with started(serve_config(model), chunk_tokens=chunk_tokens) as engine:
             requests = [question(engine, text) for text in TEXTS]
             found = await asyncio.gather(*(ask(engine, request) for request in requests))
-            return found, [decoded(engine, of_transformers(model, request)) for request in requests]
+            expected = [decoded(engine, of_transformers(model, request)) for request in requests]
+            return found, expected, engine.shares_steps
 
-    found, expected = run(answers)
+    found, expected, shares_steps = run(answers)
     assert [answer.text for answer in found] == expected
     assert len(set(expected)) == len(TEXTS)
+    assert shares_steps == (make is not lfm2)
 
 
 def full_copy(base: Path, folder: Path) -> AdapterInput:
