@@ -25,7 +25,10 @@ from finetuning_api.runconfig import (
 from finetuning_api.sources import SourceRef
 
 JOB = JobIdentity(kind="Relocation", name="reloc-test")
-_SECONDS = 120
+_SECONDS = 300
+"""No run of a test needs so long, on however busy a machine."""
+STALL_SECONDS = 3
+"""A silence that a test causes on purpose is noticed soon; one that a busy machine causes is not taken for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Relocator:
         }
         return {**kept, **own, **self.environment}
 
-    def relocate(self, source: str, destination: Path, *, stall_seconds: int = 30, **fields: object) -> Ended:
+    def relocate(self, source: str, destination: Path, *, stall_seconds: int = 120, **fields: object) -> Ended:
         """Relocate a source; ``fields`` are those of a source reference, with their names in Python."""
         config = RelocateConfig(
             job=JOB, source=reference(source, fields), destination=str(destination), stall_seconds=stall_seconds

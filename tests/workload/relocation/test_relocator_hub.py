@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.hub import Hub
 from tests.support.loopback import Fault, Trouble
-from tests.support.relocator import JOB, Relocator, assert_refused, files_in, reference, wait_until
+from tests.support.relocator import JOB, STALL_SECONDS, Relocator, assert_refused, files_in, reference, wait_until
 
 from finetuning_api.reasons import ExitCode
 from finetuning_api.runconfig import RelocateConfig
@@ -292,8 +292,8 @@ def test_a_stall_fails_with_its_reason_and_the_next_run_goes_on(
     hub.add_model(NAME, MODEL)
     path = hub.bytes_path(NAME, "model.safetensors")
     hub.fail(path, Fault(Trouble.STALL, after_bytes=600_000))
-    ended = relocator.relocate(f"hf://{NAME}", destination, endpoint=hub.url, stall_seconds=1)
-    assert_refused(ended, "DownloadStalled", "model.safetensors", "1 s", exit_code=ExitCode.ENVIRONMENT)
+    ended = relocator.relocate(f"hf://{NAME}", destination, endpoint=hub.url, stall_seconds=STALL_SECONDS)
+    assert_refused(ended, "DownloadStalled", "model.safetensors", f"{STALL_SECONDS} s", exit_code=ExitCode.ENVIRONMENT)
     assert read_manifest(destination) is None
     again = relocator.relocate(f"hf://{NAME}", destination, endpoint=hub.url)
     assert again.exit_code == ExitCode.DONE, again.log
@@ -381,7 +381,7 @@ def test_a_changed_file_is_not_glued_to_the_bytes_of_the_old_one(
 ) -> None:
     hub.add_model(NAME, MODEL)
     hub.fail_file(NAME, "model.safetensors", Fault(Trouble.STALL, after_bytes=600_000))
-    relocator.relocate(f"hf://{NAME}", destination, endpoint=hub.url, stall_seconds=1)
+    relocator.relocate(f"hf://{NAME}", destination, endpoint=hub.url, stall_seconds=STALL_SECONDS)
     newer = {**MODEL, "model.safetensors": WEIGHTS[::-1]}
     commit = hub.add_model(NAME, newer)
     config = RelocateConfig(

@@ -10,7 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from tests.support.gcs import FakeGcs
 from tests.support.loopback import Fault, Trouble
-from tests.support.relocator import Relocator, assert_refused, files_in
+from tests.support.relocator import STALL_SECONDS, Relocator, assert_refused, files_in
 
 from finetuning_api.reasons import ExitCode
 
@@ -127,7 +127,7 @@ def test_a_cut_object_goes_on_where_it_stopped(gcs: FakeGcs, relocator: Relocato
 def test_a_stalled_object_goes_on_in_the_next_run(gcs: FakeGcs, relocator: Relocator, destination: Path) -> None:
     path = f"/{BUCKET}/rows/train.jsonl"
     gcs.fail(path, Fault(Trouble.STALL, after_bytes=600_000))
-    stalled = relocator.relocate(f"gs://{BUCKET}/rows", destination, endpoint=gcs.url, stall_seconds=1)
+    stalled = relocator.relocate(f"gs://{BUCKET}/rows", destination, endpoint=gcs.url, stall_seconds=STALL_SECONDS)
     assert_refused(stalled, "DownloadStalled", "train.jsonl", exit_code=ExitCode.ENVIRONMENT)
     ended = relocator.relocate(f"gs://{BUCKET}/rows", destination, endpoint=gcs.url)
     assert ended.artifact.transferred_bytes < len(ROWS)

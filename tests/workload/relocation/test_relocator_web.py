@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.loopback import Answer, Fault, LoopbackServer, Seen, Trouble
-from tests.support.relocator import Relocator, assert_refused, files_in
+from tests.support.relocator import STALL_SECONDS, Relocator, assert_refused, files_in
 
 from finetuning_api.reasons import ExitCode
 from finetuning_workload.artifact import read_manifest
@@ -124,7 +124,7 @@ def test_a_server_without_ranges_is_read_from_the_beginning_after_a_cut(
 
 def test_a_file_that_changed_since_a_stall_is_fetched_anew(site: Site, relocator: Relocator, destination: Path) -> None:
     site.fail("/rows.jsonl", Fault(Trouble.STALL, after_bytes=500_000, times=2))
-    stalled = relocator.relocate(f"{site.url}/rows.jsonl", destination, stall_seconds=1)
+    stalled = relocator.relocate(f"{site.url}/rows.jsonl", destination, stall_seconds=STALL_SECONDS)
     assert_refused(stalled, "DownloadStalled", exit_code=ExitCode.ENVIRONMENT)
     site.files["/rows.jsonl"] = ROWS[::-1]
     relocator.relocate(f"{site.url}/rows.jsonl", destination)
