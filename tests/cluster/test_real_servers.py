@@ -31,7 +31,7 @@ def _models(site: Site, pod: Object) -> list[str]:
 
 
 def test_a_server_answers_while_its_adapter_is_trained_and_then_serves_it_in_the_same_process(site: Site) -> None:
-    changes = {"training.maxSteps": 400, "serving": {"afterGate": False}, "evaluation": {"enabled": False}}
+    changes = {"training.maxSteps": 200, "serving": {"afterGate": False}, "evaluation": {"enabled": False}}
     site.create("early", site.add_rows([*GOOD_ROWS]), changes)
     site.wait("early", lambda found: has_condition(found, "Serving") or has_ended(found))
     (pod,) = _servers(site, "early")
