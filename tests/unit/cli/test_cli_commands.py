@@ -13,6 +13,7 @@ from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
+from finetuning_api.relocation import Relocation
 from finetuning_api.runconfig import LastWords
 from finetuning_cli.commands.prompt import render
 from finetuning_cli.display import LiveDisplay, duration
@@ -214,7 +215,8 @@ def test_plain_display_tells_each_change_of_a_stage_once() -> None:
     console = Console(width=160, force_terminal=False, record=True, file=None, quiet=False)
     with console.capture() as captured, LiveDisplay(console, clock=lambda: 0.0) as display:
         display.show(world.objects, (KEY,))
-        model = next(key for key, each in world.objects.items() if "hf:" in str(getattr(each.spec, "source", "")))
+        relocations = {key: each for key, each in world.objects.items() if isinstance(each, Relocation)}
+        model = next(key for key, each in relocations.items() if each.spec.source.startswith("hf:"))
         words = LastWords(reason=Reason.NETWORK_UNREACHABLE, message="cannot reach hub")
         for state in (StepState(StepPhase.RUNNING), StepState(StepPhase.PENDING, last_words=words)):
             world.finish(model, "measure", state)
