@@ -4,6 +4,9 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+_LAST_SECONDS = 1
+"""For one more request on a connection that was not announced to be closed, once the server ends."""
+
 
 class PatientProtocol(H11Protocol):
     """HTTP/1.1 as uvicorn speaks it, with a bound on the time that a client takes for the head of a request.
@@ -39,6 +42,18 @@ class PatientProtocol(H11Protocol):
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn declares
         return cycle is not None and not cycle.response_complete
+
+    def shutdown(self) -> None:
+        """Let the connection end when the server does.
+
+        Uvicorn closes an idle one at once and a busy one behind its answer. A client whose answer began before there
+        was a reason to announce that may send its next request at that very moment, and lose it. So the connection
+        stays for a moment, in which one more request is answered, with the announcement.
+        """
+        self.timeout_keep_alive = _LAST_SECONDS
+        if not self._is_answering:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(_LAST_SECONDS, self.timeout_keep_alive_handler)
 
     def _wait_for_client(self) -> None:
         if self._deadline is None:

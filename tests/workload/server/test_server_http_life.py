@@ -4,7 +4,9 @@ import asyncio
 import json
 import socket
 import threading
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -121,6 +123,23 @@ def test_asked_to_end_it_finishes_what_runs_and_answers_who_still_finds_it(engin
     assert answers[1].text.endswith("data: [DONE]\n\n")
     assert [answer.headers.get("connection") for answer in answers] == ["close", "close"]
     assert (server.failure, engine.stopped) == ([], True)
+
+
+def test_a_kept_connection_that_was_not_announced_to_close_is_answered_once_more(engine: ScriptedEngine) -> None:
+    body, headers = json.dumps(COMPLETION | {"stream": True}), {"Content-Type": "application/json"}
+    with served(engine) as server, closing(HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)) as kept:
+        kept.request("POST", "/v1/completions", body, headers)
+        first = kept.getresponse()
+        server.stop.set()
+        wait_until(lambda: not is_ready(server.url, "/healthz"), what="it listens no more")
+        engine.script.held = False
+        texts = [first.read()]
+        kept.request("POST", "/v1/completions", body, headers)
+        second = kept.getresponse()
+        texts.append(second.read())
+
+    assert [answer.headers["connection"] for answer in (first, second)] == [None, "close"]
+    assert all(text.endswith(b"data: [DONE]\n\n") for text in texts)
 
 
 def test_what_is_not_done_in_time_is_ended_with_an_error_and_not_cut_off(engine: ScriptedEngine) -> None:
