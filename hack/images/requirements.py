@@ -1,4 +1,4 @@
-"""Prints what extras of pyproject.toml install, this project itself left out: a layer that code changes do not touch."""
+"""Prints what extras of pyproject.toml install, without this project itself: a layer that code changes do not touch."""
 
 import re
 import sys
