@@ -10,7 +10,7 @@
 Every client asks one question after the other, greedily, always for the same number of tokens. Told are the tokens that
 were generated a second, by all clients together, and the median and the longest time to a first token. The last table
 is the time to the first token of a short prompt that comes just after a long one. Without ``--model`` it is a seeded
-Llama of 15 M parameters. All contestants run on this machine, one after the other, with the same number of threads.
+Llama of 15 M parameters. Each contestant has a process of its own; they run one after the other.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +49,7 @@ _NEW_TOKENS = 64
 _LONG_WORDS = 1200
 _HEAD_START_SECONDS = 0.05
 _START_SECONDS = 120.0
+_ADAPTERS = "adapter-*"
 _WORDS = ("the", "invoice", "was", "charged", "twice", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
@@ -72,6 +74,15 @@ class Result:
     tokens_per_second: float
     first_median: float
     first_longest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one contestant."""
+
+    results: tuple[Result, ...]
+    behind_long: float
+    """Seconds to the first token of a short prompt behind a long one."""
 
 
 def question(number: int) -> str:
@@ -127,7 +138,8 @@ async def generate_loop(folder: Path) -> AsyncIterator[Ask]:
     """Answer with ``generate``, one request after the other."""
     model: PreTrainedModel = load_base_model(folder, dtype=torch.float32, device=torch.device("cpu"))
     tokenizer = load_tokenizer(folder)
-    turn = asyncio.Lock()
+    # One thread for all: each would bring compute threads of its own.
+    turn = ThreadPoolExecutor(max_workers=1)
 
     def answer(tokens: list[int]) -> tuple[int, float]:
         ids, streamer = torch.tensor([tokens]), _FirstToken()
@@ -143,8 +155,8 @@ async def generate_loop(folder: Path) -> AsyncIterator[Ask]:
 
     async def ask(_client: int, text: str) -> Asked:
         asked = time.perf_counter()
-        async with turn:
-            count, first = await asyncio.to_thread(answer, chat_tokens(tokenizer, text))
+        tokens = chat_tokens(tokenizer, text)
+        count, first = await asyncio.get_running_loop().run_in_executor(turn, answer, tokens)
         return Asked(count, first - asked)
 
     yield ask
@@ -254,39 +266,46 @@ def seeded_llama(folder: Path) -> Path:
     return folder
 
 
-async def compare(folder: Path, adapters: Sequence[AdapterInput], *, clients: Sequence[int], with_serve: bool) -> None:
-    """Measure every contestant and print the tables."""
-    contestants = {
-        "generate": generate_loop(folder),
-        "engine": own_engine(folder),
-        "engine, adapters": own_engine(folder, adapters),
-    }
-    if with_serve:
-        contestants["transformers serve"] = transformers_serve(folder)
-    results: dict[str, list[Result]] = {}
-    behind: dict[str, float] = {}
-    for name, contestant in contestants.items():
-        async with contestant as ask:
-            await ask(0, question(0))
-            results[name] = [await measure(ask, count) for count in clients]
-            behind[name] = await measure_behind_long(ask)
-    _print_results(results)
-    _say("\n| contestant | first token of a short prompt behind a long one, s |\n|---|---|")
-    for name, seconds in behind.items():
-        _say(f"| {name} | {seconds:.2f} |")
+CONTESTANTS: dict[str, Callable[[Path, Sequence[AdapterInput]], AbstractAsyncContextManager[Ask]]] = {
+    "generate": lambda folder, _adapters: generate_loop(folder),
+    "engine": lambda folder, _adapters: own_engine(folder),
+    "engine, adapters": own_engine,
+    "transformers serve": lambda folder, _adapters: transformers_serve(folder),
+}
 
 
-def _print_results(results: dict[str, list[Result]]) -> None:
+async def measure_one(name: str, folder: Path, *, clients: Sequence[int]) -> Measured:
+    """Measure one contestant."""
+    adapters = [AdapterInput(name=path.name, path=str(path)) for path in sorted(folder.parent.glob(_ADAPTERS))]
+    async with CONTESTANTS[name](folder, adapters) as ask:
+        await ask(0, question(0))
+        results = tuple([await measure(ask, count) for count in clients])
+        return Measured(results, await measure_behind_long(ask))
+
+
+def measure_apart(name: str, folder: Path, *, clients: Sequence[int]) -> Measured:
+    """Measure one contestant in a process of its own: threads that another one left behind would slow it down."""
+    options = ["--only", name, "--model", str(folder), "--clients", *map(str, clients)]
+    command = [sys.executable, "-m", "bench.server.bench_engine", *options]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    found = json.loads(output)
+    return Measured(tuple(Result(**one) for one in found["results"]), found["behind_long"])
+
+
+def _print(measured: dict[str, Measured]) -> None:
     _say(
         "| clients | contestant | tokens/s | times generate | first token, median s | longest s |\n"
         "|---|---|---|---|---|---|"
     )
-    for place, plain in enumerate(results["generate"]):
-        for name, found in results.items():
-            one = found[place]
+    for place, plain in enumerate(measured["generate"].results):
+        for name, found in measured.items():
+            one = found.results[place]
             ratio = one.tokens_per_second / plain.tokens_per_second
             first = f"{one.first_median:.2f} | {one.first_longest:.2f}"
             _say(f"| {one.clients} | {name} | {one.tokens_per_second:.0f} | {ratio:.1f} | {first} |")
+    _say("\n| contestant | first token of a short prompt behind a long one, s |\n|---|---|")
+    for name, found in measured.items():
+        _say(f"| {name} | {found.behind_long:.2f} |")
 
 
 def _say(line: str) -> None:
@@ -300,14 +319,24 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of a causal language model with a chat template")
     parser.add_argument("--clients", type=int, nargs="+", default=_CLIENTS)
     parser.add_argument("--without-serve", action="store_true", help="leave transformers serve out")
+    parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
+    if arguments.only:
+        found = asyncio.run(measure_one(arguments.only, arguments.model, clients=arguments.clients))
+        _say(json.dumps(asdict(found)))
+        return
+    names = [name for name in CONTESTANTS if name != "transformers serve" or not arguments.without_serve]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.model or seeded_llama(Path(scratch, "model"))
-        adapters = [write_lora(folder, Path(scratch, name), seed=seed) for seed, name in enumerate(("one", "two"))]
-        load = os.getloadavg()[0]
-        _say(f"{folder.name}: {torch.get_num_threads()} threads, load average {load:.1f} before\n")
-        asyncio.run(compare(folder, adapters, clients=arguments.clients, with_serve=not arguments.without_serve))
+        folder = Path(scratch, "model")
+        if arguments.model:
+            folder.symlink_to(arguments.model.resolve(), target_is_directory=True)
+        else:
+            seeded_llama(folder)
+        for seed in range(2):
+            write_lora(folder, Path(scratch, f"adapter-{seed}"), seed=seed)
+        _say(f"{torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f} before\n")
+        _print({name: measure_apart(name, folder, clients=arguments.clients) for name in names})
 
 
 if __name__ == "__main__":
