@@ -66,7 +66,7 @@ class TestEvaluationJob:
 
         assert [each["name"] for each in done["status"]["stages"]] == ["wait", "relocate", "evaluate"]
         assert done["status"]["evaluation"][0]["tuned"] == 0.9
-        assert done["status"]["report"] == {"claimName": "compare-report"}
+        assert done["status"]["report"] == {"claimName": "compare-report", "path": ""}
         told = run_config(site, "compare-evaluate")["candidates"]
         assert [(each["name"], each["adapterPath"], each["adapterDigest"]) for each in told] == [
             (name, f"/volumes/{job}-adapter/adapter", ADAPTER.digest)
@@ -127,6 +127,7 @@ class TestEvaluationJob:
 
         assert done["status"]["predictions"] == {
             "claimName": "all-predictions",
+            "path": "",
             "rows": 10,
             "tokens": 120,
             "digest": f"sha256:{'d' * 64}",

@@ -35,7 +35,6 @@ from finetuning_operator.cluster.render import (
     ClaimUse,
     Conflict,
     Placement,
-    claim_token,
     claims_of,
     differs,
     keep,
@@ -245,7 +244,7 @@ class Applier:
 
     async def _place(self, namespace: str, wanted: Step | Server) -> Placement | Blocked:
         uses = [await self._claim_use(namespace, name, read_only) for name, read_only in claims_of(wanted)]
-        found = place(uses, holders={use.name: self._cache.holders(namespace, claim_token(use.name)) for use in uses})
+        found = place(uses, holders={use.name: self._cache.holders(namespace, use.name) for use in uses})
         if isinstance(found, Conflict):
             words = LastWords(
                 reason=Reason.VOLUME_CONFLICT,

@@ -5,7 +5,7 @@ from finetuning_operator.cluster.render.claims import ClaimRefusedError, render_
 from finetuning_operator.cluster.render.companions import render_companions
 from finetuning_operator.cluster.render.drift import differs
 from finetuning_operator.cluster.render.jobs import render_step
-from finetuning_operator.cluster.render.labels import CONTAINER, claim_label, claim_token
+from finetuning_operator.cluster.render.labels import CONTAINER, claim_label
 from finetuning_operator.cluster.render.network import render_network_policies
 from finetuning_operator.cluster.render.placement import ClaimUse, Conflict, Placement, claims_of, keep, place
 from finetuning_operator.cluster.render.servers import render_server
@@ -17,7 +17,6 @@ __all__ = [
     "Conflict",
     "Placement",
     "claim_label",
-    "claim_token",
     "claims_of",
     "differs",
     "keep",

@@ -44,7 +44,7 @@ def pod_selector(owner: Resource) -> dict[str, str]:
     return {labels.KIND: owner.kind, labels.NAME: owner.metadata.name}
 
 
-def claim_token(claim: str) -> str:
+def _claim_token(claim: str) -> str:
     """Return a claim's name as a label can hold it: one that is too long is cut and told apart by a hash."""
     if len(claim) <= _LONGEST_LABEL:
         return claim
@@ -54,7 +54,7 @@ def claim_token(claim: str) -> str:
 
 def claim_label(claim: str) -> str:
     """Return the key of the label that a pod carries for a claim which it mounts."""
-    return f"{_CLAIM_PREFIX}{claim_token(claim)}"
+    return f"{_CLAIM_PREFIX}{_claim_token(claim)}"
 
 
 def owner_reference(owner: Resource) -> Manifest:
