@@ -27,13 +27,13 @@ def asks_for_too_much(body: dict[str, Any]) -> bool:
 
 
 @schema.parametrize()
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 def test_every_answer_is_one_that_the_document_tells_of(case: Case[Any]) -> None:
     case.call_and_validate()
 
 
 @generating.parametrize()
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 def test_every_generated_answer_has_its_documented_shape(case: Case[Any]) -> None:
     """As above, but with a model that is served: a made-up name never gets as far as the engine."""
     if not isinstance(case.body, dict) or not isinstance(case.body.get("model"), str):
@@ -47,5 +47,8 @@ def test_every_generated_answer_has_its_documented_shape(case: Case[Any]) -> Non
 
 
 def test_requests_did_reach_the_engine() -> None:
-    assert {request.model for request in ENGINE.requests} == {"base", "tuned"}
-    assert len(ENGINE.requests) > 20
+    asked = [request.model for request in ENGINE.requests]
+
+    # Whether a request to /prompt without a model, which asks "tuned", is among them is left to chance.
+    assert set(asked) <= {"base", "tuned"}
+    assert asked.count("base") > 20
