@@ -237,7 +237,7 @@ class TestStatus:
 
         assert "FineTuningJob triage: Complete" in done.stdout
         assert "exact-match  0.1000  0.2000  +0.1000" in done.stdout
-        assert "report     claim triage-adapter, evaluation/report.html" in done.stdout
+        assert "report       claim triage-adapter, evaluation/report.html" in done.stdout
 
     @pytest.mark.parametrize("form", ["json", "yaml"])
     def test_for_scripts_it_is_the_object_itself(
@@ -455,7 +455,7 @@ class TestReport:
 
         table, content = finetune("report", "triage"), json.loads(finetune("report", "triage", "-o", "json").stdout)
 
-        assert "gate       Fail exact-match: 0.1 < 0.2" in table.stdout
+        assert "gate         Fail exact-match: 0.1 < 0.2" in table.stdout
         assert (content["verdict"], content["evaluation"][0]["tuned"]) == ("Fail", 0.2)
 
     def test_without_results_says_where_the_job_stands(

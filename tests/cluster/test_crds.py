@@ -267,6 +267,7 @@ RUNNING = {
 }
 FAILED = {
     "phase": "Failed",
+    "reason": "OutOfMemory",
     "conditions": [condition("Failed", "OutOfMemory", message="train: the worker ran out of memory")],
     "stages": [{"name": "train", "state": "Failed", "percent": 42}],
 }

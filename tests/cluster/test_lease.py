@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.test_api import ask
 from tests.support import lease_holder
 from tests.support.cluster import Cluster
-from tests.support.operator_process import Identity
+from tests.support.operator_process import ACCOUNT, OPERATOR_NAMESPACE, Identity
 from tests.support.processes import REPOSITORY, environment, wait_until
 
 from finetuning_operator.cluster.api import ClusterApi
@@ -92,6 +92,11 @@ def test_a_killed_leader_is_followed_when_its_time_is_over(cluster: Cluster, ser
 def test_a_released_lease_is_taken_at_once_and_people_can_read_it(
     cluster: Cluster, namespace: str, operator_identity: Identity, tmp_path: Path
 ) -> None:
+    # The chart gives the right to a Lease in the operator's own namespace alone.
+    account = f"--serviceaccount={OPERATOR_NAMESPACE}:{ACCOUNT}"
+    rights = ("--verb=get,create,patch", "--resource=leases.coordination.k8s.io")
+    cluster.kubectl("create", "role", "leader", *rights, "-n", namespace)
+    cluster.kubectl("create", "rolebinding", "leader", "--role=leader", account, "-n", namespace)
     kubeconfig = operator_identity.write_kubeconfig(tmp_path / "operator")
     told: list[str] = []
 

@@ -68,6 +68,6 @@ def test_it_stands_beside_the_training_on_its_node_and_goes_after_its_time(
         wait_for_end(cluster, namespace)
         for kind in ("Deployment", "Service"):
             cluster.wait_gone(kind, NAME, namespace)
-    assert "tensorboard" not in cluster.get("FineTuningJob", "demo", namespace)["status"]
+    cluster.wait_for_object("FineTuningJob", "demo", namespace, where=lambda job: not has_address(job))
     assert names(cluster, "PersistentVolumeClaim", namespace) >= {"demo-adapter"}
     wait_until(lambda: rest() == [], seconds=60, what="nothing is written any more")
