@@ -36,7 +36,7 @@ from finetuning_workload.errors import ProgramError, UserError
 from finetuning_workload.generation import context_length
 from finetuning_workload.hardware import choose_device, choose_dtype, set_threads
 from finetuning_workload.memory import explained_memory_errors
-from finetuning_workload.models import vocabulary_size
+from finetuning_workload.models import quiet_libraries, vocabulary_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ class BatchingEngine:
 
     async def start(self) -> None:
         """Load, warm up, and begin to look for awaited adapters. Raises ProgramError for what cannot be loaded."""
+        quiet_libraries()
         given = [adapter for adapter in self._config.adapters if not adapter.awaited]
         awaited = [adapter for adapter in self._config.adapters if adapter.awaited]
         for adapter in given:
