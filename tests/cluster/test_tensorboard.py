@@ -9,6 +9,7 @@ from tests.support.lifecycle import is_training, job, names, wait_for_end
 from tests.support.operator_process import OperatorProcess
 from tests.support.player import play, scripted, succeed
 from tests.support.processes import wait_until
+from tests.support.whole_job import own_writes
 
 NAME = "demo-tensorboard"
 
@@ -28,10 +29,6 @@ def serve(run_operator: Callable[..., OperatorProcess], namespace: str) -> Calla
     return start
 
 
-def own_writes(proxy: ApiProxy) -> list[str]:
-    return [str(seen.asked) for seen in proxy.writes() if seen.asked.resource != "leases"]
-
-
 def has_address(found: Object) -> bool:
     return bool((found["status"].get("tensorboard") or {}).get("url"))
 
@@ -45,7 +42,7 @@ def test_it_stands_beside_the_training_on_its_node_and_goes_after_its_time(
     def rest() -> list[str]:
         proxy.forget()
         wait_until(lambda: lists() >= 3, seconds=60, what="several full lists")
-        return own_writes(proxy)
+        return [str(seen.asked) for seen in own_writes(proxy)]
 
     serve(proxy)
     with play(cluster, scripted({"train": None}), namespace=namespace):

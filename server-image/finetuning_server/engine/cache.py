@@ -37,7 +37,12 @@ class RowLayer(CacheLayerMixin):
         self.window: _Window | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise NotImplementedError("rows join with the states of their prompt; nothing is to be initialised")
+        """Make tensors without room from the first row's heads, sizes, device and number format."""
+        if self.keys is None:
+            self.keys, self.values = (
+                one.new_empty((0, one.shape[1], 0, one.shape[3])) for one in (key_states, value_states)
+            )
+            self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object
@@ -76,12 +81,6 @@ class RowLayer(CacheLayerMixin):
             self.keys[place, :, : keys.shape[1]] = keys
             self.values[place, :, : values.shape[1]] = values
 
-    def begin(self, states: LayerStates) -> None:
-        """Make tensors without room from the first row's heads, sizes, device and number format."""
-        if self.keys is None:
-            self.keys, self.values = (one.new_empty((0, one.shape[0], 0, one.shape[2])) for one in states)
-            self.is_initialized = True
-
     def move(self, source: int, target: int, *, length: int) -> None:
         """Copy a row to another place."""
         for states in (self.keys, self.values):
@@ -105,7 +104,8 @@ class RowCache(Cache):
     def join(self, states: Sequence[LayerStates], *, length: int) -> None:
         """Add a row behind the last one, with the states of its first ``length`` tokens."""
         for layer, layer_states in zip(self._rows, states, strict=True):
-            layer.begin(layer_states)
+            keys, values = layer_states
+            layer.lazy_initialization(keys[None], values[None])
         place = len(self.lengths)
         self._require(rows=place + 1, width=max([length, *self.lengths]) + 1)
         for layer, layer_states in zip(self._rows, states, strict=True):
