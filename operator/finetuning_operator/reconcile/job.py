@@ -1,7 +1,7 @@
 """FineTuningJob: relocate, check on the CPU, train, evaluate, serve."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from posixpath import join
 from typing import Any
@@ -246,7 +246,8 @@ def _preflight(view: _View) -> Outcome:
 
 def _train(view: _View) -> Outcome:
     if view.trained:
-        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, volumes=(_volume(view),))
+        told = next((stage.message for stage in view.job.status.stages if stage.name == TRAIN), "")
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, told, percent=100, attempts=1, volumes=(_volume(view),))
     inputs = _training_inputs(view)
     if inputs is None:
         return _WAITS_FOR_INPUTS
@@ -271,10 +272,23 @@ def _train(view: _View) -> Outcome:
     )
     state = view.observed.steps.get(TRAIN)
     outcome = step_outcome(step, state, running=Reason.TRAINING, volumes=(_volume(view),))
-    if outcome.state is StageState.SUCCEEDED and not isinstance(view.result(TRAIN), TrainResult):
+    if outcome.state is not StageState.SUCCEEDED:
+        return outcome
+    result = view.result(TRAIN)
+    if not isinstance(result, TrainResult):
         message = "training ended without telling its result; its log has the details"
         return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
-    return outcome
+    return replace(outcome, message=_interruptions(outcome.attempts, result.resumed_from_step))
+
+
+def _interruptions(attempts: int, resumed_from: int | None) -> str:
+    """Return how often a training that ended well was started again; nothing where it never was."""
+    if attempts <= 1:
+        return ""
+    if resumed_from is None:
+        return f"started {attempts} times, the last time from the beginning"
+    again = attempts - 1
+    return f"resumed {again} time{'' if again == 1 else 's'}, the last time from step {resumed_from}"
 
 
 def _evaluate(view: _View) -> Outcome:

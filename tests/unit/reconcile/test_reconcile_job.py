@@ -18,6 +18,7 @@ from finetuning_api.runconfig import (
     TrainerMetric,
     TrainerStatus,
     TrainingInputs,
+    TrainResult,
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile import reconcile
@@ -343,6 +344,34 @@ def test_attempts_of_a_stage_count_on_when_what_ran_it_is_gone() -> None:
     assert (first.name, first.earlier_attempts) == ("preflight", 0)
     assert (second.name, second.earlier_attempts) == ("preflight", 2)
     assert made.job().status.stages[1].attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("attempts", "step", "told"),
+    [
+        (1, None, ""),
+        (2, 40, "resumed 1 time, the last time from step 40"),
+        (4, 120, "resumed 3 times, the last time from step 120"),
+        (3, None, "started 3 times, the last time from the beginning"),
+    ],
+)
+def test_a_training_that_was_interrupted_tells_how_often_and_goes_on_telling(
+    attempts: int, step: int | None, told: str
+) -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    result = TrainResult.model_validate(RESULTS["train"]).model_copy(update={"resumed_from_step": step})
+    words = LastWords(reason=Reason.SUCCEEDED, result=result)
+    made.finish(KEY, "train", StepState(StepPhase.SUCCEEDED, attempts=attempts, last_words=words))
+    made.finish(EVALUATION, "evaluate")
+
+    status = made.job().status
+    trained = find_condition(status.conditions, ConditionType.TRAINED)
+    stage = status.stages[2]
+    assert made.holds(ConditionType.COMPLETE)
+    assert trained is not None
+    assert (trained.message, stage.message, stage.attempts) == (told, told, attempts)
 
 
 def test_claim_that_goes_when_a_step_ends_is_told_while_it_runs() -> None:
