@@ -88,11 +88,12 @@ class HealthCheck(ApiModel):
         le=100,
         description="Failed checks after which a replica gets no requests and is started again.",
     )
-    expected_status: int = Field(
-        default=200,
+    expected_status: int | None = Field(
+        default=None,
         ge=200,
-        le=399,
-        description="HTTP status of a healthy replica; Kubernetes takes any from 200 to 399 for healthy.",
+        le=599,
+        description="HTTP status that a healthy replica answers, and no other; the image needs python3 to tell it."
+        " Unset is any from 200 to 399.",
     )
     startup_seconds: int = Field(
         default=1800,

@@ -17,6 +17,17 @@ from finetuning_operator.reconcile.plan import Server
 _GRACE_SECONDS: Final = 60
 _DRAIN_SECONDS: Final = 5
 """How long a pod goes on answering after it was asked to end: until then clients still find its address."""
+_ASK_FOR_STATUS: Final = """\
+import sys
+from http.client import HTTPConnection
+
+port, path, expected, seconds = sys.argv[1:]
+connection = HTTPConnection("localhost", int(port), timeout=float(seconds))
+connection.request("GET", path)
+status = connection.getresponse().status
+sys.exit(None if status == int(expected) else f"{path} answered {status}, not {expected}")
+"""
+"""A program that fails unless an address in its own pod answers with one status; it follows no redirection."""
 _OF_THE_PROGRAM: Final = frozenset({"name", "args", "ports", "lifecycle"})
 """Fields of the container, besides its probes, that say nothing of how a command before it runs."""
 
@@ -92,19 +103,11 @@ def _program(server: Server, *, options: Options, placement: Placement) -> Progr
 
 
 def _probes(server: Server) -> Manifest:
-    """Return when a replica gets requests, when it is started anew, and how long it may load.
-
-    Kubernetes takes any status from 200 to 399 for healthy: an ``expectedStatus`` within these bounds is met by all of
-    them.
-    """
+    """Return when a replica gets requests, when it is started anew, and how long it may load."""
     health, paths = server.health, health_paths(server)
     tries = max(math.ceil(health.startup_seconds / health.period_seconds), health.failure_threshold)
     alive, ready = (
-        {
-            "httpGet": {"path": path, "port": SERVING_PORT},
-            "periodSeconds": health.period_seconds,
-            "timeoutSeconds": health.timeout_seconds,
-        }
+        {**_question(server, path), "periodSeconds": health.period_seconds, "timeoutSeconds": health.timeout_seconds}
         for path in (paths.alive, paths.ready)
     )
     return {
@@ -112,6 +115,16 @@ def _probes(server: Server) -> Manifest:
         "readinessProbe": ready | {"failureThreshold": health.failure_threshold},
         "livenessProbe": alive | {"failureThreshold": health.failure_threshold},
     }
+
+
+def _question(server: Server, path: str) -> Manifest:
+    """Return what the kubelet asks. It takes any status from 200 to 399 for healthy: an exact one is asked inside."""
+    health = server.health
+    if health.expected_status is None:
+        return {"httpGet": {"path": path, "port": SERVING_PORT}}
+    told = (server.port, path, health.expected_status, health.timeout_seconds)
+    # Isolated and without site-packages: it starts fast, and nothing in the image or the environment changes it.
+    return {"exec": {"command": ["python3", "-I", "-S", "-c", _ASK_FOR_STATUS, *map(str, told)]}}
 
 
 def _before(program: Manifest, commands: Sequence[Sequence[str]]) -> Iterator[Manifest]:

@@ -1,9 +1,14 @@
 """Servers: what each variant is told, when a replica counts, and where clients find it."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from tests.support.loopback import Answer, LoopbackServer
 from tests.support.plans import BASE, SERVE, pod, resources, server, server_owner
 from tests.unit.cluster.render.manifests import container, environment, mounted, pod_spec, serve
 
@@ -205,6 +210,48 @@ def test_a_variant_is_asked_where_it_answers(variant: ServerVariant, alive: str,
     found = container(serve(server(variant, command=("serve",))))
     paths = [found[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")]
     assert paths == [alive, alive, ready]
+
+
+def exact(status: int, *, port: int = 8000) -> dict[str, Any]:
+    health = HealthCheck(path="/up", timeout_seconds=7, expected_status=status)
+    return container(serve(server(ServerVariant.COMMAND, command=("serve",), port=port, health=health)))
+
+
+def test_an_exact_status_is_asked_for_inside_the_pod() -> None:
+    found = exact(204)
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert set(found[probe]) & {"httpGet", "exec"} == {"exec"}
+        assert found[probe]["exec"]["command"][:4] == ["python3", "-I", "-S", "-c"]
+        assert found[probe]["exec"]["command"][5:] == ["8000", "/up", "204", "7"]
+        assert found[probe]["timeoutSeconds"] == 7
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected", "told"),
+    [
+        (HTTPStatus.NO_CONTENT, 204, ""),
+        (HTTPStatus.SERVICE_UNAVAILABLE, 503, ""),
+        (HTTPStatus.OK, 204, "/up answered 200, not 204"),
+        (HTTPStatus.FOUND, 200, "/up answered 302, not 200"),
+    ],
+)
+def test_only_the_exact_status_is_healthy(answered: HTTPStatus, expected: int, told: str) -> None:
+    """The very command of the probe, against a real server; 302 is what the kubelet itself would take for healthy."""
+    with LoopbackServer(lambda _: Answer(status=answered, headers={"Location": "/elsewhere"})) as asked:
+        command = exact(expected, port=urlsplit(asked.url).port or 0)["readinessProbe"]["exec"]["command"]
+        ended = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stderr.strip()) == (1 if told else 0, told)
+
+
+def test_a_server_that_does_not_answer_is_not_healthy() -> None:
+    with LoopbackServer(lambda _: Answer()) as asked:
+        port = urlsplit(asked.url).port or 0
+    command = exact(200, port=port)["livenessProbe"]["exec"]["command"]
+    ended = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 1
+    assert "Connection refused" in ended.stderr
 
 
 def test_variables_of_the_server_go_before_those_of_its_pods() -> None:
