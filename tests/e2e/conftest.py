@@ -1,0 +1,59 @@
+"""Fixtures of the tests on a real node: the node, the project installed on it, and places for jobs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.cluster import Cluster, temporary_namespace
+from tests.support.e2e import Installation, Place
+from tests.support.e2e_images import PROGRAMS, Image, built_images
+from tests.support.e2e_site import install_site
+from tests.support.real_node import RealNode
+
+
+@pytest.fixture(scope="session")
+def cluster(node: RealNode) -> Cluster:
+    """The node's cluster, as its administrator sees it."""
+    return Cluster.connect(node.kubeconfig, program=node.kubectl_program)
+
+
+@pytest.fixture(scope="session")
+def images(node: RealNode) -> dict[str, Image]:
+    """The images under test, by role; the node has them all."""
+    found = dict(built_images())
+    for image in found.values():
+        node.load_image(image.archive)
+    return found
+
+
+@pytest.fixture(scope="session")
+def site(cluster: Cluster, images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test site, filled; the folder holds what was brought to it."""
+    folder = tmp_path_factory.mktemp("site")
+    install_site(cluster, images["site"].reference, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installation(cluster: Cluster, images: dict[str, Image], site: Path) -> Iterator[Installation]:  # noqa: ARG001  (jobs need it)
+    """The chart, installed once for all tests, with something to relocate from."""
+    programs = {role: images[role].reference for role in PROGRAMS}
+    repository, _, tag = images["operator"].reference.rpartition(":")
+    installed = Installation(cluster, {"image": {"repository": repository, "tag": tag}, "workloadImages": programs})
+    installed.install()
+    yield installed
+    installed.uninstall()
+
+
+@pytest.fixture
+def place(installation: Installation) -> Iterator[Place]:
+    """A fresh namespace where Pod Security ``restricted`` is enforced; its objects go with the test."""
+    with temporary_namespace(installation.cluster, "e2e") as name:
+        yield Place(installation.cluster, name)
+
+
+@pytest.fixture(scope="module")
+def shared_place(installation: Installation) -> Iterator[Place]:
+    """The same, of a whole module: what was relocated for one of its tests is there for the next."""
+    with temporary_namespace(installation.cluster, "e2e") as name:
+        yield Place(installation.cluster, name)
