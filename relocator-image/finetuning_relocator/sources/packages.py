@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import SECRET_ENV_PREFIX
@@ -127,9 +128,16 @@ class PackageSource(Source):
         command += ["-vv"]  # Without it pip does not say that an index refused an answer.
         if "PIP_RETRIES" not in self._request.environment:
             command += ["--retries", "1"]
-        if self._request.ref.endpoint:
-            command += ["--index-url", self._request.ref.endpoint]
-        return command
+        return [*command, *self._index()]
+
+    def _index(self) -> list[str]:
+        endpoint = self._request.ref.endpoint
+        if not endpoint:
+            return []
+        address = urlsplit(endpoint)
+        # Without TLS pip passes over every host but this one, without a failure. Who wrote http:// has decided.
+        trusted = ["--trusted-host", address.netloc.rpartition("@")[2]] if address.scheme == "http" else []
+        return ["--index-url", endpoint, *trusted]
 
     def _environment(self, folder: Path) -> dict[str, str]:
         """Return the user's own environment, with the index of the Secret, and with pip's temporary files in view."""

@@ -61,6 +61,15 @@ def test_the_index_of_the_users_own_configuration_is_used(
     assert ended.exit_code == ExitCode.DONE, ended.log
 
 
+def test_an_endpoint_without_tls_is_used_where_it_is_not_this_machine_by_name(
+    index: PackageIndex, relocator: Relocator, destination: Path
+) -> None:
+    # An address that reaches this machine too, but is none of those that pip takes for it.
+    endpoint = index.index_url.replace("127.0.0.1", "0.0.0.0")  # noqa: S104  (it is asked, not listened on)
+    ended = relocator.relocate("pypi://tiny-model==1.1", destination, endpoint=endpoint)
+    assert ended.exit_code == ExitCode.DONE, ended.log
+
+
 def test_only_the_version_is_known_before_the_wheel_is_there(index: PackageIndex, relocator: Relocator) -> None:
     measured = relocator.measure("pypi://tiny-model==1.0", endpoint=index.index_url).measured
     assert (measured.size_bytes, measured.files, measured.resolved_revision) == (None, None, "1.0")
