@@ -35,6 +35,8 @@ class Script:
     places: int = 1000
     """Requests at the same time; one more is refused with QueueFull."""
     load_error: Exception | None = None
+    fault: str = ""
+    """Why it will never answer again."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,9 @@ class ScriptedEngine:
 
     def load(self) -> Load:
         return Load(running=self.running, waiting=0, cached_tokens=7 * self.running)
+
+    def fault(self) -> str:
+        return self.script.fault
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         self._admit(request)

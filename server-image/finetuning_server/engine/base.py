@@ -108,6 +108,9 @@ class Engine(Protocol):
     def load(self) -> Load:
         """Return how busy the engine is."""
 
+    def fault(self) -> str:
+        """Return why the engine will never answer again, empty while it works: whoever can should start it anew."""
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """Yield the completion piece by piece. Closing the generator, or cancelling its task, frees its place at once.
 

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,13 +28,14 @@ from finetuning_server.engine.errors import (
     UnknownToken,
 )
 from finetuning_server.engine.library import Library
+from finetuning_server.engine.pulse import Pulse
 from finetuning_server.engine.rows import Row
 from finetuning_server.engine.scheduler import Event, Scheduler
 from finetuning_workload.artifact import require_intact
 from finetuning_workload.errors import ProgramError, UserError
 from finetuning_workload.generation import context_length
 from finetuning_workload.hardware import choose_device, choose_dtype, set_threads
-from finetuning_workload.memory import explained_memory_errors
+from finetuning_workload.memory import explained_memory_errors, is_allocation_failure
 from finetuning_workload.models import quiet_libraries, vocabulary_size
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class EngineSettings:
     """Tokens whose keys and values are held at most; None: as many as fit into half of the free memory."""
     poll_seconds: float = 2.0
     """How often awaited adapters are looked for."""
+    stuck_seconds: float | None = None
+    """How long one step may take before the engine counts as hung; None: as long as a whole request may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class BatchingEngine:
         self._config = config
         self._environment = environment
         self._settings = settings or EngineSettings()
+        self._pulse = Pulse(patience_seconds=self._settings.stuck_seconds or config.request_seconds)
         # One thread: PyTorch itself spreads the work of a step over the cores.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._core: _Core | None = None
@@ -117,7 +120,9 @@ class BatchingEngine:
                 await asyncio.to_thread(require_intact, Path(adapter.path), digest=adapter.digest)
         await self._on_thread(partial(self._load, given))
         missing = await self._look_for(awaited)
-        self._tasks.append(asyncio.create_task(self._run()))
+        running = asyncio.create_task(self._run())
+        running.add_done_callback(self._ended)
+        self._tasks.append(running)
         if missing:
             self._tasks.append(asyncio.create_task(self._await_adapters(missing)))
 
@@ -131,8 +136,8 @@ class BatchingEngine:
             ticket.outcomes.put_nowait(EngineStopped("the server is being stopped"))
         for task in self._tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            # What a task ended with before is told already.
+            await asyncio.gather(task, return_exceptions=True)
         await self._on_thread(self._free)
         self._thread.shutdown()
 
@@ -147,6 +152,10 @@ class BatchingEngine:
         running = self._core.scheduler.running
         waiting = max(0, len(self._tickets) - running)
         return Load(running=running, waiting=waiting, cached_tokens=self._core.scheduler.cached_tokens)
+
+    def fault(self) -> str:
+        """Return why the engine will never answer again, empty while it works: whoever can should start it anew."""
+        return "" if self._core is None or self._stopped else self._pulse.fault
 
     @property
     def shares_steps(self) -> bool:
@@ -179,6 +188,8 @@ class BatchingEngine:
         core = self._core
         if core is None or self._stopped:
             raise EngineStopped("the server is being stopped")
+        if fault := self.fault():
+            raise EngineStopped(fault)
         voice = core.library.voice(request.model)
         if voice is None:
             raise UnknownModel(request.model, known=tuple(model.name for model in core.library.models()))
@@ -219,17 +230,42 @@ class BatchingEngine:
                 self._deliver(events)
                 events = []
 
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        """Let nobody wait for steps that will not come."""
+        if running.cancelled() or self._stopped:
+            return
+        _LOG.critical("the engine takes no more steps", exc_info=running.exception())
+        self._pulse.give_up("the engine takes no more steps")
+        for ticket in self._tickets.values():
+            ticket.outcomes.put_nowait(EngineStopped("the engine takes no more steps"))
+
     def _step(self) -> tuple[list[Event], bool]:
         """Take one step; on the thread. Returns what came of it, and whether nothing is left to do."""
         scheduler = self._loaded().scheduler
         while self._arrived:
             scheduler.add(self._arrived.popleft())
-        try:
-            events = scheduler.step()
-        except Exception:  # noqa: BLE001  (whatever it is, these requests fail and the engine lives on)
-            _LOG.exception("the scheduler failed; all its requests fail with it")
-            events = [(row, StepFailed("the engine failed")) for row in scheduler.clear()]
+        with self._pulse.beat():
+            try:
+                events = scheduler.step()
+            except Exception:  # noqa: BLE001  (whatever it is, these requests fail and the engine lives on)
+                _LOG.exception("the scheduler failed; all its requests fail with it")
+                events = [(row, StepFailed("the engine failed")) for row in scheduler.clear()]
+            if any(isinstance(outcome, StepFailed) for _, outcome in events):
+                self._examine()
         return events, scheduler.idle
+
+    def _examine(self) -> None:
+        """After a step that failed, find out what is broken: that request, or all there will be; on the thread.
+
+        An accelerator that has failed once often fails for ever. So what was computed at start is computed again.
+        """
+        library = self._loaded().library
+        try:
+            calibrate(library.base, library.tokenizer)
+        except Exception as error:  # noqa: BLE001  (whatever it is, nothing can be computed)
+            if not is_allocation_failure(error):
+                _LOG.critical("the base model cannot compute any more", exc_info=error)
+                self._pulse.give_up(f"the model cannot compute any more: {type(error).__name__}")
 
     def _deliver(self, events: Sequence[Event]) -> None:
         for row, outcome in events:
@@ -270,7 +306,7 @@ class BatchingEngine:
     def _load_later(self, adapter: AdapterInput) -> None:
         """Load an adapter beside what is served already; on the thread, between two steps."""
         core = self._loaded()
-        with explained_memory_errors(f"loading the adapter {adapter.name}", hint=_MEMORY_HINT):
+        with self._pulse.beat(), explained_memory_errors(f"loading the adapter {adapter.name}", hint=_MEMORY_HINT):
             voice = core.library.load(adapter)
             found = calibrate(voice, core.library.tokenizer)
         core.scheduler.open_lane(voice.network, together=found.together)

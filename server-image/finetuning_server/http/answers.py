@@ -146,4 +146,5 @@ class PromptAnswer(BaseModel):
 class Health(BaseModel):
     """Answer of the probes."""
 
-    status: Literal["ok", "loading", "draining"]
+    status: Literal["ok", "loading", "draining", "failed"]
+    reason: str | None = Field(default=None, description="Why it failed.")

@@ -1,5 +1,6 @@
 """The routes, and what stands before them."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,8 @@ from finetuning_server.http.schemas import (
 )
 from finetuning_server.http.streaming import EventStream, events
 from finetuning_server.http.writing import ChatWriter, CompletionWriter, gathered, usage_of
+
+_LOG = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
@@ -178,7 +181,7 @@ def create_app(  # the parts of one server
         generate_unique_id_function=lambda route: route.name,
     )
     routes.include_router(_api(service))
-    routes.include_router(_operations(life, meters))
+    routes.include_router(_operations(engine, life=life, meters=meters))
     for kind in (ApiError, EngineError):
         routes.add_exception_handler(kind, answer_api_error)
     routes.add_exception_handler(HTTPException, answer_http_error)
@@ -234,17 +237,24 @@ def _api(service: Service) -> APIRouter:
     return router
 
 
-def _operations(life: Life, meters: Meters) -> APIRouter:
+def _operations(engine: Engine, *, life: Life, meters: Meters) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
-    @router.get("/healthz")
-    async def healthz() -> Health:
-        """Tell that the process lives."""
+    @router.get("/healthz", responses=openapi.liveness(), response_model_exclude_none=True)
+    async def healthz(response: Response) -> Health:
+        """Tell whether the server can go on: 503 asks whoever keeps it to start it anew."""
+        if fault := engine.fault():
+            _LOG.error("unhealthy: %s", fault)
+            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+            return Health(status="failed", reason=fault)
         return Health(status="ok")
 
-    @router.get("/readyz", responses=openapi.readiness())
+    @router.get("/readyz", responses=openapi.readiness(), response_model_exclude_none=True)
     async def readyz(response: Response) -> Health:
-        """Tell whether requests should be sent here: the model is loaded, and the server is not being stopped."""
+        """Tell whether requests should be sent here: the model is loaded and works, and no end was asked for."""
+        if fault := engine.fault():
+            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+            return Health(status="failed", reason=fault)
         if life.phase is not Phase.READY:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
             return Health(status="loading" if life.phase is Phase.LOADING else "draining")

@@ -70,9 +70,15 @@ def chat_generation() -> Responses:
     return generation(ChatChunk)
 
 
+def liveness() -> Responses:
+    """Return the documentation of a server that has to be started anew."""
+    return {503: {"model": Health, "description": "The engine failed for good."}}
+
+
 def readiness() -> Responses:
     """Return the documentation of a server that is not ready."""
-    return {503: {"model": Health, "description": "The model is being loaded, or the server is being stopped."}}
+    text = "The model is being loaded, the server is being stopped, or its engine failed."
+    return {503: {"model": Health, "description": text}}
 
 
 def metrics() -> Responses:

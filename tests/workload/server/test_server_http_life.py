@@ -50,6 +50,20 @@ def test_while_it_loads_it_lives_but_is_not_ready() -> None:
     assert later.status_code == 200
 
 
+def test_an_engine_that_failed_for_good_asks_to_be_started_anew() -> None:
+    """Both probes fail: no more requests come here, and the kubelet starts the container again."""
+    engine = ScriptedEngine()
+    with served(engine) as server, server.http() as client:
+        before = client.get("/healthz")
+        engine.script.fault = "the engine takes no more steps"
+        health, ready = client.get("/healthz"), client.get("/readyz")
+
+    assert (before.status_code, before.json()) == (200, {"status": "ok"})
+    told = {"status": "failed", "reason": "the engine takes no more steps"}
+    assert (health.status_code, health.json()) == (503, told)
+    assert (ready.status_code, ready.json()) == (503, told)
+
+
 def test_asked_to_end_while_it_loads_it_ends() -> None:
     engine = SlowEngine()
     with served(engine, ready=False) as server:
