@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import httpx
+import yaml
 from tests.support.bad_input import GOOD_ROWS
 from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.forwarding import forwarded
 from tests.support.models import tiny_llama
+from tests.support.processes import REPOSITORY
 
 NAMESPACE = "e2e-site"
 NAME = "site"
@@ -19,16 +21,17 @@ INDEX = f"http://{NAME}.{NAMESPACE}.svc:{INDEX_PORT}/simple/"
 """The package index."""
 TINY_MODEL = "s3://models/tiny"
 TINY_ROWS = "s3://tickets/tiny.jsonl"
-_LABELS = {"app.kubernetes.io/name": "e2e-site"}
+TRIAGE_ROWS = "s3://site/support-triage.jsonl"
+"""The example data, which the image brings."""
+MANIFESTS = REPOSITORY / "tests" / "e2e" / "site" / "site.yaml"
 _READY_SECONDS = 120
-_USER = 65532
 
 
 def install_site(cluster: Cluster, image: str, *, folder: Path) -> None:
     """Run the site, and bring a tiny model and rows to its S3 server; ``folder`` is where the model is made."""
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     metadata = {"name": NAMESPACE, "labels": restricted}
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, _deployment(image), _service())
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, *_objects(image))
 
     def is_ready(found: Object) -> bool:
         return has_condition(found, "Available") and found["status"].get("updatedReplicas") == 1
@@ -49,53 +52,12 @@ def _fill(url: str, buckets: dict[str, dict[str, bytes]]) -> None:
                 store.put(f"/{bucket}/{key}", content=content).raise_for_status()
 
 
-def _service() -> Object:
-    ports = [
-        {"name": "store", "port": STORE_PORT, "targetPort": "store"},
-        {"name": "index", "port": INDEX_PORT, "targetPort": "index"},
-    ]
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": NAME, "namespace": NAMESPACE},
-        "spec": {"selector": _LABELS, "ports": ports},
-    }
-
-
-def _deployment(image: str) -> Object:
-    container = {
-        "name": "site",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "ports": [
-            {"name": "store", "containerPort": STORE_PORT},
-            {"name": "index", "containerPort": INDEX_PORT},
-        ],
-        "readinessProbe": {"tcpSocket": {"port": "store"}, "periodSeconds": 1},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108  (a volume of the pod)
-    }
-    pod = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": _LABELS},
-        "spec": {
-            "selector": {"matchLabels": _LABELS},
-            "template": {"metadata": {"labels": _LABELS}, "spec": pod},
-        },
-    }
+def _objects(image: str) -> list[Object]:
+    """Return the site's Deployment and Service, with an image of its own tag."""
+    found = [each for each in yaml.safe_load_all(MANIFESTS.read_text()) if each]
+    for each in found:
+        each["metadata"]["namespace"] = NAMESPACE
+        if each["kind"] == "Deployment":
+            (container,) = each["spec"]["template"]["spec"]["containers"]
+            container["image"] = image
+    return found
