@@ -92,6 +92,7 @@ from finetuning_operator.reconcile.stages import (
     is_running,
     remembered,
     step_outcome,
+    success_told,
     unmade,
 )
 
@@ -207,8 +208,9 @@ def _rules(view: _View) -> tuple[StageRule[_View], ...]:
 
 
 def _relocate(view: _View) -> Outcome:
+    told = success_told(RELOCATE, view.job.status.stages)
     if view.trained:
-        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1)
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, told, percent=100, attempts=1)
     spec = view.job.spec
     children = relocations(
         view.needs, namespace=view.job.metadata.namespace, storage=spec.storage, backoff_limit=spec.backoff_limit
@@ -218,6 +220,7 @@ def _relocate(view: _View) -> Outcome:
         view.observed,
         children,
         since=concerned_since(view.job.status, settings=view.settings, now=view.now),
+        told=told,
     )
 
 
@@ -246,7 +249,7 @@ def _preflight(view: _View) -> Outcome:
 
 def _train(view: _View) -> Outcome:
     if view.trained:
-        told = next((stage.message for stage in view.job.status.stages if stage.name == TRAIN), "")
+        told = success_told(TRAIN, view.job.status.stages)
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, told, percent=100, attempts=1, volumes=(_volume(view),))
     inputs = _training_inputs(view)
     if inputs is None:

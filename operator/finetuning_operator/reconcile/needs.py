@@ -11,7 +11,13 @@ from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import FineTuningJobSpec, StorageSpec, VolumeSpec
 from finetuning_api.inferenceserver import InferenceServerSpec
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
-from finetuning_api.relocation import Relocation, RelocationArtifact, RelocationPhase, RelocationSpec
+from finetuning_api.relocation import (
+    Relocation,
+    RelocationArtifact,
+    RelocationPhase,
+    RelocationSpec,
+    RelocationStatus,
+)
 from finetuning_api.runconfig import DatasetInput, LastWords, ModelInput, Provenance
 from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
 from finetuning_operator.reconcile.conditions import find_condition, headline, is_true
@@ -141,11 +147,17 @@ def relocations(
 
 
 def relocation_outcome(
-    needs: Sequence[Need], observed: Observed, children: tuple[Relocation, ...], *, since: datetime | None
+    needs: Sequence[Need],
+    observed: Observed,
+    children: tuple[Relocation, ...],
+    *,
+    since: datetime | None,
+    told: str = "",
 ) -> Outcome:
     """Return where the stage stands that waits for all needs.
 
-    What failed before ``since`` failed for others; None where such failures were cleared away already.
+    What failed or came before ``since`` did so for others; None where such failures were cleared away already, and
+    nobody asks for whom bytes came. ``told`` is what the stage said of its success before.
     """
     distinct = {wanted.name: wanted for wanted in needs}
     found = [(wanted, wanted.find(observed)) for wanted in distinct.values()]
@@ -155,7 +167,8 @@ def relocation_outcome(
             return Outcome(StageState.FAILED, reason, f"{wanted.role}: {message}", children=children)
     ready = sum(wanted.artifact(observed) is not None for wanted, _ in found)
     if ready == len(found):
-        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=1, children=children)
+        message = told or _brought(found, since)
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, message, percent=100, attempts=1, children=children)
     percent = sum(_percent(child) for _, child in found) // len(found)
     runs = any(child is not None and is_running(child.status) for _, child in found)
     refused = {wanted.name: observed.hindrances.get((Relocation.__name__, wanted.name)) for wanted, _ in found}
@@ -170,6 +183,21 @@ def relocation_outcome(
         children=children,
         pending_since=min(filter(None, (_pending_since(child) for _, child in found)), default=None),
     )
+
+
+def _brought(found: Sequence[tuple[Need, Relocation | None]], since: datetime | None) -> str:
+    """Return how many bytes were relocated for this object, and how many were there for others before."""
+    if since is None:
+        return ""
+    return ", ".join(f"{wanted.role} {_transfer(child.status, since)}" for wanted, child in found if child is not None)
+
+
+def _transfer(status: RelocationStatus, since: datetime) -> str:
+    size = status.artifact.size_bytes if status.artifact else 0
+    if status.completion_time is not None and status.completion_time < since:
+        return f"shared (0 of {size} bytes relocated)"
+    moved = size if status.transferred_bytes is None else status.transferred_bytes
+    return f"relocated ({moved} bytes)"
 
 
 def _failure(child: Relocation | None, since: datetime | None) -> tuple[str, Reason | None]:

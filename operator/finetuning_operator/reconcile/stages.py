@@ -274,6 +274,11 @@ def remembered(name: str, *, stages: Sequence[Stage], observed: Observed) -> Out
     return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=stage.attempts)
 
 
+def success_told(name: str, stages: Sequence[Stage]) -> str:
+    """Return what a stage said of its success; nothing where it has not succeeded."""
+    return next((each.message for each in stages if each.name == name and each.state is StageState.SUCCEEDED), "")
+
+
 def explain(words: LastWords | None) -> tuple[Reason, str]:
     """Return the reason of a failed step and what happened together with what to do."""
     if words is None:

@@ -5,6 +5,7 @@ import pytest
 from tests.support.objects import DIGEST, NOW, RESULTS, World, failed, job
 
 from finetuning_api.base import ConditionStatus, ConditionType, StageState
+from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobStatus, JobPhase
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
@@ -121,6 +122,33 @@ def test_two_jobs_share_what_both_need() -> None:
     made.settle()
 
     assert len([key for key in made.objects if key[0] == "Relocation"]) == 2
+
+
+def test_a_job_tells_what_was_relocated_for_it_and_what_was_there_before() -> None:
+    made = world()
+    made.finish_relocations()
+    made.add(job("second", dataset=DatasetSpec(source="s3://bucket/other.jsonl", prompt="{a}", completion="{b}")))
+    made.settle()
+    made.finish_relocations()
+
+    told = {name: made.job(name).status.stages[0].message for name in ("demo", "second")}
+
+    assert told == {
+        "demo": "dataset relocated (900 bytes), model relocated (900 bytes)",
+        "second": "dataset relocated (900 bytes), model shared (0 of 1000 bytes relocated)",
+    }
+
+
+def test_what_was_relocated_is_told_on_when_a_job_was_suspended_meanwhile() -> None:
+    made = world()
+    made.finish_relocations()
+    told = made.job().status.stages[0].message
+    for suspend in (True, False):
+        found = made.job()
+        made.add(found.model_copy(update={"spec": found.spec.model_copy(update={"suspend": suspend})}))
+        made.settle()
+
+    assert made.job().status.stages[0].message == told
 
 
 def test_preflight_and_training_see_the_same_inputs_and_write_to_the_adapters_claim() -> None:
@@ -328,7 +356,7 @@ def test_stage_that_waited_is_suspended_and_no_longer_says_for_what() -> None:
     made.add(waiting.model_copy(update={"spec": waiting.spec.model_copy(update={"suspend": True})}))
     made.settle()
 
-    told = [(stage.name, stage.message) for stage in made.job().status.stages if stage.message]
+    told = [(each.name, each.message) for each in made.job().status.stages[1:] if each.message]
     assert told == [("preflight", "suspended")]
 
 
