@@ -1,7 +1,7 @@
 """Finds the pods of a stage and reads their logs, also across retries."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetuning_api.base import Resource
@@ -40,7 +40,7 @@ def log_lines(api: Api, resource: Resource, choice: LogChoice) -> Iterator[str]:
     """
     read: set[str] = set()
     while True:
-        pod = _chosen(api, resource, choice)
+        pod = _chosen(api, resource, choice, read)
         if pod is not None and pod["metadata"]["uid"] not in read and pod["status"].get("phase") not in _WAITING:
             read.add(pod["metadata"]["uid"])
             yield from _lines_of(api, pod, choice)
@@ -58,8 +58,8 @@ def _now(api: Api, resource: Resource) -> Object:
     return api.get(kind_of(type(resource)), resource.metadata.name)
 
 
-def _chosen(api: Api, resource: Resource, choice: LogChoice) -> Object | None:
-    """Return the latest pod of the stage and worker; None while there is none."""
+def _chosen(api: Api, resource: Resource, choice: LogChoice, read: Collection[str]) -> Object | None:
+    """Return the latest pod of the stage and worker, of those of one second one that was not read; None without any."""
     by_stage = _pods_by_stage(api, resource)
     if choice.stage is not None and choice.stage not in by_stage:
         if by_stage and not choice.follow:
@@ -69,7 +69,12 @@ def _chosen(api: Api, resource: Resource, choice: LogChoice) -> Object | None:
         return None
     pods = [pod for stage, found in by_stage.items() if choice.stage in {None, stage} for pod in found]
     mine = [pod for pod in pods if _worker(pod) == choice.worker]
-    return max(mine, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+    return max(mine, key=lambda pod: (_created(pod), pod["metadata"]["uid"] not in read), default=None)
+
+
+def _created(pod: Object) -> str:
+    """Return when a pod was made, to the second: a retry may follow within the same."""
+    return str(pod["metadata"]["creationTimestamp"])
 
 
 def _pods_by_stage(api: Api, resource: Resource) -> Mapping[str, Sequence[Object]]:

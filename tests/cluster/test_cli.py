@@ -533,6 +533,26 @@ class TestLogs:
 
             assert process.wait(30) == 0
 
+    def test_pods_that_were_made_within_one_second_are_all_followed(
+        self,
+        finetune: Finetune,
+        cluster: Cluster,
+        kubelet: Kubelet,
+        made: Callable[[Manifest], Object],
+        pod: Callable[..., Object],
+    ) -> None:
+        told(cluster, made(job()), **COMPLETE)
+        pods: list[Object] = []
+        newest: list[str] = []
+        while len(newest) < 2:
+            name = f"pod-{len(pods)}"
+            pods.append(pod(name, "train", lines=(f"of {name}",)))
+            times = [each["metadata"]["creationTimestamp"] for each in pods]
+            newest = [f"of pod-{number}" for number, time in enumerate(times) if time == times[-1]]
+        kubelet.ended.update(each["metadata"]["name"] for each in pods)
+
+        assert finetune("logs", "triage", "-f").stdout.splitlines() == newest
+
     def test_without_pods_says_where_the_last_words_are(
         self, finetune: Finetune, made: Callable[[Manifest], Object]
     ) -> None:
