@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench images help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down lint types format crds docs clean
+.PHONY: bench images e2e-images help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -41,8 +41,11 @@ cluster-up: cluster-binaries ## Start a control plane with fake nodes on this ma
 cluster-down: venv ## Stop it, without a trace.
 	@$(BIN)/python -m hack.cluster down
 
-images: ## Build the images of the operator and of every program; hack/images/build.sh tells the settings.
-	@hack/images/build.sh
+images: ## Build the images of the operator and of every program; `python -m hack.images --help` tells the settings.
+	@$(PYTHON) -m hack.images build
+
+e2e-images: ## Build the images that tests on a node load, where something changed; minutes, the first time.
+	@$(PYTHON) -m hack.images archives
 
 bench: cluster-binaries ## Measure the operator and its progress endpoint; half an hour, on a quiet machine.
 	$(BIN)/python -m bench.operator.bench_operator latency burst writes stored growth progress
@@ -55,7 +58,7 @@ lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/lint-imports
 	$(BIN)/finetune crds --check
 	$(BIN)/python -m hack.chart_readme --check
-	$(BIN)/hadolint $(wildcard */Dockerfile)
+	$(BIN)/hadolint $(wildcard */Dockerfile) tests/e2e/site/Dockerfile
 
 types: venv
 	$(BIN)/mypy $(PACKAGES) bench hack tests examples

@@ -16,13 +16,16 @@ fi
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root"
+debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root" >&2
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$root/etc/pip.conf"
 if [[ -f /etc/pip.conf ]]; then
     cp /etc/pip.conf "$root/etc/pip.conf"
 fi
-rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
-# The official image calls it python as well.
+# The official image calls it python as well, and is without what nobody reads in a container; licenses stay.
 ln -s python3 "$root/usr/bin/python"
-tar -C "$root" -c . | "$docker" import --change 'CMD ["python"]' - "$name"
+printf '%s\n' 'path-exclude=/usr/share/'{doc,man,info,locale}'/*' 'path-include=/usr/share/doc/*/copyright' \
+    >"$root/etc/dpkg/dpkg.cfg.d/slim"
+find "$root"/usr/share/{doc,man,info,locale} -type f ! -name copyright -delete
+rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/*
+tar -C "$root" -c . | "$docker" import --change 'CMD ["python"]' - "$name" >&2
