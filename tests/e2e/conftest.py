@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.support.cluster import Cluster, temporary_namespace
 from tests.support.e2e import Installation, Place
-from tests.support.e2e_images import PROGRAMS, Image, built_images
+from tests.support.e2e_images import Image, built_images, chart_values
 from tests.support.e2e_site import install_site
 from tests.support.real_node import RealNode
 
@@ -19,10 +19,10 @@ def cluster(node: RealNode) -> Cluster:
 
 @pytest.fixture(scope="session")
 def images(node: RealNode) -> dict[str, Image]:
-    """The images under test, by role; the node has them all."""
-    found = dict(built_images())
-    for image in found.values():
-        node.load_image(image.archive)
+    """The images under test; the node has them all."""
+    found = built_images()
+    for archive in {image.archive for image in found.values()}:
+        node.load_image(archive)
     return found
 
 
@@ -37,9 +37,7 @@ def site(cluster: Cluster, images: dict[str, Image], tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def installation(cluster: Cluster, images: dict[str, Image], site: Path) -> Iterator[Installation]:  # noqa: ARG001  (jobs need it)
     """The chart, installed once for all tests, with something to relocate from."""
-    programs = {role: images[role].reference for role in PROGRAMS}
-    repository, _, tag = images["operator"].reference.rpartition(":")
-    installed = Installation(cluster, {"image": {"repository": repository, "tag": tag}, "workloadImages": programs})
+    installed = Installation(cluster, chart_values(images))
     installed.install()
     yield installed
     installed.uninstall()
