@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench images e2e-images help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down lint types format crds docs clean
+.PHONY: bench images e2e-images help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -40,6 +40,12 @@ cluster-up: cluster-binaries ## Start a control plane with fake nodes on this ma
 
 cluster-down: venv ## Stop it, without a trace.
 	@$(BIN)/python -m hack.cluster down
+
+kind-up: ## Start a kind cluster to try things in; `skaffold run` goes on from there.
+	@hack/kind.sh up
+
+kind-down: ## Remove it.
+	@hack/kind.sh down
 
 images: ## Build the images of the operator and of every program; `python -m hack.images --help` tells the settings.
 	@$(PYTHON) -m hack.images build

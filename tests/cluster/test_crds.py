@@ -351,8 +351,22 @@ def test_describe_tells_conditions_with_their_messages(cluster: Cluster, kubectl
     assert re.search(r"Message:\s+train: the worker ran out of memory\n\s+Reason:\s+OutOfMemory", shown)
 
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
 def test_every_example_for_a_cluster_is_admitted(kubectl: Kubectl) -> None:
-    folder = Path(__file__).parents[2] / "examples"
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(EXAMPLES.glob("*.yaml")):
+        if path.name == "kustomization.yaml":
+            continue
         done = kubectl("apply", "--dry-run=server", "-f", str(path))
         assert done.returncode == 0, f"{path.name}: {done.stderr}"
+
+
+def test_the_quickstart_for_a_cluster_is_admitted_with_its_data(kubectl: Kubectl) -> None:
+    done = kubectl("apply", "--server-side", "--dry-run=server", "-k", str(EXAMPLES))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "configmap/support-triage",
+        "finetuningjob.finetuning.dev/support-triage",
+    ]
