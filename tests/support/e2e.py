@@ -102,9 +102,10 @@ class Place:
         """Return their names."""
         return {each["metadata"]["name"] for each in self.objects(kind)}
 
-    def pods(self, step: str, *, phase: str = "") -> list[Object]:
-        """Return the pods of a step, of one phase or of any."""
-        found = self.objects("Pod", labels=f"finetuning.dev/step={step}")
+    def pods(self, step: str, *, phase: str = "", job: str = "") -> list[Object]:
+        """Return the pods of a step, of one job and phase or of any."""
+        of_job = f",finetuning.dev/name={job}" if job else ""
+        found = self.objects("Pod", labels=f"finetuning.dev/step={step}{of_job}")
         return [pod for pod in found if phase in {"", pod["status"].get("phase")}]
 
     def wait_for_pod(
