@@ -111,12 +111,16 @@ def run(
     state: State = _STATE,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail when another run uses the state folder.")] = False,
     output: Annotated[ObjectFormat | None, typer.Option("-o", "--output", help="Print the objects at the end.")] = None,
+    presets: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with the presets that jobs pick: presets of the chart's values."),
+    ] = None,
 ) -> None:
     """Do what a manifest asks for: relocate, train, evaluate. Run it again to go on where it stopped."""
     with _told():
         from finetuning_cli.commands.run import run_file
 
-        raise typer.Exit(run_file(file, state=state, wait=not no_wait, output=output and output.value))
+        raise typer.Exit(run_file(file, state=state, wait=not no_wait, output=output and output.value, presets=presets))
 
 
 @app.command()

@@ -447,6 +447,11 @@ class FineTuningJobSpec(RunOptions):
         changeable=MUTABLE_FINETUNINGJOB_FIELDS, advice="create a new FineTuningJob with another name"
     )
 
+    preset: Name | None = Field(
+        default=None,
+        description="Preset of the installation, which gives method, training, resources, placement and queue where"
+        " this job leaves them at their defaults; what came of it stands in status.preset.",
+    )
     model: SourceRef = Field(description="Base model.")
     tokenizer: SourceRef | None = Field(default=None, description="Tokenizer; unset is the model's own.")
     dataset: DatasetSpec = Field(description="Data to train on and to evaluate with.")
@@ -465,6 +470,42 @@ class FineTuningJobSpec(RunOptions):
     tensorboard: TensorBoardSpec | None = Field(
         default=None, description="Show the course of the training; unset shows none."
     )
+
+
+class PresetPod(ApiModel):
+    """Where the pods of a preset run."""
+
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Labels of suitable nodes."
+    )
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=32, description="Tolerated taints.")
+    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods.")
+
+
+class PresetStorage(ApiModel):
+    """The volumes of a preset."""
+
+    profile: Name = Field(default="default", description="Storage profile of the installation.")
+
+
+class Preset(ApiModel):
+    """What an installation offers under a name: fields of a job, in the places that they have in its spec."""
+
+    method: MethodSpec = Field(default_factory=MethodSpec, description="Which parameters are trained.")
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="The optimisation.")
+    resources: ResourceRequirements = Field(
+        default_factory=ResourceRequirements, description="Compute resources of each worker."
+    )
+    pod: PresetPod = Field(default_factory=PresetPod, description="Placement of the pods.")
+    storage: PresetStorage = Field(default_factory=PresetStorage, description="Volumes.")
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+    queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
+
+
+class AppliedPreset(Preset):
+    """What a job with a preset runs with: fixed when it was accepted, whatever becomes of the preset."""
+
+    name: Name = Field(description="The preset.")
 
 
 class JobPhase(StrEnum):
@@ -536,6 +577,9 @@ class FineTuningJobStatus(StagedStatus):
     """What became of the job."""
 
     phase: JobPhase = Field(default=JobPhase.PENDING, description="Summary for display.")
+    preset: AppliedPreset | None = Field(
+        default=None, description="What the job runs with by its preset; unset where it names none."
+    )
     artifacts: JobArtifacts = Field(default_factory=JobArtifacts, description="What the job used and made.")
     evaluation: list[EvaluationRow] = Field(
         default_factory=list,
@@ -562,3 +606,9 @@ class FineTuningJob(Resource):
     kind: Literal["FineTuningJob"] = "FineTuningJob"
     spec: FineTuningJobSpec = Field(description="What to do.")
     status: FineTuningJobStatus = Field(default_factory=FineTuningJobStatus, description="What became of it.")
+
+    @property
+    def trains_whole_model(self) -> bool:
+        """Whether the result is a model and no adapter, by the job's own method or its preset's."""
+        method = self.status.preset.method if self.status.preset else self.spec.method
+        return method.type is MethodType.FULL

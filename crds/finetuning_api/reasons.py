@@ -44,6 +44,7 @@ class Reason(StrEnum):
     # The specification
     INVALID_SPEC = "InvalidSpec"
     UNSUPPORTED = "Unsupported"
+    NOT_ALLOWED = "NotAllowed"
     DEPENDENCY_FAILED = "DependencyFailed"
 
     # Sources and artifacts

@@ -24,6 +24,8 @@ DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LOG_BYTES = 4096
 PROGRESS_URL_ENV = "KUBEFLOW_TRAINER_SERVER_URL"
 PROGRESS_TOKEN_ENV = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105  (a variable's name: it holds the path of a file)
+EXTRA_CA_ENV = "FINETUNING_EXTRA_CA"
+"""PEM file with authorities that a program trusts besides those of its image."""
 PROGRESS_CA_ENV = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 SECRET_ENV_PREFIX = "SOURCE_SECRET_"  # noqa: S105  (a prefix of variable names)
 MANIFEST_NAME = "manifest.json"

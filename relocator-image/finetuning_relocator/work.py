@@ -1,5 +1,7 @@
 """What the relocator does for each kind of RunConfig."""
 
+import os
+
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import (
     ArtifactResult,
@@ -13,6 +15,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_relocator.notify.send import notify
 from finetuning_relocator.relocate import measure, relocate
+from finetuning_relocator.trust import trust_extra_authorities
 from finetuning_relocator.verify import verify
 from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.program import Context
@@ -20,6 +23,7 @@ from finetuning_workload.program import Context
 
 def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult | NotifyResult:
     """Measure, relocate or verify a source, or send a notification."""
+    trust_extra_authorities(os.environ)
     match config:
         case MeasureConfig():
             return measure(config, context)

@@ -10,6 +10,7 @@ from rich.console import Console
 from finetuning_cli.display import LiveDisplay
 from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.lock import state_lock
+from finetuning_cli.local.presets import load_presets
 from finetuning_cli.local.run import LocalRun, Outcome
 from finetuning_cli.manifest import load_manifest
 from finetuning_operator.reconcile.plan import ImageRole
@@ -17,9 +18,17 @@ from finetuning_operator.reconcile.plan import ImageRole
 FAKES = dict.fromkeys(ImageRole, "tests.support.fake_program")
 
 
-def run_with_fakes(state: Path, file: Path, *, wait: bool = True, programs: Mapping[ImageRole, str] = FAKES) -> Outcome:
+def run_with_fakes(
+    state: Path,
+    file: Path,
+    *,
+    wait: bool = True,
+    programs: Mapping[ImageRole, str] = FAKES,
+    presets: Path | None = None,
+) -> Outcome:
     """Run a manifest with the stand-in program; works in the main thread of a process only."""
     manifest = load_manifest(file)
+    offered = {} if presets is None else load_presets(presets)
     layout = Layout.at(state)
     errors = Console(stderr=True, width=200)
 
@@ -27,7 +36,7 @@ def run_with_fakes(state: Path, file: Path, *, wait: bool = True, programs: Mapp
         errors.print(f"waits for {holder}", markup=False)
 
     with state_lock(layout, job=manifest.names, wait=wait, on_wait=on_wait) as lock, LiveDisplay(errors) as display:
-        return LocalRun(layout, manifest, lock=lock, display=display, programs=programs).run()
+        return LocalRun(layout, manifest, lock=lock, display=display, programs=programs, presets=offered).run()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from finetuning_api.relocation import Relocation
 from finetuning_cli.display import LiveDisplay
 from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.lock import Holder, state_lock
+from finetuning_cli.local.presets import load_presets
 from finetuning_cli.local.run import LocalRun, Outcome
 from finetuning_cli.local.store import to_yaml
 from finetuning_cli.manifest import load_manifest
@@ -23,17 +24,18 @@ _SIGNAL_EXIT = 128
 """A process that a signal ends has 128 and the signal's number as its exit code, by the convention of shells."""
 
 
-def run_file(file: Path, *, state: Path, wait: bool, output: str | None) -> int:
+def run_file(file: Path, *, state: Path, wait: bool, output: str | None, presets: Path | None = None) -> int:
     """Run a manifest and return the exit code: 0, 1 when something failed, 130 or 143 after a signal."""
     errors = Console(stderr=True)
     manifest = load_manifest(file)
+    offered = {} if presets is None else load_presets(presets)
     layout = Layout.at(state)
 
     def on_wait(holder: Holder | None) -> None:
         errors.print(f"waits: {layout.root} is in use by {holder or 'another run'}", markup=False, soft_wrap=True)
 
     with state_lock(layout, job=manifest.names, wait=wait, on_wait=on_wait) as lock, LiveDisplay(errors) as display:
-        outcome = LocalRun(layout, manifest, lock=lock, display=display).run()
+        outcome = LocalRun(layout, manifest, lock=lock, display=display, presets=offered).run()
     if outcome.stopped_by is not None and not _finished(outcome):
         errors.print(f"stopped; go on with: finetune run {file}", markup=False, soft_wrap=True)
         return _SIGNAL_EXIT + outcome.stopped_by

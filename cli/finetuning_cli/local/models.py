@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finetuning_api.base import ClaimRef, ConditionType, Resource
-from finetuning_api.finetuningjob import AdapterArtifact, FineTuningJob, MethodType
+from finetuning_api.finetuningjob import AdapterArtifact, FineTuningJob
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import AdapterInput, CandidateInput, JobIdentity, ModelInput, Provenance, ServeConfig
 from finetuning_api.sources import Scheme
@@ -54,7 +54,7 @@ def serve_config(  # one keyword for each option of the command
     """
     base = _base(job, objects, layout)
     adapter = job.status.artifacts.adapter
-    is_full = job.spec.method.type is MethodType.FULL
+    is_full = job.trains_whole_model
     failed = is_true(job.status.conditions, ConditionType.FAILED)
     if base is None or (adapter is None and (is_full or failed)):
         raise _no_result(job)
@@ -103,7 +103,7 @@ def _base(job: FineTuningJob, objects: Mapping[Key, Resource], layout: Layout) -
 
 def _tuned(job: FineTuningJob, base: ModelInput, adapter: AdapterArtifact, *, layout: Layout) -> CandidateInput:
     folder = str(layout.volumes / adapter.claim_name / adapter.path)
-    if job.spec.method.type is not MethodType.FULL:
+    if not job.trains_whole_model:
         return CandidateInput(name="tuned", model=base, adapter_path=folder, adapter_digest=adapter.digest)
     provenance = Provenance(source=f"pvc://{adapter.claim_name}/{adapter.path}", digest=adapter.digest)
     model = base.model_copy(update={"path": folder, "provenance": provenance})

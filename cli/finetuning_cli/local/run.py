@@ -5,11 +5,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Protocol
 
 from finetuning_api.base import Resource
 from finetuning_api.evaluationjob import EvaluationJob
-from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.finetuningjob import FineTuningJob, Preset
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation, RelocationPhase
 from finetuning_api.validation import validate_update
@@ -64,12 +65,16 @@ class LocalRun:
         lock: int,
         display: Display,
         programs: Mapping[ImageRole, str] = PROGRAMS,
+        presets: Mapping[str, Preset] = MappingProxyType({}),
     ) -> None:
         self._layout = layout
         self._manifest = manifest
         self._display = display
         self._settings = Settings(
-            volumes_root=str(layout.volumes), config_maps_root=str(layout.config_maps), local=True
+            volumes_root=str(layout.volumes),
+            config_maps_root=str(layout.config_maps),
+            local=True,
+            presets=presets,
         )
         self._store = Store(layout)
         self._wake = Wake()

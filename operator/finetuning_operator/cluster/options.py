@@ -7,6 +7,11 @@
 | FINETUNING_IMAGE_PULL_POLICY | Always, IfNotPresent or Never | IfNotPresent |
 | FINETUNING_IMAGE_PULL_SECRETS | Names of pull secrets, separated by commas | empty |
 | FINETUNING_STORAGE_PROFILES | YAML or JSON file: profile name to its fields | one profile, default |
+| FINETUNING_POLICY | YAML or JSON file: presets, bounds, and what relocation may bring from where | nothing forbidden |
+| FINETUNING_PRIORITY_CLASS | PriorityClass of pods whose object names none | empty |
+| FINETUNING_HTTP_PROXY, FINETUNING_HTTPS_PROXY | Proxies of the pods that use the network | empty |
+| FINETUNING_NO_PROXY | Hosts that they reach without one, separated by commas; the cluster's own always are | empty |
+| FINETUNING_CA_BUNDLE | PEM file with authorities that these pods trust besides the public ones | empty |
 | FINETUNING_OPERATOR_NAMESPACE | Namespace of the operator's own pod | finetuning-system |
 | FINETUNING_PROGRESS_URL | Address at which pods reach the progress service; empty runs none | empty |
 | FINETUNING_PROGRESS_PORT | Port on which the progress service listens | 8443 |
@@ -43,14 +48,21 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from finetuning_api.base import ApiModel, Name, ObjectName, Quantity
-from finetuning_api.finetuningjob import AccessMode
+from finetuning_api.finetuningjob import AccessMode, Preset
 from finetuning_operator.reconcile.plan import ImageRole, Settings
+from finetuning_operator.reconcile.policy import Bounds, SourcePolicy
 
 _PREFIX = "FINETUNING_"
 _LAST_PORT = 65535
+_LONGEST_BUNDLE = 64 * 2**10
+"""Bytes: the bundle is an annotation of each pod that uses the network, and all annotations share 256 KiB."""
+_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
+_INSIDE = ("localhost", "127.0.0.1", "::1", ".svc", ".cluster.local")
+"""Hosts that no proxy of a company can reach: the pod itself, and Services by their names in the cluster."""
 
 _Number = TypeVar("_Number", int, float)
 _Choice = TypeVar("_Choice", bound=StrEnum)
+_Form = TypeVar("_Form")
 
 
 class OptionsError(ValueError):
@@ -101,6 +113,37 @@ class StorageProfile(ApiModel):
     max_size: Quantity | None = None
 
 
+class Policy(ApiModel):
+    """What an administrator allows and offers."""
+
+    presets: dict[Name, Preset] = Field(default_factory=dict)
+    bounds: Bounds = Field(default_factory=Bounds)
+    relocation: SourcePolicy = Field(default_factory=SourcePolicy)
+    egress: tuple[dict[str, object], ...] = ()
+    """Rules of a NetworkPolicy: what the pods that use the network may reach besides DNS; empty allows everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """How pods that use the network get there."""
+
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: tuple[str, ...] = ()
+    ca_bundle: str = ""
+    """PEM text of further authorities."""
+    egress: tuple[dict[str, object], ...] = ()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables by which programs find their proxies, in both spellings: each client knows one of them."""
+        proxies = {"http_proxy": self.http_proxy, "https_proxy": self.https_proxy}
+        found = {name: address for name, address in proxies.items() if address}
+        if found:
+            found["no_proxy"] = ",".join(dict.fromkeys((*_INSIDE, *self.no_proxy)))
+        return found | {name.upper(): value for name, value in found.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class ProgressOptions:
     """Where the progress service is found, and with what it proves who it is."""
@@ -129,6 +172,9 @@ class Options:
     image_pull_policy: str = PullPolicy.IF_NOT_PRESENT
     image_pull_secrets: tuple[str, ...] = ()
     storage_profiles: Mapping[str, StorageProfile] = field(default_factory=lambda: {"default": StorageProfile()})
+    outside: Outside = field(default_factory=Outside)
+    priority_class: str | None = None
+    """Of pods whose object names none; None takes the cluster's default."""
     operator_namespace: str = "finetuning-system"
     progress: ProgressOptions | None = None
     status_delay: float = 1.0
@@ -151,12 +197,15 @@ class Options:
         """Read the options. Raises OptionsError for the first variable that cannot be used."""
         read = _Variables(environ)
         standard = cls()
+        policy = read.document("POLICY", Policy, default=Policy())
         return cls(
             namespaces=read.names("NAMESPACES"),
             images={role: read.text(f"IMAGE_{role.name}", image) for role, image in standard.images.items()},
             image_pull_policy=read.choice("IMAGE_PULL_POLICY", PullPolicy.IF_NOT_PRESENT),
             image_pull_secrets=read.names("IMAGE_PULL_SECRETS"),
             storage_profiles=read.storage_profiles(standard.storage_profiles),
+            outside=read.outside(policy),
+            priority_class=read.subdomain("PRIORITY_CLASS"),
             operator_namespace=read.text("OPERATOR_NAMESPACE", standard.operator_namespace),
             progress=read.progress(),
             status_delay=read.number("STATUS_DELAY", standard.status_delay, kind=float, least=0),
@@ -171,7 +220,7 @@ class Options:
             ingress_class=read.subdomain("INGRESS_CLASS"),
             gateway=read.gateway(),
             log_level=read.choice("LOG_LEVEL", LogLevel.INFO),
-            settings=read.settings(standard.settings),
+            settings=read.settings(standard.settings, policy),
         )
 
 
@@ -223,8 +272,11 @@ class _Variables:
             raise _unusable(name, str(port), f"give a port of at most {_LAST_PORT}")
         return port
 
-    def settings(self, standard: Settings) -> Settings:
+    def settings(self, standard: Settings, policy: Policy) -> Settings:
         return Settings(
+            presets=policy.presets,
+            bounds=policy.bounds,
+            sources=policy.relocation,
             stall_seconds=self.number("STALL_SECONDS", standard.stall_seconds, kind=int, least=1),
             stalled_after_seconds=self.number(
                 "STALLED_AFTER_SECONDS", standard.stalled_after_seconds, kind=int, least=1
@@ -232,6 +284,36 @@ class _Variables:
             serving_domain=self.subdomain("SERVING_DOMAIN"),
             serving_scheme=self.choice("SERVING_SCHEME", Scheme.HTTPS),
         )
+
+    def outside(self, policy: Policy) -> Outside:
+        return Outside(
+            http_proxy=self._proxy("HTTP_PROXY"),
+            https_proxy=self._proxy("HTTPS_PROXY"),
+            no_proxy=tuple(word.strip() for word in self.text("NO_PROXY", "").split(",") if word.strip()),
+            ca_bundle=self._ca_bundle(),
+            egress=policy.egress,
+        )
+
+    def _proxy(self, name: str) -> str:
+        address = self.text(name, "")
+        if "@" in address:
+            # Not quoted: what stands before the @ is a secret.
+            raise _unusable(name, "...@...", "give an address without a user: variables of pods are read by many")
+        if address and (urlsplit(address).scheme not in {"http", "https"} or not urlsplit(address).hostname):
+            raise _unusable(name, address, "give an address that begins with http:// or https://")
+        return address
+
+    def _ca_bundle(self) -> str:
+        if not self.text("CA_BUNDLE", ""):
+            return ""
+        path = self._file("CA_BUNDLE")
+        bundle = _content("CA_BUNDLE", path)
+        if _CERTIFICATE not in bundle:
+            raise _unusable("CA_BUNDLE", str(path), f"it must hold certificates in PEM: {_CERTIFICATE}")
+        if len(bundle.encode()) > _LONGEST_BUNDLE:
+            remedy = f"it may hold {_LONGEST_BUNDLE} bytes: leave the public authorities out, images know them"
+            raise _unusable("CA_BUNDLE", str(path), remedy)
+        return bundle
 
     def subdomain(self, name: str) -> str | None:
         """Return a name as DNS has it, None where the variable is empty."""
@@ -274,19 +356,21 @@ class _Variables:
 
     def storage_profiles(self, default: Mapping[str, StorageProfile]) -> Mapping[str, StorageProfile]:
         """Return the profiles of the file; ``default`` fills in where the file has no profile of that name."""
-        if not self.text("STORAGE_PROFILES", ""):
+        return {**default, **self.document("STORAGE_PROFILES", dict[Name, StorageProfile], default={})}
+
+    def document(self, name: str, form: type[_Form], *, default: _Form) -> _Form:
+        """Return what the YAML file that a variable names holds; the default where it names none."""
+        if not self.text(name, ""):
             return default
-        path = self._file("STORAGE_PROFILES")
+        path = self._file(name)
         try:
-            written = yaml.safe_load(_content("STORAGE_PROFILES", path)) or {}
-            profiles = TypeAdapter(dict[Name, StorageProfile]).validate_python(written, extra="forbid")
+            return TypeAdapter(form).validate_python(yaml.safe_load(_content(name, path)) or {}, extra="forbid")
         except yaml.YAMLError:
-            raise _unusable("STORAGE_PROFILES", str(path), "its content must be YAML or JSON") from None
+            raise _unusable(name, str(path), "its content must be YAML or JSON") from None
         except ValidationError as error:
             first = error.errors()[0]
             field_name = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise _unusable("STORAGE_PROFILES", str(path), f"correct {field_name}: {first['msg']}") from None
-        return {**default, **profiles}
+            raise _unusable(name, str(path), f"correct {field_name}: {first['msg']}") from None
 
     def _file(self, name: str) -> Path:
         value = self.text(name, "")

@@ -11,6 +11,7 @@ from finetuning_operator.reconcile.evaluation import reconcile_evaluation
 from finetuning_operator.reconcile.job import reconcile_job
 from finetuning_operator.reconcile.notify import with_notifications
 from finetuning_operator.reconcile.plan import Observed, Plan, Settings
+from finetuning_operator.reconcile.presets import with_preset
 from finetuning_operator.reconcile.references import references
 from finetuning_operator.reconcile.relocation import reconcile_relocation
 from finetuning_operator.reconcile.server import reconcile_server
@@ -24,9 +25,10 @@ def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings
     """
     match resource:
         case FineTuningJob():
-            plan = reconcile_job(resource, observed=observed, now=now, settings=settings)
-            plan = with_tensorboard(resource, plan, observed=observed, now=now, settings=settings)
-            return with_notifications(resource, plan, observed=observed, now=now, settings=settings)
+            job = with_preset(resource, settings)
+            plan = reconcile_job(job, observed=observed, now=now, settings=settings)
+            plan = with_tensorboard(job, plan, observed=observed, now=now, settings=settings)
+            return with_notifications(job, plan, observed=observed, now=now, settings=settings)
         case EvaluationJob():
             return reconcile_evaluation(resource, observed=observed, now=now, settings=settings)
         case Relocation():

@@ -1,15 +1,17 @@
 """Which jobs are accepted, and which of their fields do nothing here: nothing is ignored in silence."""
 
-from collections.abc import Sequence
-
 from pydantic.alias_generators import to_camel
 
+from finetuning_api.base import ConditionType
 from finetuning_api.evaluationjob import EvaluationJobSpec
-from finetuning_api.finetuningjob import FineTuningJobSpec, MethodType, ParallelStrategy
+from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, ParallelStrategy
 from finetuning_api.reasons import Reason
-from finetuning_api.sources import PATH_ADVICE, Scheme, SourceRef
+from finetuning_api.sources import PATH_ADVICE, Scheme
+from finetuning_operator.reconcile.allowed import Sources, refused_amount, refused_source
+from finetuning_operator.reconcile.conditions import is_true
 from finetuning_operator.reconcile.lifecycle import Refusal
 from finetuning_operator.reconcile.plan import Settings
+from finetuning_operator.reconcile.presets import chosen_preset
 
 _FOR_CLUSTERS = (
     "pending_deadline_seconds",
@@ -25,16 +27,36 @@ _NOT_YET = ("tracking",)
 """Fields that no release acts on yet."""
 
 
-def refusal_of(spec: FineTuningJobSpec, settings: Settings) -> Refusal | None:
-    """Return why a job is not accepted, None when it is."""
-    paths = refused_paths(_sources(spec), settings)
+def refusal_of(job: FineTuningJob, settings: Settings) -> Refusal | None:
+    """Return why a job, completed by its preset, is not accepted; None when it is.
+
+    What an administrator forbids later does not end a job that was accepted before.
+    """
+    paths = refused_paths(_sources(job.spec), settings)
     if paths is not None:
         return paths
-    unsupported = _unsupported(spec)
-    return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported)) if unsupported else None
+    unsupported = _unsupported(job.spec)
+    if unsupported:
+        return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported))
+    return None if is_true(job.status.conditions, ConditionType.ACCEPTED) else _not_allowed(job, settings)
 
 
-def refused_paths(refs: Sequence[tuple[str, SourceRef | None]], settings: Settings) -> Refusal | None:
+def _not_allowed(job: FineTuningJob, settings: Settings) -> Refusal | None:
+    preset, serving = chosen_preset(job, settings), job.spec.serving
+    if isinstance(preset, Refusal):
+        return preset
+    if settings.bounds.preset_required and preset is None:
+        names = ", ".join(sorted(settings.presets)) or "none; have one added (presets)"
+        message = f"spec.preset is not set, but this installation wants one picked (bounds.presetRequired): {names}"
+        return Refusal(Reason.NOT_ALLOWED, message)
+    asked = (("spec.resources", job.spec.resources), ("spec.serving.resources", serving.resources if serving else None))
+    replicas = (("spec.serving.replicas", serving.replicas),) if serving else ()
+    return refused_source(_sources(job.spec), settings.sources) or refused_amount(
+        asked, settings.bounds, replicas=replicas
+    )
+
+
+def refused_paths(refs: Sources, settings: Settings) -> Refusal | None:
     """Return why sources, by the fields that hold them, cannot be read: paths mean something on one machine only."""
     files = [(field, ref) for field, ref in refs if ref is not None and ref.parsed.scheme is Scheme.FILE]
     paths = [f"{field}.source {ref.source!r}" for field, ref in files]
@@ -45,7 +67,7 @@ def refused_paths(refs: Sequence[tuple[str, SourceRef | None]], settings: Settin
     return Refusal(Reason.INVALID_SPEC, message)
 
 
-def _sources(spec: FineTuningJobSpec) -> tuple[tuple[str, SourceRef | None], ...]:
+def _sources(spec: FineTuningJobSpec) -> Sources:
     return (
         ("spec.model", spec.model),
         ("spec.tokenizer", spec.tokenizer),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from finetuning_api.base import ClaimRef, ConditionType
-from finetuning_api.finetuningjob import FineTuningJob, MethodType
+from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import AdapterRef, InferenceServer
 from finetuning_api.metrics import Verdict
 from finetuning_api.reasons import Reason
@@ -88,7 +88,7 @@ def _misfit(server: InferenceServer, maker: Dependency, observed: Observed, *, f
     spec, job = server.spec, maker.job
     if job is None:
         return ""
-    if job.spec.method.type is MethodType.FULL:
+    if job.trains_whole_model:
         made = job.status.artifacts.adapter
         place = f"pvc://{made.claim_name}/{made.path}" if made else "its claim"
         hint = f"Create an InferenceServer without it whose spec.model.source is {place}"

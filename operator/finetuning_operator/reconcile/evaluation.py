@@ -6,7 +6,7 @@ from posixpath import join
 
 from finetuning_api.base import ClaimRef, ConditionType, StageState
 from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob, EvaluationJobSpec, EvaluationMode
-from finetuning_api.finetuningjob import FineTuningJob, JobPhase, MethodType, StorageSpec, VolumeSpec
+from finetuning_api.finetuningjob import FineTuningJob, JobPhase, StorageSpec, VolumeSpec
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import (
     CandidateInput,
@@ -20,9 +20,11 @@ from finetuning_api.runconfig import (
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.accept import idle_warnings, refused_paths
+from finetuning_operator.reconcile.allowed import refused_amount, refused_source
 from finetuning_operator.reconcile.conditions import (
     events_between,
     is_terminal,
+    is_true,
     short_list,
 )
 from finetuning_operator.reconcile.dependencies import dependency, made_adapter
@@ -331,7 +333,7 @@ def _resolve(candidate: CandidateSpec, *, storage: StorageSpec, observed: Observ
         return None
     place = ClaimRef(claim_name=adapter.claim_name, path=adapter.path)
     tokenizer = need(job.spec.tokenizer, Role.TOKENIZER, storage) if job.spec.tokenizer else None
-    if job.spec.method.type is MethodType.FULL:
+    if job.trains_whole_model:
         return _Candidate(candidate.name, need(tuned_model(place, adapter.digest), Role.MODEL, storage), tokenizer)
     return _Candidate(
         candidate.name,
@@ -348,11 +350,16 @@ def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
 
 
 def _refusal(view: _View) -> Refusal | None:
+    """Return why an evaluation is not accepted. A stage of a job was accepted with it, whatever was forbidden since."""
     refs: list[tuple[str, SourceRef | None]] = [("spec.dataset", view.job.spec.dataset)]
     for index, candidate in enumerate(view.job.spec.candidates):
         refs.append((f"spec.candidates[{index}].model", candidate.model))
         refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))
-    return refused_paths(refs, view.settings)
+    paths = refused_paths(refs, view.settings)
+    if paths is not None or _is_stage(view.job) or is_true(view.job.status.conditions, ConditionType.ACCEPTED):
+        return paths
+    amounts = (("spec.resources", view.job.spec.resources),)
+    return refused_source(refs, view.settings.sources) or refused_amount(amounts, view.settings.bounds)
 
 
 def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> Common:

@@ -166,7 +166,7 @@ def reconcile_job(job: FineTuningJob, *, observed: Observed, now: datetime, sett
     if is_terminal(old.conditions):
         return _kept(view)
     writer = Writer(job.metadata.generation, now)
-    admission = admit(job.spec, old, refusal=refusal_of(job.spec, settings), writer=writer)
+    admission = admit(job.spec, old, refusal=refusal_of(job, settings), writer=writer)
     if isinstance(admission, Common):
         return _stopped(view, admission)
     course = follow(

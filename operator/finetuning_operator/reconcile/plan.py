@@ -1,15 +1,17 @@
 """What reconciling yields, and what it is told: plain values, realised by a cluster or by one machine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from finetuning_api.base import ApiModel, Resource, ResourceRequirements
-from finetuning_api.finetuningjob import EnvVar, PodOptions, RetentionPolicy, VolumeSpec
+from finetuning_api.finetuningjob import EnvVar, PodOptions, Preset, RetentionPolicy, VolumeSpec
 from finetuning_api.inferenceserver import HealthCheck, ServerVariant
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords, RunConfig, ServeConfig, TrainerStatus
 from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec
+from finetuning_operator.reconcile.policy import Bounds, SourcePolicy
 
 
 class ImageRole(StrEnum):
@@ -230,3 +232,7 @@ class Settings:
     """A transfer without one new byte for this long has stalled."""
     stalled_after_seconds: int = 600
     """A running stage that reported before and then keeps silent for this long is called stalled."""
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    """What jobs may pick by name."""
+    bounds: Bounds = field(default_factory=Bounds)
+    sources: SourcePolicy = field(default_factory=SourcePolicy)

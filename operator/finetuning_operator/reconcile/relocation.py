@@ -20,6 +20,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_api.sources import Conversion, Scheme, SourceRef
 from finetuning_operator.reconcile.accept import refused_paths
+from finetuning_operator.reconcile.allowed import refused_source
 from finetuning_operator.reconcile.conditions import (
     condition,
     events_between,
@@ -79,11 +80,17 @@ class _View:
 
     @property
     def ref(self) -> SourceRef:
-        """What the relocator is told; it cannot check the pin of a local folder, of which it takes a part."""
+        """What the relocator is told: with the mirror of the installation, without the pin of a local folder.
+
+        It cannot check that pin, because it takes a part of the folder.
+        """
         spec = self.relocation.spec
         plain = SourceRef.model_validate(spec.model_dump(include=set(SourceRef.model_fields)))
-        pinned = (plain.revision or "").startswith(LOCAL_PIN) and self.scheme is Scheme.FILE
-        return plain.model_copy(update={"revision": None}) if pinned else plain
+        if (plain.revision or "").startswith(LOCAL_PIN) and self.scheme is Scheme.FILE:
+            return plain.model_copy(update={"revision": None})
+        mirror = self.settings.sources.endpoints.of(self.scheme)
+        # The bytes are the same by name: a mirror is no part of their identity.
+        return plain.model_copy(update={"endpoint": mirror}) if mirror and plain.endpoint is None else plain
 
     @property
     def scheme(self) -> Scheme:
@@ -147,7 +154,8 @@ def reconcile_relocation(relocation: Relocation, *, observed: Observed, now: dat
         claim = old.artifact.claim.claim_name if old.artifact else ""
         return _lost(relocation, claim, now) if claim in observed.lost else _kept(relocation, observed, now)
     view = _View(relocation, observed, settings)
-    refused = refused_paths([("spec", relocation.spec)], settings)
+    named = (("spec", relocation.spec),)
+    refused = refused_paths(named, settings) or refused_source(named, settings.sources)
     if refused is not None:
         return _refused(view, refused, now)
     course = follow(

@@ -18,6 +18,7 @@ from finetuning_api.scaling import DisruptionSpec
 from finetuning_api.sources import Scheme
 from finetuning_operator.reconcile.accept import refused_paths
 from finetuning_operator.reconcile.adapters import Lack, ServedAdapter, resolve
+from finetuning_operator.reconcile.allowed import refused_amount, refused_source
 from finetuning_operator.reconcile.conditions import events_between, short_list
 from finetuning_operator.reconcile.labels import WAKE, selector
 from finetuning_operator.reconcile.lifecycle import Refusal, Writer
@@ -163,8 +164,17 @@ def _idle_left(view: _View, now: datetime) -> float | None:
 
 
 def _refusal(view: _View) -> Refusal | None:
-    named = (("spec.model", view.server.spec.model), ("spec.tokenizer", view.server.spec.tokenizer))
-    return refused_paths(named, view.settings)
+    spec, settings = view.server.spec, view.settings
+    named = (("spec.model", spec.model), ("spec.tokenizer", spec.tokenizer))
+    amounts = (("spec.resources", spec.resources),)
+    replicas = [("spec.replicas", spec.replicas)]
+    if spec.autoscaling is not None:
+        replicas.append(("spec.autoscaling.maxReplicas", spec.autoscaling.max_replicas))
+    return (
+        refused_paths(named, settings)
+        or refused_source(named, settings.sources)
+        or refused_amount(amounts, settings.bounds, replicas=replicas)
+    )
 
 
 def _relocate(view: _View) -> Outcome:

@@ -58,6 +58,8 @@ def _candidate(**candidate: object) -> Manifest:
 
 
 _MODEL = {"source": "hf://owner/model"}
+_ADAPTER = {"name": "a", "jobRef": "b"}
+_CANARY = {"name": "live", "adapter": "a", "weight": 10}
 _DELTA = {"metric": "exact-match", "minDelta": 0.1}
 _BY_CPU = {"maxReplicas": 3, "targetCpuUtilization": 60}
 _BY_QUERY = {"prometheus": {"serverAddress": "http://prometheus:9090", "query": "up", "threshold": 2}}
@@ -353,6 +355,7 @@ _JOB_CHANGES = (
     Change("resources", {"limits": {"cpu": 1}}, {"limits": {"cpu": 2}}),
     Change("pod", {}, {"runtimeClassName": "nvidia"}),
     Change("storage", {}, {"profile": "fast"}),
+    Change("preset", "small", None),
     Change("evaluation", {}, {"limit": 10}),
     Change("serving", None, {}),
     Change("serving", {}, None),

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -5,9 +6,17 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from finetuning_api.finetuningjob import AccessMode
-from finetuning_operator.cluster.options import GatewayRef, Options, OptionsError, ProgressOptions, StorageProfile
+from finetuning_api.finetuningjob import AccessMode, Preset
+from finetuning_operator.cluster.options import (
+    GatewayRef,
+    Options,
+    OptionsError,
+    Outside,
+    ProgressOptions,
+    StorageProfile,
+)
 from finetuning_operator.reconcile.plan import ImageRole, Settings
+from finetuning_operator.reconcile.policy import Bounds, Mirrors, SourcePolicy
 
 
 def _written(folder: Path, name: str, text: str) -> str:
@@ -196,3 +205,87 @@ def test_without_certificate_files_a_certificate_is_made_for_the_host_of_the_add
     names = served.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["progress.ml.svc"]
     shutil.rmtree(progress.certificate.parent)
+
+
+def test_the_policy_of_an_installation_is_read(tmp_path: Path) -> None:
+    policy = """
+    presets: {small: {training: {epochs: 1}, resources: {limits: {nvidia.com/gpu: 1}}}}
+    bounds: {resources: {memory: 64Gi}, serverReplicas: 4, presetRequired: true}
+    relocation:
+      allowedSources: ["s3://models/"]
+      allowedEndpoints: [https://store.example]
+      endpoints: {hf: https://hub.example}
+    egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]
+    """
+
+    options = Options.from_environment({"FINETUNING_POLICY": _written(tmp_path, "policy.yaml", policy)})
+
+    assert options.settings.presets == {
+        "small": Preset.model_validate({"training": {"epochs": 1}, "resources": {"limits": {"nvidia.com/gpu": "1"}}})
+    }
+    assert options.settings.bounds == Bounds(resources={"memory": "64Gi"}, server_replicas=4, preset_required=True)
+    assert options.settings.sources == SourcePolicy(
+        allowed_sources=("s3://models/",),
+        allowed_endpoints=("https://store.example",),
+        endpoints=Mirrors(hf="https://hub.example"),
+    )
+    assert options.outside.egress == ({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},)
+
+
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        ("presets: {small: {model: {source: hf://a/b}}}", "presets.small.model"),
+        ("presets: {small: {training: {epochs: 0}}}", "presets.small.training.epochs"),
+        ("bounds: {resources: {memory: much}}", "bounds.resources.memory"),
+        ("relocation: {allowedSources: [models]}", "relocation.allowedSources.0"),
+        ("relocation: {endpoints: {https: https://mirror.example}}", "relocation.endpoints.https"),
+    ],
+)
+def test_a_policy_that_cannot_be_used_is_refused_by_field(tmp_path: Path, policy: str, field: str) -> None:
+    with pytest.raises(OptionsError, match=f"FINETUNING_POLICY=.*correct {re.escape(field)}"):
+        Options.from_environment({"FINETUNING_POLICY": _written(tmp_path, "policy.yaml", policy)})
+
+
+def test_the_way_outside_is_read(tmp_path: Path) -> None:
+    bundle = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
+
+    options = Options.from_environment(
+        {
+            "FINETUNING_HTTP_PROXY": "http://proxy.example:3128",
+            "FINETUNING_HTTPS_PROXY": "http://proxy.example:3128",
+            "FINETUNING_NO_PROXY": "10.0.0.0/8, .example",
+            "FINETUNING_CA_BUNDLE": _written(tmp_path, "ca.pem", bundle),
+            "FINETUNING_PRIORITY_CLASS": "batch",
+        }
+    )
+
+    assert options.outside == Outside(
+        http_proxy="http://proxy.example:3128",
+        https_proxy="http://proxy.example:3128",
+        no_proxy=("10.0.0.0/8", ".example"),
+        ca_bundle=bundle,
+    )
+    assert options.priority_class == "batch"
+    variables = options.outside.variables
+    assert variables["NO_PROXY"] == variables["no_proxy"]
+    assert variables["no_proxy"] == "localhost,127.0.0.1,::1,.svc,.cluster.local,10.0.0.0/8,.example"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("FINETUNING_HTTPS_PROXY", "proxy.example:3128", "give an address that begins with http:// or https://"),
+        ("FINETUNING_HTTP_PROXY", "http://me:secret@proxy.example", "give an address without a user"),
+        ("FINETUNING_CA_BUNDLE", "no certificate", "it must hold certificates in PEM"),
+        ("FINETUNING_CA_BUNDLE", f"-----BEGIN CERTIFICATE-----\n{'A' * 65536}", "it may hold 65536 bytes"),
+    ],
+)
+def test_a_way_outside_that_cannot_be_used_is_refused(tmp_path: Path, name: str, value: str, remedy: str) -> None:
+    written = _written(tmp_path, "ca.pem", value) if name.endswith("BUNDLE") else value
+
+    with pytest.raises(OptionsError) as refused:
+        Options.from_environment({name: written})
+
+    assert remedy in str(refused.value)
+    assert "secret" not in str(refused.value)

@@ -8,9 +8,9 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
 from finetuning_operator.cluster.options import Options, StorageProfile
 from finetuning_operator.cluster.render.labels import Manifest, metadata
-from finetuning_operator.cluster.render.quantities import mebibytes, parse_quantity
 from finetuning_operator.reconcile import labels
 from finetuning_operator.reconcile.plan import Volume
+from finetuning_operator.reconcile.quantities import mebibytes, parse_quantity
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetuning_operator.cluster.render.quantities import parse_quantity
+from finetuning_operator.reconcile.quantities import parse_quantity
 
 _AMOUNTS = frozenset({"requests", "limits"})
 """Fields whose values are maps of quantities."""

@@ -1,17 +1,20 @@
 """The volumes of a pod and where its program sees them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from finetuning_api.pod import ExtraVolume
 from finetuning_operator.cluster.progress.address import Owner
-from finetuning_operator.cluster.render.labels import PROGRESS_CA, RUN_CONFIG, Manifest
+from finetuning_operator.cluster.render.labels import EXTRA_CA, PROGRESS_CA, RUN_CONFIG, Manifest
 from finetuning_operator.reconcile.plan import ClaimMount, ConfigMapMount
 
 CONTRACT_FOLDER: Final = "/etc/finetuning"
 RUN_CONFIG_PATH: Final = f"{CONTRACT_FOLDER}/run-config.json"
 PROGRESS_CA_PATH: Final = f"{CONTRACT_FOLDER}/progress-ca.pem"
+EXTRA_CA_PATH: Final = f"{CONTRACT_FOLDER}/extra-ca.pem"
+CONTRACT_FILES: Final = {RUN_CONFIG: RUN_CONFIG_PATH, PROGRESS_CA: PROGRESS_CA_PATH, EXTRA_CA: EXTRA_CA_PATH}
+"""By annotation of a pod, where its program reads it."""
 _TOKEN_FOLDER: Final = "/var/run/secrets/finetuning.dev/progress"  # noqa: S105  (a folder)
 PROGRESS_TOKEN_PATH: Final = f"{_TOKEN_FOLDER}/token"
 SCRATCH_FOLDER: Final = "/tmp"  # noqa: S108  (the pod's own emptyDir)
@@ -43,11 +46,15 @@ def shared_memory(size: str | None) -> Attached:
     return _attached("shared-memory", source, path="/dev/shm")  # noqa: S108
 
 
-def contract(*, progress: bool) -> Attached:
-    """Return the folder with the RunConfig and the progress endpoint's CA, both annotations of the pod itself."""
-    items = [_annotation_file(RUN_CONFIG, RUN_CONFIG_PATH)]
-    if progress:
-        items.append(_annotation_file(PROGRESS_CA, PROGRESS_CA_PATH))
+def contract(files: Iterable[str]) -> Attached:
+    """Return the folder with what the annotations of the pod itself hold: RunConfig, authorities."""
+    items = [
+        {
+            "path": CONTRACT_FILES[annotation].removeprefix(f"{CONTRACT_FOLDER}/"),
+            "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
+        }
+        for annotation in files
+    ]
     return _attached("contract", {"downwardAPI": {"items": items}}, path=CONTRACT_FOLDER, read_only=True)
 
 
@@ -95,13 +102,6 @@ def _source(volume: ExtraVolume) -> Manifest:
 
 def _fixed(volume: ExtraVolume) -> bool:
     return volume.read_only or volume.empty_dir_size is None
-
-
-def _annotation_file(annotation: str, path: str) -> Manifest:
-    return {
-        "path": path.removeprefix(f"{CONTRACT_FOLDER}/"),
-        "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
-    }
 
 
 def _attached(name: str, source: Manifest, *, path: str, read_only: bool = False) -> Attached:

@@ -19,15 +19,17 @@ def render_network_policies(namespace: str, options: Options) -> tuple[Manifest,
     """Return what binds our pods in a namespace, by their label of the network.
 
     Nobody reaches a pod but a server's clients its port. Programs that hold data or models reach nothing but the
-    progress endpoint, and DNS to find it; relocation reaches everything. Where no endpoint runs there is no DNS
-    either: names that are looked up can carry data out.
+    progress endpoint, and DNS to find it; relocation reaches everything, or what the installation lists. Where no
+    endpoint runs there is no DNS either: names that are looked up can carry data out.
     """
     progress = [_to_operator(options, options.progress), _to_dns()] if options.progress else []
+    listed = options.outside.egress
+    outside = [*listed, *(progress or [_to_dns()])] if listed else [{}]
     answers = {"ports": [{"port": SERVING_PORT, "protocol": "TCP"}]}
     return (
         _policy(namespace, Network.ISOLATED, ingress=[], egress=progress),
         _policy(namespace, Network.SERVING, ingress=[answers], egress=[]),
-        _policy(namespace, Network.OPEN, ingress=[], egress=[{}]),
+        _policy(namespace, Network.OPEN, ingress=[], egress=outside),
     )
 
 

@@ -8,6 +8,7 @@ from finetuning_api.base import Resource, ResourceRequirements
 from finetuning_api.finetuningjob import PodOptions
 from finetuning_api.runconfig import (
     DEFAULT_TERMINATION_LOG,
+    EXTRA_CA_ENV,
     PROGRESS_CA_ENV,
     PROGRESS_TOKEN_ENV,
     PROGRESS_URL_ENV,
@@ -15,10 +16,11 @@ from finetuning_api.runconfig import (
     TERMINATION_LOG_ENV,
     RunConfig,
 )
-from finetuning_operator.cluster.options import Options, ProgressOptions
+from finetuning_operator.cluster.options import Options, Outside, ProgressOptions
 from finetuning_operator.cluster.progress.address import Owner, ProgressKey
 from finetuning_operator.cluster.render.labels import (
     CONTAINER,
+    EXTRA_CA,
     NETWORK,
     PROGRESS_CA,
     RUN_CONFIG,
@@ -28,6 +30,7 @@ from finetuning_operator.cluster.render.labels import (
     of_owner,
 )
 from finetuning_operator.cluster.render.mounts import (
+    EXTRA_CA_PATH,
     PROGRESS_CA_PATH,
     PROGRESS_TOKEN_PATH,
     RUN_CONFIG_PATH,
@@ -104,18 +107,28 @@ def with_progress(program: Program, key: ProgressKey, *, owner: Resource, progre
 
 def pod_template(program: Program, *, owner: Resource, options: Options, progress: ProgressOptions | None) -> Manifest:
     """Return the template of a program's pods. ``progress`` is where it reports to, None where it does not."""
-    annotations = dict(program.pod.annotations)
+    files = _files(program, options, progress)
+    annotations = {**program.pod.annotations, **files}
     attached = [scratch(_scratch_size(program.resources)), shared_memory(program.pod.shared_memory_size)]
-    if program.config is not None:
-        annotations[RUN_CONFIG] = program.config.to_json()
-        attached.append(contract(progress=progress is not None))
-        if progress is not None:
-            annotations[PROGRESS_CA] = progress.ca
+    if files:
+        attached.append(contract(files))
     attached += [*program.attached, *given(program.mounts, program.pod.volumes)]
     metadata: Manifest = {"labels": _labels(program, owner, attached)}
     if annotations:
         metadata["annotations"] = annotations
     return {"metadata": metadata, "spec": _spec(program, options, attached)}
+
+
+def _files(program: Program, options: Options, progress: ProgressOptions | None) -> dict[str, str]:
+    """Return the annotations that a program reads as files: they need no object of their own in its namespace."""
+    if program.config is None:
+        return {}
+    files = {RUN_CONFIG: program.config.to_json()}
+    if progress is not None:
+        files[PROGRESS_CA] = progress.ca
+    if program.network is Network.OPEN and options.outside.ca_bundle:
+        files[EXTRA_CA] = options.outside.ca_bundle
+    return files
 
 
 def _labels(program: Program, owner: Resource, attached: Sequence[Attached]) -> dict[str, str]:
@@ -133,7 +146,7 @@ def _spec(program: Program, options: Options, attached: Sequence[Attached]) -> M
         "nodeSelector": dict(pod.node_selector),
         "tolerations": [toleration.to_wire() for toleration in pod.tolerations],
         "runtimeClassName": pod.runtime_class_name,
-        "priorityClassName": program.priority_class,
+        "priorityClassName": program.priority_class or options.priority_class,
         "imagePullSecrets": [{"name": name} for name in secrets],
     }
     return {
@@ -166,7 +179,7 @@ def _container(program: Program, options: Options, attached: Sequence[Attached])
         "name": CONTAINER,
         "image": program.image,
         "imagePullPolicy": str(options.image_pull_policy),
-        "env": _environment(program),
+        "env": _environment(program, options.outside),
         "resources": _resources(program),
         "volumeMounts": [mount for each in attached for mount in each.mounts],
         "securityContext": {
@@ -182,8 +195,13 @@ def _container(program: Program, options: Options, attached: Sequence[Attached])
     }
 
 
-def _environment(program: Program) -> list[Manifest]:
-    """Return the variables: folders, then what the user adds or moves, then what nobody may change."""
+def _environment(program: Program, outside: Outside) -> list[Manifest]:
+    """Return the variables: folders, then what the user adds or moves, then what nobody may change.
+
+    Of proxies and further authorities only those pods are told that may use the network: to others they are an address
+    that they cannot reach.
+    """
+    is_open = program.network is Network.OPEN
     fixed = {
         "HOME": SCRATCH_FOLDER,
         # The uid has no entry in the image's passwd, where Python and torch would look a name up.
@@ -191,7 +209,8 @@ def _environment(program: Program) -> list[Manifest]:
         "LOGNAME": "finetuning",
         "PYTHONUNBUFFERED": "1",
         TERMINATION_LOG_ENV: DEFAULT_TERMINATION_LOG,
-        **({} if program.network is Network.OPEN else _OFFLINE),
+        **(outside.variables if is_open else _OFFLINE),
+        **({EXTRA_CA_ENV: EXTRA_CA_PATH} if is_open and outside.ca_bundle else {}),
         **({} if program.config is None else {RUN_CONFIG_ENV: RUN_CONFIG_PATH}),
     }
     users = {variable.name: variable.value for variable in program.pod.env}

@@ -10,8 +10,8 @@ from tests.unit.cluster.render.manifests import serve
 
 from finetuning_api.inferenceserver import ServerVariant
 from finetuning_operator.cluster.render import differs
-from finetuning_operator.cluster.render.quantities import parse_quantity
 from finetuning_operator.reconcile.plan import Server
+from finetuning_operator.reconcile.quantities import parse_quantity
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def test_a_step_is_one_job_named_after_its_owner_and_itself() -> None:
         "name": "demo-train",
         "namespace": "team-a",
         "labels": LABELS,
+        "annotations": {"finetuning.dev/image": "images.example/finetuning-trainer:1"},
         "ownerReferences": [OWNER],
     }
     assert job["spec"]["template"]["metadata"]["labels"] == LABELS | {
@@ -39,7 +40,7 @@ def test_a_step_is_one_job_named_after_its_owner_and_itself() -> None:
 
 def test_a_job_that_runs_a_stage_again_knows_how_often_it_was_started_before() -> None:
     (job,) = render(step(earlier_attempts=3))
-    assert job["metadata"]["annotations"] == {"finetuning.dev/earlier-attempts": "3"}
+    assert job["metadata"]["annotations"]["finetuning.dev/earlier-attempts"] == "3"
 
 
 def test_a_job_of_a_long_name_is_still_a_name() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.support.plans import options
 
-from finetuning_operator.cluster.options import Options
+from finetuning_operator.cluster.options import Options, Outside
 from finetuning_operator.cluster.render import render_network_policies
 
 DNS = {
@@ -46,6 +46,15 @@ def test_servers_answer_on_their_port_and_reach_nothing() -> None:
 def test_relocation_reaches_everything_and_nobody_reaches_it() -> None:
     fetching = policies(options())["open"]
     assert (fetching["ingress"], fetching["egress"]) == ([], [{}])
+
+
+def test_relocation_may_be_bound_to_what_an_installation_lists() -> None:
+    mirror = {"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "ports": [{"port": 443, "protocol": "TCP"}]}
+    outside = Outside(egress=(mirror,))
+
+    reached = policies(options(outside=outside))["open"]["egress"]
+    assert reached == [mirror, *policies(options())["isolated"]["egress"]]
+    assert policies(options(outside=outside, progress=None))["open"]["egress"] == [mirror, DNS]
 
 
 def test_only_our_own_pods_are_bound() -> None:

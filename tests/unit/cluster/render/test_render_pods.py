@@ -15,6 +15,7 @@ from tests.unit.cluster.render.manifests import (
     render,
 )
 
+from finetuning_operator.cluster.options import Outside
 from finetuning_operator.cluster.render.pods import USER_ID
 from finetuning_operator.reconcile.plan import ClaimMount, ConfigMapMount, ImageRole
 
@@ -248,3 +249,36 @@ def test_an_accelerator_that_is_requested_is_limited_to_the_same() -> None:
         "requests": {"nvidia.com/gpu": "2", "cpu": "1", "memory": "1Gi"},
         "limits": {"nvidia.com/gpu": "2"},
     }
+
+
+def test_only_steps_that_fetch_are_told_of_proxies_and_further_authorities() -> None:
+    outside = Outside(https_proxy="http://proxy.example:3128", no_proxy=("10.0.0.0/8",), ca_bundle="authority")
+    fetching = render(step(network=True), installation=options(outside=outside))
+    training = render(step(), installation=options(outside=outside))
+
+    told = {name: value for name, value in environment(fetching).items() if "prox" in name.lower()}
+    own = "localhost,127.0.0.1,::1,.svc,.cluster.local,10.0.0.0/8"
+    assert told == {
+        "https_proxy": "http://proxy.example:3128",
+        "HTTPS_PROXY": "http://proxy.example:3128",
+        "no_proxy": own,
+        "NO_PROXY": own,
+    }
+    assert environment(fetching)["FINETUNING_EXTRA_CA"] == "/etc/finetuning/extra-ca.pem"
+    assert annotations(fetching)["finetuning.dev/extra-ca"] == "authority"
+    (contract,) = [each for each in pod_spec(fetching)["volumes"] if each["name"] == "contract"]
+    assert {
+        "path": "extra-ca.pem",
+        "fieldRef": {"fieldPath": "metadata.annotations['finetuning.dev/extra-ca']"},
+    } in contract["downwardAPI"]["items"]
+    assert training == render(step(), installation=options())
+
+
+def test_the_class_of_the_installation_is_that_of_pods_that_name_none() -> None:
+    installation = options(priority_class="batch")
+
+    classes = [
+        pod_spec(render(each, installation=installation))["priorityClassName"]
+        for each in (step(), step(priority_class="urgent"))
+    ]
+    assert classes == ["batch", "urgent"]

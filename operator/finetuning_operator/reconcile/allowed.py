@@ -1,0 +1,68 @@
+"""Why an installation does not allow what an object asks for: each refusal names field, value, bound and a way out."""
+
+from collections.abc import Iterator, Sequence
+
+from finetuning_api.base import ResourceRequirements
+from finetuning_api.reasons import Reason
+from finetuning_api.sources import SourceRef
+from finetuning_operator.reconcile.lifecycle import Refusal
+from finetuning_operator.reconcile.policy import Bounds, SourcePolicy
+from finetuning_operator.reconcile.quantities import parse_quantity
+
+Sources = Sequence[tuple[str, SourceRef | None]]
+"""Sources by the fields that hold them."""
+_ALWAYS_USED = frozenset({"cpu", "memory", "ephemeral-storage"})
+"""Resources that a pod uses without asking: without a limit it may use all that a node has."""
+
+
+def refused_source(refs: Sources, policy: SourcePolicy) -> Refusal | None:
+    """Return why the first of some sources may not be brought, None where all may."""
+    for field, ref in refs:
+        if ref is not None and not policy.allows_source(ref):
+            places = ", ".join(policy.allowed_sources)
+            return _refusal(
+                f"{field}.source is {ref.parsed.canonical}, but this installation brings only what is below {places}",
+                "copy it to one of these places, or have this one added (relocation.allowedSources)",
+            )
+        if ref is not None and not policy.allows_endpoint(ref):
+            places = ", ".join(policy.allowed_endpoints) or "its own alone"
+            return _refusal(
+                f"{field}.endpoint is {ref.endpoint}, but the endpoints of this installation are {places}",
+                "remove the endpoint, or have it added (relocation.allowedEndpoints)",
+            )
+    return None
+
+
+def refused_amount(
+    asked: Sequence[tuple[str, ResourceRequirements | None]],
+    bounds: Bounds,
+    *,
+    replicas: Sequence[tuple[str, int]] = (),
+) -> Refusal | None:
+    """Return why the first amount above its bound is not given, by the fields that ask for it; None where all are."""
+    found = (refusal for field, amounts in asked if amounts for refusal in _excesses(field, amounts, bounds))
+    return next(found, None) or next(_crowds(replicas, bounds), None)
+
+
+def _excesses(field: str, amounts: ResourceRequirements, bounds: Bounds) -> Iterator[Refusal]:
+    for name, most in bounds.resources.items():
+        bound, way_out = f"at most {most} in each pod (bounds.resources)", "pick a preset, or have the bound raised"
+        for kind, wanted in (("limits", amounts.limits.get(name)), ("requests", amounts.requests.get(name))):
+            if wanted is not None and parse_quantity(wanted) > parse_quantity(most):
+                message = f"{field}.{kind}.{name} is {wanted}, but this installation gives {bound}"
+                yield _refusal(message, f"ask for less, {way_out}")
+        if name in _ALWAYS_USED and name not in amounts.limits:
+            message = f"{field}.limits.{name} is not set, but this installation gives {bound}"
+            yield _refusal(message, f"set it to no more, {way_out}")
+
+
+def _crowds(replicas: Sequence[tuple[str, int]], bounds: Bounds) -> Iterator[Refusal]:
+    most = bounds.server_replicas
+    for field, count in replicas:
+        if most is not None and count > most:
+            message = f"{field} is {count}, but this installation gives a server at most {most} (bounds.serverReplicas)"
+            yield _refusal(message, "ask for less, or have the bound raised")
+
+
+def _refusal(message: str, advice: str) -> Refusal:
+    return Refusal(Reason.NOT_ALLOWED, f"{message}: {advice}")
