@@ -5,15 +5,12 @@ cd "$(dirname "$0")/.."
 
 name=$(sed -n 's/^name: //p' hack/kind.yaml)
 
-for program in kind docker; do
-    if ! command -v "$program" >/dev/null; then
-        echo "$program is not installed. kind runs a Kubernetes cluster in containers and needs a container engine:" >&2
-        echo "  kind:   go install sigs.k8s.io/kind@latest, brew install kind, or the package of your system" >&2
-        echo "  docker: the package of your system, or another engine that kind supports" >&2
-        echo "A cluster that you have already serves as well; see docs/install.md." >&2
-        exit 1
-    fi
-done
+if ! command -v kind >/dev/null; then
+    echo "kind, which runs a Kubernetes cluster in containers, is not installed. It comes by" >&2
+    echo "  go install sigs.k8s.io/kind@latest, brew install kind, or a package of your system;" >&2
+    echo "beside it you need a container engine. A cluster that you have already serves as well: docs/install.md." >&2
+    exit 1
+fi
 
 case ${1:-} in
 up)

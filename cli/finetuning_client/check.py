@@ -26,18 +26,23 @@ from finetuning_client.waiting import Goal
 _ANSWER_SECONDS = 300.0
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    """Print what works; return 0 when everything does, else 1 with the reason on standard error."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    made = argparse.ArgumentParser(
         prog="python -m finetuning_client.check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--namespace", help="where jobs are looked for and made")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for each answer (default: 60)")
-    parser.add_argument("--job", help="a job that is to be complete and served")
-    parser.add_argument("--prompt", default="Hello", help="what its models are asked (default: Hello)")
-    chosen = parser.parse_args(arguments)
+    made.add_argument("--namespace", help="where jobs are looked for and made")
+    made.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for each answer (default: 60)")
+    made.add_argument("--job", help="a job that is to be complete and served")
+    made.add_argument("--prompt", default="Hello", help="what its models are asked (default: Hello)")
+    return made
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print what works; return 0 when everything does, else 1 with the reason on standard error."""
+    chosen = parser().parse_args(arguments)
     try:
         client = Client(namespace=chosen.namespace)
         _say(kinds_served(client))
