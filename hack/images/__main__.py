@@ -1,4 +1,4 @@
-"""``python -m hack.images build [role ...] | archives | names | daemon-start | daemon-stop``.
+"""``python -m hack.images build [role ...] | archives | names | sbom [role ...] | daemon-start | daemon-stop``.
 
 DOCKER names the program (docker, podman, nerdctl), REGISTRY goes in front of names, TORCH chooses a build of torch
 (cpu, cuda, or a label such as cu130), BUILD_ARGS holds further build arguments, for example
@@ -20,7 +20,7 @@ from hack.images.build import (
 from hack.images.daemon import Daemon, any_docker
 from hack.images.docker import Docker, ImageError
 from hack.images.inputs import frozen
-from hack.images.settings import ROLES, SITE, Settings, cache_folder
+from hack.images.settings import ROLES, SITE, Role, Settings, cache_folder
 
 _LOG = logging.getLogger("images")
 
@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
                 _archives(settings)
             case "names":
                 _names(settings)
+            case "sbom":
+                _bills(options.roles or list(ROLES), settings)
             case "daemon-start":
                 _daemon().start()
                 sys.stdout.write(f"export DOCKER_HOST={_daemon().docker.host} BUILD_NETWORK=host\n")
@@ -53,7 +55,7 @@ def _build(roles: list[str], settings: Settings) -> None:
     docker = Docker(program=settings.docker, network=settings.network)
     with frozen((*ROLES.values(), SITE), settings) as copy:
         for name in roles:
-            build(ROLES.get(name, SITE), copy, docker)
+            build(_role(name), copy, docker)
 
 
 def _archives(settings: Settings) -> None:
@@ -73,6 +75,18 @@ def _names(settings: Settings) -> None:
         sys.stdout.write(" ".join(image_names(role, settings)) + "\n")
 
 
+def _bills(roles: list[str], settings: Settings) -> None:
+    from hack.images.sbom import write_bills  # It stands on libraries that building does not need.
+
+    with any_docker(settings, _daemon()) as docker:
+        for path in write_bills([_role(name) for name in roles], settings, docker):
+            sys.stdout.write(f"{path}\n")
+
+
+def _role(name: str) -> Role:
+    return ROLES.get(name, SITE)
+
+
 def _daemon() -> Daemon:
     return Daemon(data=cache_folder() / "docker")
 
@@ -82,8 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hack.images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    building = commands.add_parser("build", help="build images; all but the tests' own where none is named")
-    building.add_argument("roles", nargs="*", choices=[*ROLES, SITE.name], metavar="role")
+    for name, what in {
+        "build": "build images",
+        "sbom": "write what is in built images: build/sbom/<role>.cdx.json",
+    }.items():
+        command = commands.add_parser(name, help=f"{what}; all but the tests' own where none is named")
+        command.add_argument("roles", nargs="*", choices=[*ROLES, SITE.name], metavar="role")
     commands.add_parser("archives", help="build what has changed, and save it for tests on a node")
     commands.add_parser(
         "names", help="print the name of each image by version and by input; needs no container runtime"

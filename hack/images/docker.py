@@ -1,10 +1,15 @@
 """The container runtime's command, as far as building needs it."""
 
 import os
+import re
 import subprocess
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 _PULL_SECONDS = 600
 _ANSWER_SECONDS = 30
@@ -59,9 +64,24 @@ class Docker:
 
     def size(self, image: str) -> int:
         """Return the bytes of an image with all its layers."""
-        command = [self.program, "image", "inspect", "--format", "{{.Size}}", image]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        return int(self._tell("image", "inspect", "--format", "{{.Size}}", image))
+
+    def created(self, image: str) -> datetime:
+        """Return when an image was made."""
+        # Nine digits of a second are more than Python reads.
+        told = re.sub(r"\.(\d{1,6})\d*", r".\1", self._tell("image", "inspect", "--format", "{{.Created}}", image))
+        return datetime.fromisoformat(told)
+
+    @contextmanager
+    def file_system(self, image: str) -> Iterator[IO[bytes]]:
+        """Lend the files of an image as a tar archive; nothing of it runs."""
+        container = self._tell("create", image, "-")
+        with tempfile.NamedTemporaryFile() as file:
+            try:
+                self._must("export", "--output", file.name, container)
+            finally:
+                self._run("rm", container, quiet=True)
+            yield file
 
     def remove(self, *images: str) -> None:
         """Take names away from images, and the images with their last name."""
@@ -74,9 +94,7 @@ class Docker:
 
     def names(self, pattern: str) -> list[str]:
         """Return the names and tags of images whose repository matches a pattern."""
-        command = [self.program, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", pattern]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
-        return done.stdout.split()
+        return self._tell("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", pattern).split()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -89,6 +107,13 @@ class Docker:
         done = self._run(*words)
         if done.returncode != 0:
             raise ImageError(f"`{self.program} {' '.join(words)}` failed with exit code {done.returncode}.")
+
+    def _tell(self, *words: str) -> str:
+        command = [self.program, *words]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ImageError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+        return done.stdout.strip()
 
     def _run(
         self, *words: str, quiet: bool = False, seconds: float | None = None
