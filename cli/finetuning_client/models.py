@@ -49,8 +49,8 @@ class ModelServer:
         self._token = token
 
     def models(self) -> list[str]:
-        """Return what can be asked, the base model first. Raises ClusterError."""
-        return [str(model["id"]) for model in self.ask("/v1/models")["data"]]
+        """Return what can be asked, the base model first, without names that stand for two. Raises ClusterError."""
+        return [str(model["id"]) for model in self.ask("/v1/models")["data"] if not model.get("split")]
 
     def answer(self, model: str, question: Question) -> Iterator[str]:
         """Yield what a model answers, as it comes. Raises ClusterError, also half-way."""

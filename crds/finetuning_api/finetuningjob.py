@@ -274,6 +274,13 @@ class EvaluationSpec(EvaluationOptions):
     )
 
 
+class CanaryShare(ApiModel):
+    """The share of requests for a name that a tuned model answers; the base model, or another one, answers the rest."""
+
+    name: Name = Field(description="Model name that requests use.")
+    weight: int = Field(ge=0, le=100, description="Percent of its requests that the tuned model answers.")
+
+
 class ServingSpec(ApiModel):
     """Serving of the result."""
 
@@ -287,6 +294,10 @@ class ServingSpec(ApiModel):
         default=None, description="Compute resources of each server pod; unset is the job's."
     )
     auth_secret_ref: SecretRef | None = Field(default=None, description="Secret with tokens; unset is public.")
+    canary: CanaryShare | None = Field(
+        default=None,
+        description="A model name for which the adapter answers a share of the requests, and the base model the rest.",
+    )
     expose: bool = Field(default=False, description="Answer outside the cluster as well, as an InferenceServer.")
 
 
@@ -421,7 +432,13 @@ class RunOptions(ApiModel):
     queue_name: Name | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
 
 
-MUTABLE_FINETUNINGJOB_FIELDS = ("suspend", "ttlSecondsAfterFinished", "serving.replicas", "notifications")
+MUTABLE_FINETUNINGJOB_FIELDS = (
+    "suspend",
+    "ttlSecondsAfterFinished",
+    "serving.replicas",
+    "serving.canary",
+    "notifications",
+)
 """Fields of a FineTuningJob's spec that may change; every other one is fixed at creation."""
 
 
@@ -438,6 +455,12 @@ class FineTuningJobSpec(RunOptions):
             rule="!has(self.serving) || !self.serving.afterGate || self.evaluation.enabled",
             message="serving.afterGate needs an evaluation; set serving.afterGate to false or enable evaluation",
             field="serving.afterGate",
+        ),
+        CelRule(
+            rule="!has(self.serving) || !has(self.serving.canary) || self.method.type != 'full'",
+            message="method full makes a model of its own, which shares no server with the base model: remove"
+            " serving.canary",
+            field="serving.canary",
         ),
         completions_rule("self.evaluation.metrics", unless="!self.evaluation.enabled"),
         learned_prompt_rule(),
@@ -601,7 +624,16 @@ class FineTuningJobStatus(StagedStatus):
 class FineTuningJob(Resource):
     """Fine-tune a model on data, evaluate the result, and serve it."""
 
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (*Resource.cel_rules, SHORT_NAME)
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        *Resource.cel_rules,
+        SHORT_NAME,
+        CelRule(
+            rule="!has(self.spec.serving) || !has(self.spec.serving.canary)"
+            " || self.spec.serving.canary.name != self.metadata.name",
+            message="the adapter is served under the job's own name: choose another one for the canary",
+            field="spec.serving.canary.name",
+        ),
+    )
 
     kind: Literal["FineTuningJob"] = "FineTuningJob"
     spec: FineTuningJobSpec = Field(description="What to do.")

@@ -22,7 +22,7 @@ from finetuning_api.base import (
     Url,
     keyed_by,
 )
-from finetuning_api.finetuningjob import EnvVar, PodOptions, StorageSpec
+from finetuning_api.finetuningjob import CanaryShare, EnvVar, PodOptions, StorageSpec
 from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec
 from finetuning_api.sources import SourceRef
 
@@ -66,6 +66,15 @@ class AdapterRef(ApiModel):
         default=False,
         description="Serve the rest now, and the adapter from the moment that it is complete, whatever its gate says,"
         " without a restart; false waits for it. Variant builtin only.",
+    )
+
+
+class CanarySpec(CanaryShare):
+    """A model name that stands for two models, so that few requests try the one before all get it."""
+
+    adapter: Name = Field(description="Adapter that answers the share.")
+    stable: Name | None = Field(
+        default=None, description="Adapter that answers the other requests; unset is the base model."
     )
 
 
@@ -129,6 +138,27 @@ class InferenceServerSpec(ApiModel):
             field="idleShutdownMinutes",
         ),
         CelRule(
+            rule="!has(self.canary) || self.variant == 'builtin'",
+            message="only variant builtin draws who answers: remove canary, or set variant to builtin",
+            field="canary",
+        ),
+        CelRule(
+            rule="!has(self.canary) || self.adapters.exists(one, one.name == self.canary.adapter)",
+            message="canary.adapter is none of adapters: name one of them",
+            field="canary.adapter",
+        ),
+        CelRule(
+            rule="!has(self.canary) || !has(self.canary.stable) || (self.canary.stable != self.canary.adapter"
+            " && self.adapters.exists(one, one.name == self.canary.stable))",
+            message="canary.stable is another one of adapters, or unset for the base model",
+            field="canary.stable",
+        ),
+        CelRule(
+            rule="!has(self.canary) || !self.adapters.exists(one, one.name == self.canary.name)",
+            message="canary.name is the name of one of adapters: choose a name of its own",
+            field="canary.name",
+        ),
+        CelRule(
             rule="!has(self.autoscaling) || self.replicas <= 1",
             message="autoscaling decides how many replicas there are: change its minReplicas and maxReplicas and leave"
             " replicas at 1, or at 0 to switch the server off",
@@ -148,6 +178,9 @@ class InferenceServerSpec(ApiModel):
         max_length=64,
         description="Adapters of the base model.",
         json_schema_extra=keyed_by("name"),
+    )
+    canary: CanarySpec | None = Field(
+        default=None, description="A model name that stands for two models, by weight. Variant builtin only."
     )
     variant: ServerVariant = Field(default=ServerVariant.BUILTIN, description="builtin, command, vllm or nim.")
     image: str | None = Field(default=None, min_length=1, max_length=512, description="Container image of the server.")

@@ -227,6 +227,17 @@ class AdapterInput(ContractModel):
     """Whether the folder may be incomplete when a server starts: it is served from the moment that it is complete."""
 
 
+class CanaryInput(ContractModel):
+    """A name that stands for two served models: an adapter gets a share of its requests, the stable one the rest."""
+
+    name: str
+    stable: str
+    """Served name of the base model or of an adapter."""
+    adapter: str
+    weight: int = Field(ge=0, le=100)
+    """Percent of the requests that the adapter answers."""
+
+
 class ServeConfig(RunConfigBase):
     """Answer requests with a base model and its adapters, each under its own name."""
 
@@ -235,6 +246,7 @@ class ServeConfig(RunConfigBase):
     served_name: str
     """Name by which requests ask for the base model without an adapter."""
     adapters: tuple[AdapterInput, ...] = ()
+    canary: CanaryInput | None = None
     host: str = "0.0.0.0"  # noqa: S104  (in a pod; who may reach it is decided by the network policy)
     port: int = Field(default=8000, ge=1, le=65535)
     tokens_path: str | None = None

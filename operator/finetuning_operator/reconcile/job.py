@@ -28,7 +28,7 @@ from finetuning_api.finetuningjob import (
     ServingSpec,
     ServingStatus,
 )
-from finetuning_api.inferenceserver import AdapterRef, InferenceServer, InferenceServerSpec
+from finetuning_api.inferenceserver import AdapterRef, CanarySpec, InferenceServer, InferenceServerSpec
 from finetuning_api.metrics import Verdict
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import (
@@ -462,6 +462,7 @@ def _inference_server(view: _View) -> InferenceServer:
             model=_full_model(view) if full else spec.model,
             tokenizer=spec.tokenizer,
             adapters=[] if full else [AdapterRef(name=view.name, claim=place, awaited=not serving.after_gate)],
+            canary=_canary(view),
             replicas=_replicas(view),
             auth_secret_ref=serving.auth_secret_ref,
             expose=serving.expose,
@@ -471,6 +472,11 @@ def _inference_server(view: _View) -> InferenceServer:
             priority_class_name=spec.priority_class_name,
         ),
     )
+
+
+def _canary(view: _View) -> CanarySpec | None:
+    asked = view.job.spec.serving.canary if view.job.spec.serving else None
+    return CanarySpec(name=asked.name, weight=asked.weight, adapter=view.name) if asked else None
 
 
 def _early_server(view: _View, course: Course) -> InferenceServer | None:

@@ -13,7 +13,7 @@ from finetuning_api.inferenceserver import (
     ServerVariant,
 )
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import AdapterInput, JobIdentity, LastWords, ModelInput, ServeConfig
+from finetuning_api.runconfig import AdapterInput, CanaryInput, JobIdentity, LastWords, ModelInput, ServeConfig
 from finetuning_api.scaling import DisruptionSpec
 from finetuning_api.sources import Scheme
 from finetuning_operator.reconcile.accept import refused_paths
@@ -226,15 +226,25 @@ def _config(view: _View, model: ModelInput, adapters: tuple[ServedAdapter, ...])
             )
             for adapter in adapters
         ),
+        canary=_canary(view, adapters),
         port=view.server.spec.port,
         tokens_path=view.settings.tokens_path if view.server.spec.auth_secret_ref else None,
     )
 
 
+def _canary(view: _View, adapters: tuple[ServedAdapter, ...]) -> CanaryInput | None:
+    asked = view.server.spec.canary
+    if asked is None:
+        return None
+    stable = asked.stable or _served_name(view, adapters)
+    return CanaryInput(name=asked.name, stable=stable, adapter=asked.adapter, weight=asked.weight)
+
+
 def _served_name(view: _View, adapters: tuple[ServedAdapter, ...]) -> str:
     """Return the name of the base model in requests: its name on the hub, else the server's, unless an adapter's."""
     parsed = view.server.spec.model.parsed
-    taken = {adapter.name for adapter in adapters}
+    canary = view.server.spec.canary
+    taken = {adapter.name for adapter in adapters} | ({canary.name} if canary else set())
     names = (parsed.location if parsed.scheme is Scheme.HF else view.name, "base", f"{view.name}-base")
     return next(name for name in names if name not in taken)
 

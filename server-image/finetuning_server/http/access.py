@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finetuning_server.http.metrics import Meters
 
 REQUEST_ID = "x-request-id"
+SERVED_MODEL = "x-served-model"
 CLIENT_GONE = 499
 """Status in log and metrics of a request whose client left before it was answered; nothing is sent."""
 
@@ -37,6 +38,9 @@ class RequestRecord:
     status: int | None = None
     holder: str | None = None
     model: str | None = None
+    """What answers."""
+    asked: str | None = None
+    """Name that stands for several models, where that was asked for."""
     prompt: object = None
     """What was sent as prompt; only where the server is told to log prompts."""
     prompt_tokens: int | None = None
@@ -70,6 +74,7 @@ class AccessLog:
             "seconds": round(record.elapsed, 4),
             "first_token_seconds": None if record.first_token_seconds is None else round(record.first_token_seconds, 4),
             "model": record.model,
+            "asked_model": record.asked,
             "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.completion_tokens,
             "error": record.error,
@@ -103,6 +108,8 @@ class Observing:
                 record.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = record.id
+                if record.model is not None:
+                    headers[SERVED_MODEL] = record.model
                 if self._is_closing():
                     headers["connection"] = "close"
             is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -122,6 +129,8 @@ class Observing:
         if record.status is None:
             record.status = CLIENT_GONE
         self._meters.count(record.path, model=record.model, status=record.status, seconds=record.elapsed)
+        if record.asked is not None:
+            self._meters.count_split(record.asked, model=record.model or "", status=record.status)
         if record.path not in _QUIET_PATHS:
             client = scope.get("client")
             self._log.write(record, client=client[0] if client else None)

@@ -15,6 +15,10 @@ class ModelObject(BaseModel):
     created: int = Field(description="When this server began to serve, in seconds since 1970.")
     owned_by: str = "finetuning"
     root: str | None = Field(description="Name of the base model of an adapter; null for the base model itself.")
+    split: dict[str, int] | None = Field(
+        default=None,
+        description="Percent of the requests that each model answers; null for a name of one model.",
+    )
 
 
 class ModelList(BaseModel):

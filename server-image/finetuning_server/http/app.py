@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from finetuning_api.runconfig import ServeConfig
-from finetuning_server.engine.base import Engine, Sampling, ServedModel
+from finetuning_server.engine.base import Engine, Sampling
 from finetuning_server.engine.errors import EngineError
 from finetuning_server.http import openapi
 from finetuning_server.http.access import AccessLog, Observing, RequestRecord, record_of
@@ -38,9 +38,10 @@ from finetuning_server.http.errors import (
     internal_error,
     not_ready,
 )
-from finetuning_server.http.generating import Ask, Generator, require_served
+from finetuning_server.http.generating import Ask, Generator
 from finetuning_server.http.limits import Bounded, Limits
 from finetuning_server.http.metrics import CONTENT_TYPE, Meters
+from finetuning_server.http.names import ListedName, Names
 from finetuning_server.http.prompts import PromptEncoder, Tokens
 from finetuning_server.http.schemas import (
     MAX_CHOICES,
@@ -80,42 +81,45 @@ class Service:
         self._engine = engine
         self._life = life
         self._log_prompts = config.log_prompts
+        self._names = Names(engine, config.canary)
         self._encoder = PromptEncoder(lambda: engine.tokenizer)
         self._generator = Generator(engine, meters=meters, request_seconds=config.request_seconds)
 
     def models(self) -> list[ModelObject]:
         """Return what is served."""
         self._require_loaded()
-        return [self._described(model) for model in self._engine.models()]
+        return [self._described(each) for each in self._names.listed()]
 
     def model(self, name: str) -> ModelObject:
         """Return what is served under a name. Raises UnknownModel."""
         self._require_loaded()
-        require_served(self._engine, name)
-        return next(self._described(model) for model in self._engine.models() if model.name == name)
+        return self._described(self._names.find(name))
 
     async def complete(self, body: CompletionRequest, record: RequestRecord) -> Response:
         """Answer a request for completions."""
-        self._admit(body.model, record, prompt=body.prompt)
-        ask = _ask(body, await self._completion_prompts(body), most=body.max_tokens or 16, top_logprobs=body.logprobs)
-        writer = CompletionWriter(id=record.id, model=body.model, with_logprobs=body.logprobs is not None)
+        model = self._admit(body.model, record, prompt=body.prompt, key=_draw_key(body, record))
+        prompts = await self._completion_prompts(body)
+        ask = _ask(body, prompts, model=model, most=body.max_tokens or 16, top_logprobs=body.logprobs)
+        writer = CompletionWriter(id=record.id, model=model, with_logprobs=body.logprobs is not None)
         return await self._answer(ask, body, writer=writer, record=record)
 
     async def chat(self, body: ChatRequest, record: RequestRecord) -> Response:
         """Answer a chat."""
-        self._admit(body.model, record, prompt=[message.model_dump(exclude_unset=True) for message in body.messages])
+        turns = [message.model_dump(exclude_unset=True) for message in body.messages]
+        model = self._admit(body.model, record, prompt=turns, key=_draw_key(body, record))
         prompt = await self._encoder.chat(body.messages)
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
         most = body.max_completion_tokens or body.max_tokens
-        ask = replace(_ask(body, [prompt.tokens], most=most, top_logprobs=top_logprobs), closing_tokens=prompt.closing)
-        writer = ChatWriter(id=record.id, model=body.model, with_logprobs=bool(body.logprobs))
+        ask = _ask(body, [prompt.tokens], model=model, most=most, top_logprobs=top_logprobs)
+        ask = replace(ask, closing_tokens=prompt.closing)
+        writer = ChatWriter(id=record.id, model=model, with_logprobs=bool(body.logprobs))
         return await self._answer(ask, body, writer=writer, record=record)
 
     async def prompt(self, body: PromptRequest, record: RequestRecord) -> PromptAnswer:
         """Continue one prompt greedily."""
         self._require_loaded()
-        model = body.model or self._default_model()
-        self._admit(model, record, prompt=body.input_prompt)
+        asked = body.model or self._default_model()
+        model = self._admit(asked, record, prompt=body.input_prompt, key=record.id)
         prompts = await self._encoder.texts([body.input_prompt])
         ask = Ask(model=model, prompts=tuple(prompts), max_new_tokens=body.max_tokens, sampling=Sampling())
         (whole,) = await gathered(self._generator.run(ask, record), count=1)
@@ -142,12 +146,14 @@ class Service:
         wholes = await gathered(pieces, count=len(ask.prompts) * ask.copies)
         return _json(writer.whole(wholes, usage_of(record)))
 
-    def _admit(self, model: str, record: RequestRecord, *, prompt: object) -> None:
+    def _admit(self, asked: str, record: RequestRecord, *, prompt: object, key: str) -> str:
+        """Return the model that answers, by a key where the name stands for two. Raises UnknownModel."""
         self._require_loaded()
-        require_served(self._engine, model)
-        record.model = model
+        model = record.model = self._names.answering(asked, key=key)
+        record.asked = None if model == asked else asked
         if self._log_prompts:
             record.prompt = prompt
+        return model
 
     def _require_loaded(self) -> None:
         if self._life.phase is Phase.LOADING:
@@ -157,8 +163,8 @@ class Service:
         base, *adapters = self._engine.models()
         return adapters[0].name if adapters else base.name
 
-    def _described(self, model: ServedModel) -> ModelObject:
-        return ModelObject(id=model.name, created=self._life.began, root=model.parent)
+    def _described(self, listed: ListedName) -> ModelObject:
+        return ModelObject(id=listed.name, created=self._life.began, root=listed.root, split=listed.split)
 
 
 def create_app(  # the parts of one server
@@ -272,7 +278,19 @@ async def _answer_fault(request: Request, _error: Exception) -> Response:
     return internal_error(record_of(request.scope).id).response()
 
 
-def _ask(body: SamplingFields, prompts: Sequence[Tokens], *, most: int | None, top_logprobs: int | None) -> Ask:
+def _draw_key(body: SamplingFields, record: RequestRecord) -> str:
+    """Return by what a request is told from others where a name stands for two models.
+
+    Equal users get equal models, and equal requests with equal seeds equal answers; all others are drawn one by one.
+    """
+    if body.user:
+        return f"user {body.user}"
+    return f"request {record.id}" if body.seed is None else body.model_dump_json()
+
+
+def _ask(
+    body: SamplingFields, prompts: Sequence[Tokens], *, model: str, most: int | None, top_logprobs: int | None
+) -> Ask:
     copies = body.n or 1
     if len(prompts) * copies > MAX_CHOICES:
         message = f"n: {len(prompts)} prompts times n = {copies} are more than {MAX_CHOICES} completions in one request"
@@ -283,7 +301,7 @@ def _ask(body: SamplingFields, prompts: Sequence[Tokens], *, most: int | None, t
         seed=body.seed,
     )
     return Ask(
-        model=body.model,
+        model=model,
         prompts=tuple(prompts),
         max_new_tokens=most,
         copies=copies,

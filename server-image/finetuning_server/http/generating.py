@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from finetuning_server.engine.base import Engine, GenerationRequest, Piece, Sampling
-from finetuning_server.engine.errors import PromptTooLong, UnknownModel
+from finetuning_server.engine.errors import PromptTooLong
 from finetuning_server.http.access import RequestRecord
 from finetuning_server.http.errors import took_too_long
 from finetuning_server.http.metrics import Meters
@@ -57,13 +57,6 @@ class Ask:
             sampling=replace(self.sampling, seed=folded),
             top_logprobs=self.top_logprobs,
         )
-
-
-def require_served(engine: Engine, name: str) -> None:
-    """Raise UnknownModel for a name that nothing is served under."""
-    known = tuple(model.name for model in engine.models())
-    if name not in known:
-        raise UnknownModel(name, known=known)
 
 
 class Generator:

@@ -39,6 +39,13 @@ class Meters:
             return Histogram(_PREFIX + name, text, labels, buckets=_SECONDS, registry=registry)
 
         self._requests = counter("requests", "Requests answered.", "route", "model", "status")
+        self._splits = counter(
+            "canary_requests",
+            "Requests for a name of two models, by the one that answered.",
+            "asked",
+            "model",
+            "status",
+        )
         self._seconds = histogram("request_seconds", "Seconds from a request's head to the answer's end.", "route")
         self._first_token = histogram(
             "first_token_seconds", "Seconds from a request's head to its first token.", "model"
@@ -61,6 +68,10 @@ class Meters:
         route = route_of(path)
         self._requests.labels(route, model or "", str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def count_split(self, asked: str, *, model: str, status: int) -> None:
+        """Count a request that was asked of a name of two models."""
+        self._splits.labels(asked, model, str(status)).inc()
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:

@@ -102,7 +102,9 @@ class SamplingFields(Body):
     )
     stream: bool | None = Field(default=False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = None
-    user: str | None = Field(default=None, description="Accepted and not used.")
+    user: str | None = Field(
+        default=None, description="Equal users get the same model of a name that stands for two; else not used."
+    )
     metadata: dict[str, str] | None = Field(default=None, description="Accepted and not used.")
     store: Annotated[Any, Only((None, False))] = None
     frequency_penalty: Annotated[Any, Only((None, 0))] = None

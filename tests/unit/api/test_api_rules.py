@@ -95,7 +95,7 @@ def test_every_field_of_every_spec_is_known_as_fixed_or_changeable() -> None:
         assert {change.field for table in tables for change in table} == fields
 
 
-def test_of_serving_only_replicas_change() -> None:
+def test_of_serving_only_replicas_and_canary_change() -> None:
     old = job(serving={"replicas": 1, "afterGate": True})
 
     assert validate_update(old, job(serving={"replicas": 2, "afterGate": True})) == []
@@ -103,7 +103,7 @@ def test_of_serving_only_replicas_change() -> None:
     assert error.path == "spec.serving.afterGate"
     assert error.message == (
         "serving.afterGate is fixed at creation; create a new FineTuningJob with another name (only suspend,"
-        " ttlSecondsAfterFinished, serving.replicas and notifications can be changed)"
+        " ttlSecondsAfterFinished, serving.replicas, serving.canary and notifications can be changed)"
     )
 
 

@@ -150,7 +150,8 @@ def test_answer_that_is_no_json_is_told(peer: Peer) -> None:
 
 
 def test_token_and_prefix_are_sent_and_the_client_can_be_used_again_after_leaving_early(peer: Peer) -> None:
-    peer.answer("/llm/v1/models", {"data": [{"id": "base"}, {"id": "tuned"}]})
+    shared = {"id": "live", "split": {"base": 90, "tuned": 10}}
+    peer.answer("/llm/v1/models", {"data": [{"id": "base"}, {"id": "tuned"}, shared]})
     peer.answer("/llm/v1/completions", events(chunk("a"), chunk("b")), kind=SSE)
     client = peer.client(token="sesame", prefix="/llm")
 

@@ -6,7 +6,8 @@ from tests.support.objects import DIGEST, NOW, RESULTS, World, failed, job
 
 from finetuning_api.base import ConditionStatus, ConditionType, StageState
 from finetuning_api.dataset import DatasetSpec
-from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobStatus, JobPhase
+from finetuning_api.finetuningjob import CanaryShare, FineTuningJob, FineTuningJobStatus, JobPhase, ServingSpec
+from finetuning_api.inferenceserver import CanarySpec, InferenceServer
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation
@@ -232,6 +233,21 @@ def test_only_what_passed_the_gate_is_served() -> None:
     assert server is not None
     assert (server.spec.replicas, [adapter.name for adapter in server.spec.adapters]) == (2, ["demo"])
     assert passing.job().status.phase is JobPhase.SERVING
+
+
+def test_a_share_of_a_name_goes_to_what_was_tuned_and_can_be_changed() -> None:
+    made = evaluated(Verdict.PASS, serving={"canary": {"name": "live", "weight": 10}})
+    made.answer()
+    server, job = made.server(), made.job()
+    serving = ServingSpec(canary=CanaryShare(name="live", weight=50))
+    made.add(job.model_copy(update={"spec": job.spec.model_copy(update={"serving": serving})}))
+    made.settle()
+    (changed,) = made.plans[KEY].children
+
+    assert server is not None
+    assert server.spec.canary == CanarySpec(name="live", adapter="demo", weight=10)
+    assert isinstance(changed, InferenceServer)
+    assert changed.spec.canary == CanarySpec(name="live", adapter="demo", weight=50)
 
 
 def test_one_machine_serves_nothing_and_says_what_to_do_instead() -> None:

@@ -21,6 +21,7 @@ from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation
 from finetuning_api.runconfig import (
     AdapterInput,
+    CanaryInput,
     EvaluateResult,
     JobIdentity,
     LastWords,
@@ -166,6 +167,34 @@ def test_adapter_of_a_job_is_waited_for_and_served() -> None:
     assert found.config.adapters == (
         AdapterInput(name="triage", path="/volumes/demo-adapter/adapter", digest=ADAPTER_DIGEST),
     )
+
+
+def test_a_canary_is_told_by_the_names_that_are_served() -> None:
+    adapters = [*FROM_JOB, {"name": "former", "claim": {"claimName": "old", "path": "a"}}]
+    made = world(server(adapters=adapters, canary={"name": "live", "adapter": "triage", "weight": 5}))
+    complete(made)
+    (beside_base,) = made.plans[KEY].servers
+    canary = {"name": "live", "adapter": "triage", "stable": "former", "weight": 5}
+    made.add(server(adapters=adapters, canary=canary))
+    made.settle()
+    (beside_former,) = made.plans[KEY].servers
+
+    assert isinstance(beside_base.config, ServeConfig)
+    assert isinstance(beside_former.config, ServeConfig)
+    assert beside_base.config.canary == CanaryInput(name="live", stable="acme/tiny", adapter="triage", weight=5)
+    assert beside_former.config.canary == CanaryInput(name="live", stable="former", adapter="triage", weight=5)
+
+
+def test_the_base_model_gives_its_name_to_a_canary() -> None:
+    bucket = {"source": "s3://models/tiny"}
+    canary = {"name": "chat", "adapter": "triage", "weight": 5}
+    adapters = [{"name": "triage", "claim": {"claimName": "old", "path": "a"}}]
+    made = world(server(model=bucket, adapters=adapters, canary=canary))
+    (found,) = made.plans[KEY].servers
+
+    assert isinstance(found.config, ServeConfig)
+    assert found.config.served_name == "base"
+    assert found.config.canary == CanaryInput(name="chat", stable="base", adapter="triage", weight=5)
 
 
 AWAITED = [{"name": "triage", "jobRef": "demo", "awaited": True}]
