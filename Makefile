@@ -47,6 +47,15 @@ kind-up: ## Start a kind cluster to try things in; `skaffold run` goes on from t
 kind-down: ## Remove it.
 	@hack/kind.sh down
 
+node-binaries: cluster-binaries ## Build kubelet, kube-proxy, CoreDNS and so on: five minutes more, once per machine.
+	@$(BIN)/python -m hack.cluster node-build
+
+node-up: node-binaries ## Start a cluster with one real node on this machine (root, Linux); prints how to use it.
+	@$(BIN)/python -m hack.cluster node-up
+
+node-down: venv ## Stop it, without a trace.
+	@$(BIN)/python -m hack.cluster node-down
+
 images: ## Build the images of the operator and of every program; `python -m hack.images --help` tells the settings.
 	@$(PYTHON) -m hack.images build
 

@@ -1,4 +1,4 @@
-"""Where the programs of a control plane come from: built once per machine, from modules that go.mod pins."""
+"""Where the programs of clusters come from: built once per machine, from modules that go.mod pins."""
 
 import fcntl
 import hashlib
@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,10 @@ class Module:
 
     @property
     def binaries(self) -> Path:
-        """Where the built programs lie: one folder for each content of the module files and build options."""
-        inputs = [(self.folder / name).read_bytes() for name in ("go.mod", "go.sum")]
+        """Where the built programs lie: one folder for each content of the module's files and build options."""
+        own = [self.folder / package for package in self.packages.values() if package.startswith("./")]
+        sources = [path for folder in own for path in sorted(folder.glob("*.go"))]
+        inputs = [path.read_bytes() for path in (self.folder / "go.mod", self.folder / "go.sum", *sources)]
         digest = hashlib.sha256(b"\0".join([*inputs, repr(self.options).encode()])).hexdigest()[:12]
         return _cache() / f"{self.name}-{self.version}-{digest}" / "bin"
 
@@ -65,7 +67,9 @@ def _helm(version: str, *, kubernetes: str) -> dict[str, str]:
 
 
 KUBERNETES, _KWOK_VERSION, _HELM_VERSION = "v1.35.4", "v0.7.0", "v3.22.0"
-MODULES = (
+_CNI_VERSION, _COREDNS_VERSION = "v1.9.1", "v1.14.7"
+_CNI_PLUGINS = "github.com/containernetworking/plugins/plugins"
+PLANE = (
     Module(
         name="kubernetes",
         folder=_FOLDER,
@@ -94,17 +98,48 @@ MODULES = (
         facts=_helm(_HELM_VERSION, kubernetes=KUBERNETES),
     ),
 )
+"""What a control plane with fake nodes runs."""
+NODE = (
+    # Not part of the first module: a control plane alone is built without them.
+    Module(
+        name="kubelet",
+        folder=_FOLDER / "kubelet",
+        version=KUBERNETES,
+        packages={name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kubelet", "kube-proxy")},
+        facts=_kubernetes(KUBERNETES),
+    ),
+    Module(
+        name="cni",
+        folder=_FOLDER / "cni",
+        version=_CNI_VERSION,
+        packages={
+            "bridge": f"{_CNI_PLUGINS}/main/bridge",
+            "host-local": f"{_CNI_PLUGINS}/ipam/host-local",
+            "loopback": f"{_CNI_PLUGINS}/main/loopback",
+            "portmap": f"{_CNI_PLUGINS}/meta/portmap",
+        },
+        facts={},
+    ),
+    Module(
+        name="programs",
+        folder=_FOLDER / "programs",
+        version=_COREDNS_VERSION,
+        packages={"coredns": "./coredns", "pause": "./pause"},
+        facts={},
+    ),
+)
+"""What a real node runs beside."""
 
 
 class BuildError(Exception):
     """The programs cannot be had here; the message says what to do."""
 
 
-def find_binaries() -> dict[str, Path]:
+def find_binaries(modules: Sequence[Module] = PLANE) -> dict[str, Path]:
     """Return the path of each program, those of KUBEBUILDER_ASSETS first. Programs that are nowhere are left out."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     found = {}
-    for module in MODULES:
+    for module in modules:
         folders = [Path(assets), module.binaries] if assets else [module.binaries]
         for name in module.packages:
             path = next((folder / name for folder in folders if (folder / name).is_file()), None)
@@ -113,26 +148,27 @@ def find_binaries() -> dict[str, Path]:
     return found
 
 
-def require_binaries() -> dict[str, Path]:
+def require_binaries(modules: Sequence[Module] = PLANE) -> dict[str, Path]:
     """Return the path of each program.
 
     Raises:
         BuildError: Some are missing; building them is left to the command that the message names.
     """
-    found = find_binaries()
-    if missing := [name for module in MODULES for name in module.packages if name not in found]:
+    found = find_binaries(modules)
+    if missing := [name for module in modules for name in module.packages if name not in found]:
+        target = "cluster-binaries" if modules == PLANE else "node-binaries"
         names = ", ".join(missing)
-        raise BuildError(f"not built yet: {names}. Run `make cluster-binaries` (about ten minutes, once per machine).")
+        raise BuildError(f"not built yet: {names}. Run `make {target}` (about ten minutes, once per machine).")
     return found
 
 
-def build_missing() -> dict[str, Path]:
+def build_missing(modules: Sequence[Module] = PLANE) -> dict[str, Path]:
     """Build what is missing and return the path of each program. Two builds at once wait for one another."""
     cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
-        found = find_binaries()
-        missing = [(module, name) for module in MODULES for name in module.packages if name not in found]
+        found = find_binaries(modules)
+        missing = [(module, name) for module in modules for name in module.packages if name not in found]
         for left in cache.glob(f"{_ASIDE}*"):  # Of a build that was killed.
             shutil.rmtree(left)
         go = find_go() if missing else ""
@@ -141,7 +177,7 @@ def build_missing() -> dict[str, Path]:
             _LOG.info("building %s from %s (minutes, the first time) ...", name, module.packages[name])
             _build(go, module, name)
             _LOG.info("built %s in %.0f s", name, time.monotonic() - started)
-    return require_binaries()
+    return require_binaries(modules)
 
 
 def _build(go: str, module: Module, name: str) -> None:

@@ -14,27 +14,30 @@ from pathlib import Path
 
 from hack.cluster.plane import Running, StartError, is_alive, remove_data
 
+_HOLD = "hold"
+"""The command that holds a control plane with fake nodes."""
+HOLD_NODE = "hold-node"
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 180
 _STOP_SECONDS = 30
 
 
-def start(folder: Path, *, while_used: bool = False) -> Running:
-    """Return the control plane of a folder; start it when none is there. Two that start at once share one."""
+def start(folder: Path, *, while_used: bool = False, holder: str = _HOLD) -> Running:
+    """Return the cluster of a folder; start it when none is there. Two that start at once share one."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "starting").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         found = Running.find(folder)
-        return found if found is not None else _start(folder, while_used=while_used)
+        return found if found is not None else _start(folder, while_used=while_used, holder=holder)
 
 
 @contextmanager
-def use(folder: Path) -> Iterator[Running]:
-    """Share the control plane of a folder; it ends with the last process that uses it, however that ends."""
+def use(folder: Path, *, holder: str = _HOLD) -> Iterator[Running]:
+    """Share the cluster of a folder; it ends with the last process that uses it, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "users").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        yield start(folder, while_used=True)
+        yield start(folder, while_used=True, holder=holder)
 
 
 def stop(folder: Path) -> bool:
@@ -50,8 +53,8 @@ def stop(folder: Path) -> bool:
     return True
 
 
-def _start(folder: Path, *, while_used: bool) -> Running:
-    command = [sys.executable, "-m", "hack.cluster", "hold", "--state", str(folder)]
+def _start(folder: Path, *, while_used: bool, holder: str) -> Running:
+    command = [sys.executable, "-m", "hack.cluster", holder, "--state", str(folder)]
     with (folder / "supervisor.log").open("wb") as log:
         child = subprocess.Popen(
             [*command, "--while-used"] if while_used else command,

@@ -12,6 +12,8 @@ import yaml
 from hack.cluster.certificates import Authority, KeyPair, service_account_key
 
 MANIFESTS = Path(__file__).parent / "manifests"
+SERVICE_ADDRESSES = "10.96.0.0/16"
+_API_SERVICE = "10.96.0.1"
 _LOOPBACK = "127.0.0.1"
 _DATA_BYTES = 2**30
 """More than etcd needs for thousands of objects; containers often have 64 MB of shared memory, less than its log."""
@@ -35,6 +37,8 @@ class Site:
     etcd_port: int
     etcd_peer_port: int
     api_port: int
+    address: str = _LOOPBACK
+    """Where clients reach the API server."""
 
     @classmethod
     def choose(cls, folder: Path, *, data: Path) -> "Site":
@@ -45,7 +49,7 @@ class Site:
     @property
     def server(self) -> str:
         """Address of the API server."""
-        return f"https://{_LOOPBACK}:{self.api_port}"
+        return f"https://{self.address}:{self.api_port}"
 
     @property
     def kubeconfig(self) -> Path:
@@ -63,25 +67,71 @@ class Site:
         return KeyPair(certificate=self.folder / "pki" / "admin.crt", key=self.folder / "pki" / "admin.key")
 
 
-def prepare(site: Site, binaries: Mapping[str, Path]) -> list[Component]:
-    """Write what the components read and return them in the order in which they start."""
-    pki = site.folder / "pki"
-    authority = Authority(pki)
-    names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "10.96.0.1", _LOOPBACK)
-    server = authority.server("apiserver", hosts=names)
-    tokens = service_account_key(pki)
-    for user, group in (("admin", "system:masters"), ("kwok", "system:masters")):
-        _write_kubeconfig(site, authority, name=user, user=user, group=group)
-    for user in ("kube-controller-manager", "kube-scheduler"):
-        _write_kubeconfig(site, authority, name=user, user=f"system:{user}")
-    (site.folder / "admin.kubeconfig").rename(site.kubeconfig)
-    return [
-        _etcd(site, binaries["etcd"]),
-        _apiserver(site, binaries["kube-apiserver"], ca=authority.pair, server=server, tokens=tokens),
-        _controller_manager(site, binaries["kube-controller-manager"], ca=authority.pair, tokens=tokens),
-        _component("kube-scheduler", binaries["kube-scheduler"], *_client_flags(site, "kube-scheduler")),
-        _kwok(site, binaries["kwok"]),
-    ]
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What runs in one cluster, in the order in which it starts."""
+
+    site: Site
+    first: tuple[Component, ...]
+    """The API server, and what needs none."""
+    commands: tuple[tuple[str, ...], ...]
+    """What is run to its end as soon as the API server is ready."""
+    others: tuple[Component, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the components of one cluster know each other by."""
+
+    authority: Authority
+    tokens: KeyPair
+    """Signs the tokens of service accounts."""
+
+    @classmethod
+    def make(cls, site: Site) -> "Credentials":
+        """Make those of a new cluster, and the kubeconfigs of its administrator and its controllers."""
+        pki = site.folder / "pki"
+        made = cls(authority=Authority(pki), tokens=service_account_key(pki))
+        made.write_kubeconfig(site, "admin", user="admin", group="system:masters").rename(site.kubeconfig)
+        for name in ("kube-controller-manager", "kube-scheduler"):
+            made.write_kubeconfig(site, name, user=f"system:{name}")
+        return made
+
+    def write_kubeconfig(self, site: Site, name: str, *, user: str, group: str = "") -> Path:
+        """Write a kubeconfig of a user for a component."""
+        pair = self.authority.client(name, user=user, group=group)
+        identity = {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}
+        path = site.folder / f"{name}.kubeconfig"
+        path.touch(mode=0o600)
+        path.write_text(kubeconfig_text(server=site.server, ca=self.authority.pair.certificate, user=identity))
+        return path
+
+
+def fake_nodes(folder: Path, *, data: Path, binaries: Mapping[str, Path]) -> Layout:
+    """Return a control plane whose nodes only the API knows, and write what its components read."""
+    site = Site.choose(folder, data=data)
+    credentials = Credentials.make(site)
+    credentials.write_kubeconfig(site, "kwok", user="kwok", group="system:masters")
+    alone = (
+        "--endpoint-reconciler-type=none",  # A loopback address is no valid endpoint.
+        f"--bind-address={_LOOPBACK}",
+    )
+    return Layout(
+        site=site,
+        first=(etcd(site, binaries), apiserver(site, binaries, *alone, credentials=credentials)),
+        commands=(apply_command(site, binaries, MANIFESTS / "cluster.yaml"),),
+        others=(
+            controller_manager(site, binaries, "--enable-hostpath-provisioner", credentials=credentials),
+            scheduler(site, binaries),
+            _kwok(site, binaries["kwok"]),
+        ),
+    )
+
+
+def apply_command(site: Site, binaries: Mapping[str, Path], manifest: Path) -> tuple[str, ...]:
+    """Return the command that applies a manifest."""
+    apply = ("apply", "--server-side", f"--filename={manifest}")
+    return (str(binaries["kubectl"]), f"--kubeconfig={site.kubeconfig}", *apply)
 
 
 def kubeconfig_text(*, server: str, ca: Path, user: Mapping[str, str], namespace: str = "default") -> str:
@@ -97,11 +147,12 @@ def kubeconfig_text(*, server: str, ca: Path, user: Mapping[str, str], namespace
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def _etcd(site: Site, program: Path) -> Component:
+def etcd(site: Site, binaries: Mapping[str, Path]) -> Component:
+    """Return etcd, on loopback."""
     client, peer = f"http://{_LOOPBACK}:{site.etcd_port}", f"http://{_LOOPBACK}:{site.etcd_peer_port}"
-    return _component(
+    return component(
         "etcd",
-        program,
+        binaries["etcd"],
         f"--data-dir={site.data}",
         f"--listen-client-urls={client}",
         f"--advertise-client-urls={client}",
@@ -114,7 +165,8 @@ def _etcd(site: Site, program: Path) -> Component:
     )
 
 
-def _apiserver(site: Site, program: Path, *, ca: KeyPair, server: KeyPair, tokens: KeyPair) -> Component:
+def apiserver(site: Site, binaries: Mapping[str, Path], *flags: str, credentials: Credentials) -> Component:
+    """Return the API server."""
     authentication = site.folder / "authentication.json"
     authentication.write_text(
         json.dumps(
@@ -125,41 +177,49 @@ def _apiserver(site: Site, program: Path, *, ca: KeyPair, server: KeyPair, token
             }
         )
     )
-    return _component(
+    names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", _API_SERVICE, _LOOPBACK)
+    server = credentials.authority.server("apiserver", hosts=(*names, site.address))
+    return component(
         "kube-apiserver",
-        program,
+        binaries["kube-apiserver"],
         f"--etcd-servers=http://{_LOOPBACK}:{site.etcd_port}",
-        f"--bind-address={_LOOPBACK}",
         f"--secure-port={site.api_port}",
         f"--tls-cert-file={server.certificate}",
         f"--tls-private-key-file={server.key}",
-        f"--client-ca-file={ca.certificate}",
+        f"--client-ca-file={site.ca}",
         f"--authentication-config={authentication}",
         "--authorization-mode=Node,RBAC",
         # The second is stricter than most clusters are, as OpenShift is.
         "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
-        "--endpoint-reconciler-type=none",  # A loopback address is no valid endpoint.
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-        f"--service-account-key-file={tokens.certificate}",
-        f"--service-account-signing-key-file={tokens.key}",
-        "--service-cluster-ip-range=10.96.0.0/16",
+        f"--service-account-key-file={credentials.tokens.certificate}",
+        f"--service-account-signing-key-file={credentials.tokens.key}",
+        f"--service-cluster-ip-range={SERVICE_ADDRESSES}",
         "--profiling=false",
+        *flags,
     )
 
 
-def _controller_manager(site: Site, program: Path, *, ca: KeyPair, tokens: KeyPair) -> Component:
+def controller_manager(site: Site, binaries: Mapping[str, Path], *flags: str, credentials: Credentials) -> Component:
+    """Return the controllers of Kubernetes."""
     name = "kube-controller-manager"
-    return _component(
+    ca = credentials.authority.pair
+    return component(
         name,
-        program,
+        binaries[name],
         *_client_flags(site, name),
         "--use-service-account-credentials",
-        f"--service-account-private-key-file={tokens.key}",
+        f"--service-account-private-key-file={credentials.tokens.key}",
         f"--root-ca-file={ca.certificate}",
         f"--cluster-signing-cert-file={ca.certificate}",
         f"--cluster-signing-key-file={ca.key}",
-        "--enable-hostpath-provisioner",
+        *flags,
     )
+
+
+def scheduler(site: Site, binaries: Mapping[str, Path]) -> Component:
+    """Return the scheduler."""
+    return component("kube-scheduler", binaries["kube-scheduler"], *_client_flags(site, "kube-scheduler"))
 
 
 def _client_flags(site: Site, name: str) -> list[str]:
@@ -170,7 +230,7 @@ def _client_flags(site: Site, name: str) -> list[str]:
 
 
 def _kwok(site: Site, program: Path) -> Component:
-    return _component(
+    return component(
         "kwok",
         program,
         f"--kubeconfig={site.folder / 'kwok.kubeconfig'}",
@@ -180,16 +240,9 @@ def _kwok(site: Site, program: Path) -> Component:
     )
 
 
-def _component(name: str, program: Path, *flags: str) -> Component:
+def component(name: str, program: str | Path, *flags: str) -> Component:
+    """Return a component by its command line."""
     return Component(name=name, command=(str(program), *flags))
-
-
-def _write_kubeconfig(site: Site, authority: Authority, *, name: str, user: str, group: str = "") -> None:
-    pair = authority.client(name, user=user, group=group)
-    identity = {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}
-    path = site.folder / f"{name}.kubeconfig"
-    path.touch(mode=0o600)
-    path.write_text(kubeconfig_text(server=site.server, ca=authority.pair.certificate, user=identity))
 
 
 def _free_ports(count: int) -> list[int]:

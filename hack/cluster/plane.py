@@ -13,20 +13,24 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hack.cluster.components import MANIFESTS, Component, Site, memory_folder, prepare
+from hack.cluster.components import Component, Layout, Site, fake_nodes, memory_folder
 
 _LOG = logging.getLogger(__name__)
 _READY_SECONDS = 120
 _PAUSE_SECONDS = 0.1
 _VOLUMES = Path("/tmp/hostpath_pv")  # noqa: S108  (where the controller manager puts host-path volumes; not ours to choose)
+
+
+Design = Callable[..., Layout]
+"""``design(folder, data=..., binaries=...)`` says what runs, and writes what it reads."""
 
 
 class StartError(Exception):
@@ -59,9 +63,13 @@ class Running:
 class ControlPlane:
     """The components of one control plane as children of this process; a context manager."""
 
-    def __init__(self, folder: Path, *, binaries: Mapping[str, Path]) -> None:
+    def __init__(
+        self, folder: Path, *, binaries: Mapping[str, Path], design: Design = fake_nodes, holder: int | None = None
+    ) -> None:
         self._folder = folder
         self._binaries = binaries
+        self._design = design
+        self._holder = holder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._components: dict[str, Component] = {}
         self._site: Site | None = None
@@ -83,6 +91,8 @@ class ControlPlane:
         """Start again what ends, until there is nothing to keep."""
         pause = threading.Event()
         while not until():
+            if os.getpid() == 1:
+                self._collect_orphans()
             for name, child in list(self._children.items()):
                 if child.poll() is not None:
                     _LOG.warning("%s ended with %s; starting it again", name, child.returncode)
@@ -90,19 +100,28 @@ class ControlPlane:
                     self._announce()
             pause.wait(_PAUSE_SECONDS)
 
+    def _collect_orphans(self) -> None:
+        """Do what the first process of a machine does: ask those that lost their parents how they ended."""
+        own = {child.pid for child in self._children.values()}
+        with suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in own:
+                os.waitpid(ended.si_pid, 0)
+
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_data(self._folder)
         data = Path(tempfile.mkdtemp(prefix="finetuning-etcd-", dir=memory_folder(self._folder)))
         (self._folder / "etcd").symlink_to(data)
-        self._site = Site.choose(self._folder, data=data)
-        self._components = {component.name: component for component in prepare(self._site, self._binaries)}
-        self._spawn(self._components["etcd"])
-        self._spawn(self._components["kube-apiserver"])
+        layout = self._design(self._folder, data=data, binaries=self._binaries)
+        self._site = layout.site
+        self._components = {component.name: component for component in (*layout.first, *layout.others)}
+        for component in layout.first:
+            self._spawn(component)
         self._wait("the API server is ready", self._api_is_ready)
-        for name in ("kube-controller-manager", "kube-scheduler", "kwok"):
-            self._spawn(self._components[name])
-        self._kubectl("apply", "--server-side", "--filename", str(MANIFESTS / "cluster.yaml"))
+        for command in layout.commands:
+            _run(command)
+        for component in layout.others:
+            self._spawn(component)
         self._wait("pods can be created and placed", self._pods_can_run)
         self._announce()
 
@@ -140,12 +159,16 @@ class ControlPlane:
     def _pods_can_run(self) -> bool:
         try:
             self._get("/api/v1/namespaces/default/serviceaccounts/default")
-            nodes: list[dict[str, Any]] = json.loads(self._get("/api/v1/nodes"))["items"]
+            nodes = self._items("/api/v1/nodes")
+            deployments = self._items("/apis/apps/v1/namespaces/kube-system/deployments")
         except OSError:
             return False
-        conditions = [condition for node in nodes for condition in node["status"].get("conditions", [])]
-        ready = [each for each in conditions if each["type"] == "Ready" and each["status"] == "True"]
-        return len(ready) == len(nodes) > 0
+        ready = [node for node in nodes if _has_condition(node, "Ready")]
+        return len(ready) == len(nodes) > 0 and all(_has_condition(each, "Available") for each in deployments)
+
+    def _items(self, path: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(self._get(path))["items"]
+        return items
 
     def _get(self, path: str) -> bytes:
         site = self._known_site()
@@ -156,12 +179,6 @@ class ControlPlane:
             content: bytes = answer.read()
         return content
 
-    def _kubectl(self, *arguments: str) -> None:
-        command = [str(self._binaries["kubectl"]), f"--kubeconfig={self._known_site().kubeconfig}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise StartError(f"`kubectl {' '.join(arguments)}`: {done.stderr.strip()}")
-
     def _announce(self) -> None:
         site = self._known_site()
         running = Running(
@@ -169,7 +186,7 @@ class ControlPlane:
             kubeconfig=str(site.kubeconfig),
             ca=str(site.ca),
             kubectl=str(self._binaries["kubectl"]),
-            supervisor=os.getpid(),
+            supervisor=self._holder or os.getpid(),
             components={name: child.pid for name, child in self._children.items()},
         )
         aside = self._folder / "cluster.json.new"
@@ -201,11 +218,22 @@ class ControlPlane:
     def _volumes(self) -> list[Path]:
         """Return the folders that the controller manager made for claims that still exist."""
         try:
-            items: list[dict[str, Any]] = json.loads(self._get("/api/v1/persistentvolumes"))["items"]
+            items = self._items("/api/v1/persistentvolumes")
         except (OSError, HTTPException, ValueError, RuntimeError):
             return []
         paths = [Path(item["spec"].get("hostPath", {}).get("path", "/")) for item in items]
         return [path for path in paths if path.parent == _VOLUMES]
+
+
+def _run(command: tuple[str, ...]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StartError(f"`{' '.join(command)}`: {done.stderr.strip()}")
+
+
+def _has_condition(target: dict[str, Any], kind: str) -> bool:
+    conditions = target["status"].get("conditions", [])
+    return any(each["type"] == kind and each["status"] == "True" for each in conditions)
 
 
 def is_alive(process: int) -> bool:
@@ -231,12 +259,19 @@ def remove_data(folder: Path) -> None:
 
 def supervise(folder: Path, *, binaries: Mapping[str, Path], while_used: bool) -> None:
     """Hold a control plane until SIGTERM, or until nobody holds the lock of its users any more."""
+    with wanted(folder, while_used=while_used) as is_wanted, ControlPlane(folder, binaries=binaries) as plane:
+        plane.keep(until=lambda: not is_wanted())
+
+
+@contextmanager
+def wanted(folder: Path, *, while_used: bool) -> Iterator[Callable[[], bool]]:
+    """Tell whether what runs in a folder is still wanted: until SIGTERM, or until its last user has ended."""
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopped.set())
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "users").open("a") as users, ControlPlane(folder, binaries=binaries) as plane:
-        plane.keep(until=lambda: stopped.is_set() or (while_used and _is_unused(users.fileno())))
+    with (folder / "users").open("a") as users:
+        yield lambda: not (stopped.is_set() or (while_used and _is_unused(users.fileno())))
 
 
 def _is_unused(lock: int) -> bool:
