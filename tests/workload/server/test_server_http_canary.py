@@ -160,13 +160,10 @@ def test_a_name_that_is_not_served_is_refused_with_all_that_are(server: Served) 
 def test_a_real_model_and_its_adapter_answer_for_one_name(tmp_path: Path) -> None:
     """What is told to have answered has: the texts are those that each model gives under its own name."""
     tokenizer = tiny_tokenizer()
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    model = save_lively(LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=2, **sizes), tokenizer, tmp_path / "base")
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = save_lively(
+        LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes), tokenizer, tmp_path / "base"
+    )
     tuned = write_lora(model, tmp_path / "tuned")
     config = serve_config(model, adapters=(tuned,), canary=canary(50))
     engine = BatchingEngine(config, environment=ONE_THREAD, settings=EngineSettings(precision=Precision.FP32))
