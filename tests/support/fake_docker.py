@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROGRAM = """\
-#!{python}
+#!{python} -SE
 import pathlib, sys
 asked, images = pathlib.Path({asked!r}), pathlib.Path({images!r})
 words = sys.argv[1:]
