@@ -6,10 +6,10 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench images e2e-images help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
+.PHONY: bench images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
 
 help: ## Show the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
 venv: ## Make .venv with everything that development needs.
 	@PYTHON=$(PYTHON) hack/venv.sh dev
@@ -62,6 +62,9 @@ images: ## Build the images of the operator and of every program; `python -m hac
 e2e-images: ## Build the images that tests on a node load, where something changed; minutes, the first time.
 	@$(PYTHON) -m hack.images archives
 
+sbom: venv ## Write what is in the built images: build/sbom/<role>.cdx.json.
+	@$(BIN)/python -m hack.images sbom
+
 bench: cluster-binaries ## Measure the operator and its progress endpoint; half an hour, on a quiet machine.
 	$(BIN)/python -m bench.operator.bench_operator latency burst writes stored growth progress
 	$(BIN)/python -m bench.progress.bench_progress
@@ -73,6 +76,7 @@ lint: venv ## Check style, types, floors, and that generated files are current.
 	$(BIN)/lint-imports
 	$(BIN)/finetune crds --check
 	$(BIN)/python -m hack.chart_readme --check
+	$(BIN)/python -m hack.chart_schema --check
 	$(BIN)/hadolint $(wildcard */Dockerfile) tests/e2e/site/Dockerfile
 
 types: venv
@@ -85,6 +89,7 @@ format: venv ## Put the code into the house style.
 crds: venv ## Write crds/*.yaml, the chart and docs/manifest-reference.md from the types and values.
 	$(BIN)/finetune crds
 	$(BIN)/python -m hack.chart_readme
+	$(BIN)/python -m hack.chart_schema
 
 docs: crds ## Write the generated pages of docs/.
 

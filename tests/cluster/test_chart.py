@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import kubernetes_validate
 import pytest
 import yaml
 from tests.support import whole_job
@@ -13,7 +15,10 @@ from tests.support.cluster import Cluster, Object, has_condition, temporary_name
 from tests.support.operator_process import OPERATOR_NAMESPACE, Identity, running_operator
 from tests.support.private_plane import PrivatePlane
 
+from finetuning_api.finetuningjob import Preset
 from finetuning_api.generate import generated_files
+from finetuning_operator.cluster.options import Options, Outside
+from finetuning_operator.reconcile.policy import Bounds, SourcePolicy
 
 RELEASE = "ft"
 FULLNAME = f"{RELEASE}-finetuning-operator"
@@ -62,6 +67,70 @@ EVERYTHING: dict[str, Values] = {
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: text}",
         ],
     },
+    "offered and bound": {
+        "presets": {
+            "small": {
+                "method": {"rank": 8},
+                "training": {"learningRate": 2.0e-5, "checkpointEverySteps": 100_000_000, "epochs": 0.5},
+                "resources": {"requests": {"cpu": 2}, "limits": {"nvidia.com/gpu": 1, "memory": "16Gi"}},
+                "pod": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+                "storage": {"profile": "default"},
+                "priorityClassName": "batch",
+                "queueName": "gpus",
+            }
+        },
+        "bounds": {"resources": {"nvidia.com/gpu": 2, "memory": "64Gi"}, "serverReplicas": 4, "presetRequired": True},
+    },
+    "behind a wall": {
+        "relocation": {
+            "allowedSources": ["s3://models/"],
+            "allowedEndpoints": ["https://store.example"],
+            "endpoints": {"hf": "https://hub.example"},
+            "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+        },
+        "proxy": {"http": "http://proxy:3128", "https": "http://proxy:3128", "noProxy": [".example", "10.0.0.0/8"]},
+        "caBundle": {"configMap": "site", "key": "ca.pem"},
+    },
+    "authorities in a Secret": {"caBundle": {"secret": "site"}},
+    "own class": {"priorityClass": {"create": True, "value": 5, "preemptionPolicy": "PreemptLowerPriority"}},
+    "arbitrary user": {
+        "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
+        "securityContext": {"capabilities": {"drop": ["ALL"]}, "privileged": False},
+    },
+    "tuned": {
+        "image": {"digest": f"sha256:{'a' * 64}"},
+        "operator": {"stallSeconds": 30, "statusDelaySeconds": 0.5, "trashTTLSeconds": 2_592_000},
+        "strategy": {"type": "Recreate"},
+        "revisionHistoryLimit": 1,
+        "deploymentAnnotations": {"a": "b"},
+        "terminationGracePeriodSeconds": 60,
+        "livenessProbe": {"initialDelaySeconds": 5},
+        "dnsPolicy": "None",
+        "dnsConfig": {"nameservers": ["10.0.0.10"]},
+        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["hub.example"]}],
+        "extraContainers": [{"name": "beside", "image": "beside"}],
+        "serviceAccount": {"labels": {"a": "b"}, "annotations": {"c": "d"}, "automount": False},
+        "metrics": {"annotations": {"a": "b"}},
+    },
+    "looked at": {
+        "serviceMonitor": {
+            "enabled": True,
+            "honorLabels": True,
+            "annotations": {"a": "b"},
+            "relabelings": [{"action": "labeldrop", "regex": "pod"}],
+            "metricRelabelings": [{"action": "labeldrop", "regex": "pod"}],
+        },
+        "prometheusRule": {"enabled": True, "annotations": {"a": "b"}, "rules": [{"alert": "Mine", "expr": "1"}]},
+        "grafanaDashboard": {"enabled": True, "annotations": {"grafana_folder": "ML"}},
+    },
+    "kept while drained": {"replicaCount": 3, "podDisruptionBudget": {"minAvailable": None, "maxUnavailable": "34%"}},
+    "bound network of peers": {
+        "networkPolicy": {
+            "enabled": True,
+            "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+            "extraEgress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}],
+        }
+    },
     "profiles": {"storageProfiles": {"default": {"storageClassName": "fast", "accessModes": ["ReadWriteMany"]}}},
     "names": {"fullnameOverride": "a" * 60, "commonLabels": {"cost-centre": "ml"}},
 }
@@ -91,6 +160,20 @@ def test_an_api_server_takes_all_of_it_without_a_complaint(cluster: Cluster, nam
         ({"progress": {"certificate": "existingSecret"}}, "progress.existingSecret: name the Secret"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name: name an existing ServiceAccount"),
         ({"serviceMonitor": {"enabled": True}, "metrics": {"service": False}}, "needs metrics.service"),
+        ({"presets": {"small": {"model": {}}}}, "additional properties 'model' not allowed"),
+        ({"presets": {"small": {"training": {"epoch": 1}}}}, "additional properties 'epoch' not allowed"),
+        ({"presets": {"small": {"training": {"epochs": 0}}}}, "/presets/small/training/epochs"),
+        (
+            {"presets": {"small": {"resources": {"limits": {"memory": "much"}}}}},
+            "/presets/small/resources/limits/memory",
+        ),
+        ({"bounds": {"serverReplicas": -1}}, "/bounds/serverReplicas"),
+        ({"relocation": {"allowedSources": ["models"]}}, "/relocation/allowedSources/0"),
+        ({"relocation": {"endpoints": {"https": "https://mirror"}}}, "additional properties 'https' not allowed"),
+        ({"proxy": {"https": "http://me:secret@proxy"}}, "/proxy/https"),
+        ({"caBundle": {"configMap": "a", "secret": "b"}}, "caBundle: name a configMap or a secret, not both"),
+        ({"image": {"digest": "sha256:1"}}, "/image/digest"),
+        ({"livenessProbe": {"httpGet": {}}}, "additional properties 'httpGet' not allowed"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: Values, words: str) -> None:
@@ -122,6 +205,69 @@ def test_images_have_the_registry_and_the_tag_unless_named_whole() -> None:
         "FINETUNING_IMAGE_SERVER": "images.example.org/ml/finetuning-server:v1",
         "FINETUNING_IMAGE_PULL_POLICY": "Always",
         "FINETUNING_IMAGE_PULL_SECRETS": "first,second",
+    }
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.34", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("values", EVERYTHING.values(), ids=EVERYTHING)
+def test_it_is_valid_in_every_version_of_kubernetes_that_is_supported(values: Values, version: str) -> None:
+    for each in rendered(RELEASE, "team", {"crds": {"enabled": False}, **values}):
+        if each["kind"] not in _FOREIGN:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_what_an_administrator_says_reaches_the_operator(tmp_path: Path) -> None:
+    bundle = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
+    values = {**EVERYTHING["offered and bound"], **EVERYTHING["behind a wall"], **EVERYTHING["own class"]}
+    objects = rendered(RELEASE, "team", values)
+
+    environment = _environment(objects)
+    (config,) = [each["data"] for each in objects if each["kind"] == "ConfigMap"]
+    files = config | {"ca.pem": bundle}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    moved = {name: str(tmp_path / Path(value).name) for name, value in environment.items() if Path(value).name in files}
+    unset = {name: "" for name in environment if name.startswith("FINETUNING_PROGRESS")}
+    options = Options.from_environment(environment | moved | unset)
+
+    assert options.settings.presets["small"] == Preset.model_validate(values["presets"]["small"])
+    assert options.settings.bounds == Bounds(
+        resources={"nvidia.com/gpu": "2", "memory": "64Gi"}, server_replicas=4, preset_required=True
+    )
+    assert options.settings.sources == SourcePolicy.model_validate(values["relocation"])
+    assert options.outside == Outside(
+        http_proxy="http://proxy:3128",
+        https_proxy="http://proxy:3128",
+        no_proxy=(".example", "10.0.0.0/8"),
+        ca_bundle=bundle,
+        egress=({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},),
+    )
+    assert options.priority_class == FULLNAME
+
+
+def test_every_variable_of_the_deployment_is_one_that_the_operator_reads() -> None:
+    told = _environment(rendered(RELEASE, "team", EVERYTHING["behind a wall"]))
+    files = {name for name, value in told.items() if value.startswith("/etc/finetuning/")}
+    environment = MagicMock(wraps={name: value for name, value in told.items() if name not in files})
+
+    Options.from_environment(environment)
+
+    asked = {call.args[0] for call in environment.get.call_args_list}
+    assert told.keys() - asked == set()
+
+
+def test_security_contexts_are_put_over_the_strict_ones_and_a_null_takes_a_field_out() -> None:
+    (deployment,) = [
+        each for each in rendered(RELEASE, "team", EVERYTHING["arbitrary user"]) if each["kind"] == "Deployment"
+    ]
+
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "privileged": False,
     }
 
 

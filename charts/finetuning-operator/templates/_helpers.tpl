@@ -39,6 +39,32 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end }}
 {{- end -}}
 
+{{/* What Pod Security `restricted` asks for, with what the values put over it; a null takes a field out. */}}
+{{- define "finetuning.podSecurity" -}}
+{{- $standard := dict "runAsNonRoot" true "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532 -}}
+{{- $_ := set $standard "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- include "finetuning.over" (dict "standard" $standard "own" .Values.podSecurityContext) -}}
+{{- end -}}
+
+{{- define "finetuning.containerSecurity" -}}
+{{- $standard := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true -}}
+{{- $_ := set $standard "capabilities" (dict "drop" (list "ALL")) -}}
+{{- include "finetuning.over" (dict "standard" $standard "own" .Values.securityContext) -}}
+{{- end -}}
+
+{{/* Standard fields with a user's own over them: (dict "standard" ... "own" ...). */}}
+{{- define "finetuning.over" -}}
+{{- $merged := deepCopy .standard -}}
+{{- range $name, $value := .own -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset $merged $name -}}
+{{- else -}}
+{{- $_ := set $merged $name $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $merged -}}
+{{- end -}}
+
 {{/* An image: (dict "root" $ "repository" ... "reference" ...). A full reference goes first. */}}
 {{- define "finetuning.image" -}}
 {{- $image := .root.Values.image -}}
@@ -46,7 +72,36 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- .reference -}}
 {{- else -}}
 {{- with $image.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ .repository }}:{{ default .root.Chart.AppVersion $image.tag -}}
+{{- with .digest }}@{{ . }}{{ end -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "finetuning.operatorImage" -}}
+{{- $image := .Values.image -}}
+{{- include "finetuning.image" (dict "root" . "repository" $image.repository "digest" $image.digest) -}}
+{{- end -}}
+
+{{- define "finetuning.priorityClass" -}}
+{{- default (include "finetuning.fullname" .) .Values.priorityClass.name -}}
+{{- end -}}
+
+{{/* The PriorityClass of generated pods that name none: one that is named, else the chart's own, else none. */}}
+{{- define "finetuning.workloadPriorityClass" -}}
+{{- if or .Values.workloads.priorityClassName (not .Values.priorityClass.create) -}}
+{{- .Values.workloads.priorityClassName -}}
+{{- else -}}
+{{- include "finetuning.priorityClass" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What an administrator allows and offers, as the operator reads it. */}}
+{{- define "finetuning.policy" -}}
+{{- $bounds := dict "resources" .Values.bounds.resources "presetRequired" .Values.bounds.presetRequired -}}
+{{- if not (kindIs "invalid" .Values.bounds.serverReplicas) -}}
+{{- $_ := set $bounds "serverReplicas" (int64 .Values.bounds.serverReplicas) -}}
+{{- end -}}
+{{- $relocation := omit .Values.relocation "egress" -}}
+{{- dict "presets" .Values.presets "bounds" $bounds "relocation" $relocation "egress" .Values.relocation.egress | toYaml -}}
 {{- end -}}
 
 {{- define "finetuning.progressName" -}}
