@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
+.PHONY: bench e2e images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -64,6 +64,11 @@ e2e-images: ## Build the images that tests on a node load, where something chang
 
 sbom: venv ## Write what is in the built images: build/sbom/<role>.cdx.json.
 	@$(BIN)/python -m hack.images sbom
+
+e2e: node-binaries ## Install the chart on a real node of this machine and run everything there; as root, 20 minutes.
+	@mkdir -p build && rm -f build/e2e-record.md
+	@$(PYTHON) -m hack.images archives > build/e2e-images.json
+	FINETUNE_E2E_IMAGES=build/e2e-images.json $(BIN)/python -m pytest tests/e2e
 
 bench: cluster-binaries ## Measure the operator and its progress endpoint; half an hour, on a quiet machine.
 	$(BIN)/python -m bench.operator.bench_operator latency burst writes stored growth progress

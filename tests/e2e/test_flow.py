@@ -1,5 +1,6 @@
 """The quickstart on a real node: one manifest, from an object store and a package index to a model that answers."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def quickstart(shared_place: Place, tmp_path_factory: pytest.TempPathFactory) ->
         return has_condition(found, "Failed") or (has_condition(found, "Complete") and has_condition(found, "Serving"))
 
     done = shared_place.wait_for_job(NAME, is_over, seconds=SECONDS)
+    assert not has_condition(done, "Failed"), f"{conditions(done)}\n{shared_place.story()}"
     record("What kubectl shows of a finished run", shared_place.kubectl("get", ALL_KINDS))
     record("Its conditions", conditions(done))
     return Quickstart(shared_place, done)
@@ -105,7 +107,7 @@ def test_its_service_answers_the_client_of_openai(quickstart: Quickstart) -> Non
 
     assert NAME in models
     assert len(models) == 2
-    assert set(yaml.safe_load(answer.choices[0].text)) == {"product", "severity", "intent"}
+    assert set(json.loads(answer.choices[0].text)) == {"product", "severity", "intent"}
     record("An answer of the tuned model over its Service", f"{MESSAGE}\n{answer.choices[0].text}")
 
 
