@@ -27,10 +27,10 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
-MAKE = re.compile(r"(?:^|[;&|] +|\$ )make +([a-z][a-z-]*)", re.MULTILINE)
+MAKE = re.compile(r"(?:^|[;&|] +|\$ )make +([a-z][a-z0-9-]*)", re.MULTILINE)
 FILE = re.compile(r"(?<![\w./-])((?:hack|examples|charts|docs|tests|crds|bench)/[\w./-]+\w)")
 MODULE = re.compile(r"python3? -m ([\w.]+)")
-FINETUNE = re.compile(r"(?:^|[;&|] +|\$ |bin/)finetune ([a-z][a-z-]*)", re.MULTILINE)
+FINETUNE = re.compile(r"(?:^|[;&|] +|\$ |bin/)finetune ([a-z][a-z0-9-]*)", re.MULTILINE)
 VALUE = re.compile(r"--set(?:-string|-json)?[ =]'?([\w.\\/]+?)(?:\[\d+\])?[=.{]")
 
 
@@ -76,7 +76,7 @@ def test_every_link_leads_to_a_file_and_its_section(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_make_target_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
     assert found(MAKE, page) - targets == set()
 
