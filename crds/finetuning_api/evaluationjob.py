@@ -26,9 +26,13 @@ from finetuning_api.finetuningjob import (
     RunOptions,
     StorageSpec,
     completions_rule,
+    gated_metrics_rule,
 )
 from finetuning_api.metrics import EvaluationRow, GateResult, Verdict
 from finetuning_api.sources import SourceRef
+
+_PREDICTS = "self.mode == 'predict'"
+"""In CEL: what mode predict leaves out is refused by one rule, and judged by no other."""
 
 
 class EvaluationMode(StrEnum):
@@ -65,19 +69,20 @@ class EvaluationJobSpec(RunOptions, EvaluationOptions):
     """What to compare, on what."""
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
-        *EvaluationOptions.cel_rules,
+        gated_metrics_rule(unless=_PREDICTS),
         CelRule(
-            rule="self.gate.all(g, self.candidates.exists(c, c.name == (has(g.against) ? g.against : 'base')))",
+            rule=f"{_PREDICTS}"
+            " || self.gate.all(g, self.candidates.exists(c, c.name == (has(g.against) ? g.against : 'base')))",
             message="a gate rule's against names no candidate",
             field="gate",
         ),
         CelRule(
-            rule="self.gate.size() == 0 || self.candidates.exists(c, c.name == 'tuned')",
+            rule=f"{_PREDICTS} || self.gate.size() == 0 || self.candidates.exists(c, c.name == 'tuned')",
             message="a gate judges the candidate named tuned; add one",
             field="gate",
         ),
-        completions_rule("self.metrics", unless="self.mode == 'predict'"),
-        learned_prompt_rule(unless="self.mode == 'predict'"),
+        completions_rule("self.metrics", unless=_PREDICTS),
+        learned_prompt_rule(unless=_PREDICTS),
         CelRule(
             rule="self.mode == 'evaluate' || self.gate.size() == 0",
             message="mode predict computes no metrics, so there is nothing to gate on; remove gate",

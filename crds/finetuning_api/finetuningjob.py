@@ -209,15 +209,6 @@ class GenerationSpec(ApiModel):
 class EvaluationOptions(ApiModel):
     """What is measured and what decides; shared by FineTuningJob and EvaluationJob."""
 
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (
-        CelRule(
-            rule="self.gate.all(g, g.metric in self.metrics"
-            " || (g.metric.startsWith('rouge') && 'rouge' in self.metrics))",
-            message="gate names a metric that is not evaluated; add it to metrics",
-            field="gate",
-        ),
-    )
-
     metrics: list[RequestedMetric] = Field(
         default=[RequestedMetric.PERPLEXITY, RequestedMetric.COMPLETION_PERPLEXITY],
         min_length=1,
@@ -239,6 +230,16 @@ class EvaluationOptions(ApiModel):
     seed: int = Field(default=42, ge=0, le=INT32_MAX, description="Seed of the resampling.")
 
 
+def gated_metrics_rule(*, unless: str = "false") -> CelRule:
+    """Return the rule that a gate decides by what is evaluated."""
+    return CelRule(
+        rule=f"{unless} || self.gate.all(g, g.metric in self.metrics"
+        " || (g.metric.startsWith('rouge') && 'rouge' in self.metrics))",
+        message="gate names a metric that is not evaluated; add it to metrics",
+        field="gate",
+    )
+
+
 def completions_rule(metrics: str, *, unless: str) -> CelRule:
     """Return the rule that metrics on completions need data that has some; ``metrics`` is their place in CEL."""
     return CelRule(
@@ -254,7 +255,7 @@ class EvaluationSpec(EvaluationOptions):
     """Evaluation of a fine-tuning job."""
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
-        *EvaluationOptions.cel_rules,
+        gated_metrics_rule(),
         CelRule(
             rule="self.gate.all(g, !has(g.against) || g.against == 'base'"
             " || (g.against == 'reference' && has(self.reference)))",

@@ -58,9 +58,13 @@ class AutoscalingSpec(ApiModel):
             field="minReplicas",
         ),
         CelRule(
-            rule="has(self.keda) != (has(self.targetCpuUtilization) || has(self.targetRequestsInFlight))",
-            message="replicas follow targetCpuUtilization and targetRequestsInFlight, or keda: set one or both targets,"
-            " or keda alone",
+            rule="has(self.keda) || has(self.targetCpuUtilization) || has(self.targetRequestsInFlight)",
+            message="nothing says when there are to be more replicas: set targetCpuUtilization, targetRequestsInFlight"
+            " or keda",
+        ),
+        CelRule(
+            rule="!has(self.keda) || !(has(self.targetCpuUtilization) || has(self.targetRequestsInFlight))",
+            message="keda takes the place of targets: remove targetCpuUtilization and targetRequestsInFlight, or keda",
             field="keda",
         ),
         CelRule(

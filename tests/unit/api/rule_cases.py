@@ -204,7 +204,7 @@ RULE_CASES: tuple[RuleCase, ...] = (
         "mode predict computes no metrics",
         "spec.gate",
         _predicted(),
-        _predicted(metrics=["exact-match"], gate=[_DELTA]),
+        _predicted(candidates=[{"name": "base", "jobRef": "a"}], gate=[_DELTA | {"against": "other"}]),
     ),
     RuleCase(
         "mode predict needs dataset.prompt",
@@ -297,14 +297,14 @@ RULE_CASES: tuple[RuleCase, ...] = (
         server(autoscaling=_BY_CPU | {"minReplicas": 4}),
     ),
     RuleCase(
-        "replicas follow targetCpuUtilization",
+        "keda takes the place of targets",
         "spec.autoscaling.keda",
         server(autoscaling={"maxReplicas": 3, "targetRequestsInFlight": 4, "targetCpuUtilization": 60}),
         server(autoscaling={"maxReplicas": 3, "targetRequestsInFlight": 4, "keda": _BY_QUERY}),
     ),
     RuleCase(
-        "replicas follow targetCpuUtilization",
-        "spec.autoscaling.keda",
+        "nothing says when",
+        "spec.autoscaling",
         server(autoscaling={"maxReplicas": 3, "keda": _BY_QUERY}),
         server(autoscaling={"maxReplicas": 3}),
     ),

@@ -30,6 +30,15 @@ def test_a_rule_accepts_what_keeps_it_and_names_the_field_of_what_breaks_it(case
     assert any(error.path == case.path and error.message.startswith(case.message) for error in errors)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [case for case in RULE_CASES if case.message.startswith(("mode predict computes", "nothing says when"))],
+    ids=str,
+)
+def test_one_mistake_is_told_once(case: RuleCase) -> None:
+    assert [error.path for error in validate_manifest(case.rejected)] == [case.path]
+
+
 def test_every_rule_has_a_case() -> None:
     rules = [rule for kind in KINDS for rule in rules_in(structural_schema(kind))]
     # Transition rules and bounds of keys are derived from the types, and have tests of their own.
