@@ -124,6 +124,30 @@ def test_an_image_that_cannot_be_pulled_is_told_and_ends_at_the_deadline(cluster
     assert failure["reason"] == "DeadlineExceeded"
 
 
+def test_a_corrected_image_of_the_installation_reaches_what_waits_for_the_wrong_one(
+    cluster: Cluster, hold_namespace: str, holding_operator: OperatorProcess, run_operator: RunOperator
+) -> None:
+    cluster.create(job(hold_namespace))
+    first, other = pods.wait_for_pods(cluster, hold_namespace, count=2)
+    pods.image_pull_error(cluster, first)
+    wait_for_message(cluster, hold_namespace, "does not exist: Back-off pulling image")
+
+    holding_operator.stop()
+    corrected = run_operator(
+        env={"FINETUNING_NAMESPACES": hold_namespace, "FINETUNING_IMAGE_RELOCATOR": "example/right:2"}
+    )
+    corrected.wait_ready()
+
+    def look() -> Object | None:
+        found = cluster.objects("Pod", hold_namespace)
+        return next((pod for pod in found if pod["spec"]["containers"][0]["image"] == "example/right:2"), None)
+
+    second = cluster.wait_for(look, what="a pod has the corrected image")
+    label = "batch.kubernetes.io/job-name"
+    assert second["metadata"]["labels"][label] == first["metadata"]["labels"][label]
+    assert cluster.refresh(other)["metadata"]["uid"] == other["metadata"]["uid"]
+
+
 @pytest.mark.usefixtures("operator")
 def test_memory_that_ran_out_fails_the_job_with_its_reason_and_one_event(cluster: Cluster, namespace: str) -> None:
     cluster.create(job(namespace, resources={"limits": {"memory": "1Gi"}}))

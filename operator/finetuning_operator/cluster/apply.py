@@ -49,7 +49,7 @@ from finetuning_operator.cluster.render import (
 from finetuning_operator.cluster.view import StepJob
 from finetuning_operator.reconcile import labels
 from finetuning_operator.reconcile.names import child_name
-from finetuning_operator.reconcile.plan import Observed, Plan, Server, Step, StepPhase, Volume
+from finetuning_operator.reconcile.plan import Observed, Plan, Server, Step, StepPhase, StepState, Volume
 
 Manifest = dict[str, Any]
 
@@ -170,13 +170,14 @@ class Applier:
         if isinstance(child, EvaluationJob):
             wanted: Manifest = {"suspend": child.spec.suspend}
         elif isinstance(child, InferenceServer):
-            wanted = {"replicas": child.spec.replicas}
+            canary = child.spec.canary
+            wanted = {"replicas": child.spec.replicas, "canary": canary.to_wire() if canary else None}
         else:
             return
         if differs(wanted, found["spec"]):
-            head = {"name": key.name, "namespace": key.namespace, "uid": found["metadata"]["uid"]}
-            body = {"apiVersion": child.api_version, "kind": child.kind, "metadata": head, "spec": wanted}
-            await self._apply(key, body)
+            # Merged, not applied: what is no longer wanted is to go, whichever way it came.
+            body = {"metadata": {"uid": found["metadata"]["uid"]}, "spec": wanted}
+            self._learn(key, await self._api.merge(_KINDS[key.kind], key.namespace, key.name, body))
 
     async def _volume(self, owner: Resource, volume: Volume) -> Blocked | None:
         key = ObjectKey(CLAIM.kind, owner.metadata.namespace, volume.name)
@@ -211,11 +212,21 @@ class Applier:
             # It ended and took its result with it: made again, its program finds its work done and tells once more.
             await self._delete(JOB, existing.key, uid=existing.uid, propagation=Propagation.BACKGROUND)
             return None
+        if not existing.deleting and self._has_another_image(existing, step, observed.steps[step.name]):
+            # A template cannot be changed, and this one would wait for ever although the installation was corrected.
+            await self._delete(JOB, existing.key, uid=existing.uid, propagation=Propagation.BACKGROUND)
+            return None
         service = ObjectKey("Service", existing.key.namespace, existing.key.name)
         if step.workers > 1 and not existing.deleting and service not in self._cache:
             rendered = render_step(step, owner=owner, options=self._options, placement=Placement())
             return await self._create_all(owner, [each for each in rendered if each["kind"] == "Service"])
         return None
+
+    def _has_another_image(self, job: StepJob, step: Step, state: StepState) -> bool:
+        """Return whether a Job waits for an image that is no longer the installation's."""
+        waits = state.hindrance is not None and state.hindrance.reason is Reason.IMAGE_PULL_FAILED
+        made_for = job.job["metadata"].get("annotations", {}).get(labels.IMAGE)
+        return waits and made_for not in {None, self._options.images[step.image]}
 
     async def _knew_too_little(self, job: StepJob) -> bool:
         """Ask for the pods of a Job whose result seems lost: of a stream that lags, nothing may be concluded.

@@ -21,6 +21,8 @@ TRASHED_AT: Final = "finetuning.dev/trashed-at"
 
 EARLIER_ATTEMPTS: Final = "finetuning.dev/earlier-attempts"
 """Annotation on what runs a stage again: how often the stage was started before, by what is gone now."""
+IMAGE: Final = "finetuning.dev/image"
+"""Annotation on what runs a stage: the image that it was made for, before anybody rewrote it."""
 
 
 def selector(kind: str, name: str) -> str:

@@ -26,8 +26,9 @@ def render_step(step: Step, *, owner: Resource, options: Options, placement: Pla
     head = metadata(owner, name, **{labels.STEP: step.name})
     if step.queue is not None:
         head["labels"][_QUEUE_NAME] = step.queue
+    head["annotations"] = {labels.IMAGE: options.images[step.image]}
     if step.earlier_attempts:
-        head["annotations"] = {labels.EARLIER_ATTEMPTS: str(step.earlier_attempts)}
+        head["annotations"][labels.EARLIER_ATTEMPTS] = str(step.earlier_attempts)
     template = pod_template(program, owner=owner, options=options, progress=options.progress)
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": head, "spec": _job_spec(step) | {"template": template}}
     if step.workers == 1:
