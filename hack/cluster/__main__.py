@@ -58,6 +58,8 @@ def _node_build(_: argparse.Namespace) -> None:
 
 
 def _node_up(options: argparse.Namespace) -> None:
+    if machine.needs_root():
+        raise StartError("a node needs root on Linux: it makes namespaces, mounts and cgroups")
     if missing := machine.missing_means():
         raise StartError(missing)
     require_binaries((*PLANE, *NODE))

@@ -43,9 +43,10 @@ class Module:
     @property
     def binaries(self) -> Path:
         """Where the built programs lie: one folder for each content of the module's files and build options."""
-        own = [self.folder / package for package in self.packages.values() if package.startswith("./")]
+        own = [self.folder / package for package in self.packages.values() if package.startswith(".")]
         sources = [path for folder in own for path in sorted(folder.glob("*.go"))]
-        inputs = [path.read_bytes() for path in (self.folder / "go.mod", self.folder / "go.sum", *sources)]
+        sums = [path for path in (self.folder / "go.sum",) if path.exists()]  # None where nothing is imported.
+        inputs = [path.read_bytes() for path in (self.folder / "go.mod", *sums, *sources)]
         digest = hashlib.sha256(b"\0".join([*inputs, repr(self.options).encode()])).hexdigest()[:12]
         return _cache() / f"{self.name}-{self.version}-{digest}" / "bin"
 
@@ -121,10 +122,17 @@ NODE = (
         facts={},
     ),
     Module(
-        name="programs",
-        folder=_FOLDER / "programs",
+        name="coredns",
+        folder=_FOLDER / "coredns",
         version=_COREDNS_VERSION,
-        packages={"coredns": "./coredns", "pause": "./pause"},
+        packages={"coredns": "."},
+        facts={},
+    ),
+    Module(
+        name="pods",
+        folder=_FOLDER / "pods",
+        version="own",
+        packages={name: f"./{name}" for name in ("pause", "probe")},
         facts={},
     ),
 )

@@ -75,7 +75,7 @@ class Held:
 
     number: int
     process: int
-    """A process in its namespaces of network and mounts."""
+    """The process of this host whose child is the machine's first."""
 
     @classmethod
     def find(cls, folder: Path) -> "Held | None":
@@ -87,7 +87,8 @@ class Held:
 
     def command(self, *command: str) -> list[str]:
         """Return what runs a command in it."""
-        return ["nsenter", f"--target={self.process}", "--net", "--mount", "--", *command]
+        processes = f"--pid=/proc/{self.process}/ns/pid_for_children"
+        return ["nsenter", f"--target={self.process}", "--net", "--mount", processes, "--", *command]
 
     def load_image(self, archive: Path) -> str:
         """Give the node an image, as ``docker save`` writes it; return what was said."""
@@ -99,12 +100,13 @@ class Held:
         return done.stdout.strip()
 
 
+def needs_root() -> bool:
+    """Whether this process lacks the rights that a node needs."""
+    return sys.platform != "linux" or os.geteuid() != 0
+
+
 def missing_means() -> str:
-    """Return what this host lacks for a node, and what to do about it; empty if nothing."""
-    if sys.platform != "linux":
-        return "a node needs Linux"
-    if os.geteuid() != 0:
-        return "a node needs root: it makes namespaces, mounts and cgroups"
+    """Return which programs of a node this host lacks, and how to get them; empty if none."""
     missing = {package for program, package in _PACKAGES.items() if shutil.which(program, path=SYSTEM_PATH) is None}
     return f"a node needs more programs; as root: apt-get install {' '.join(sorted(missing))}" if missing else ""
 

@@ -88,13 +88,16 @@ class ControlPlane:
         self._stop()
 
     def keep(self, *, until: Callable[[], bool]) -> None:
-        """Start again what ends, until there is nothing to keep."""
+        """Start again what ends, until there is nothing to keep.
+
+        What has a file of its name in the folder ``down`` stays down, for tests of what happens then.
+        """
         pause = threading.Event()
         while not until():
             if os.getpid() == 1:
                 self._collect_orphans()
             for name, child in list(self._children.items()):
-                if child.poll() is not None:
+                if child.poll() is not None and not (self._folder / "down" / name).exists():
                     _LOG.warning("%s ended with %s; starting it again", name, child.returncode)
                     self._spawn(self._components[name])
                     self._announce()

@@ -8,7 +8,14 @@ from tests.support.cluster import Cluster, temporary_namespace
 from tests.support.e2e import Installation, Place
 from tests.support.e2e_images import Image, built_images, chart_values
 from tests.support.e2e_site import install_site
-from tests.support.real_node import RealNode
+from tests.support.real_node import RealNode, real_node
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    """A cluster with a real node: that of KUBECONFIG, else one of our own that ends with the session."""
+    with real_node(tmp_path_factory.mktemp("node")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,6 +19,13 @@ def require_program(name: str, *, install: str) -> str:
     return found
 
 
+def lacks_right(message: str) -> NoReturn:
+    """Skip a test that the user has no right to run; but CI has it, and must not pass without these tests."""
+    if os.environ.get("CI"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
 @contextmanager
 def small_disk(place: Path, *options: str) -> Iterator[Path]:
     """Mount a file system of its own on a folder, for example with ``size=3m``."""
@@ -25,11 +33,7 @@ def small_disk(place: Path, *options: str) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        message = f"needs the right to mount a tmpfs (root on Linux): {done.stderr.strip()}"
-        # No command gives a user this right; CI has it, and must not pass without these tests.
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        lacks_right(f"needs the right to mount a tmpfs (root on Linux): {done.stderr.strip()}")
     try:
         yield place
     finally:

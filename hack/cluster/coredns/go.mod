@@ -1,5 +1,5 @@
-// Programs of our own that run in pods of a node.
-module finetuning.dev/hack/cluster/programs
+// A module of its own: CoreDNS needs other client libraries than Kubernetes.
+module finetuning.dev/hack/cluster/coredns
 
 go 1.25.0
 

@@ -1,0 +1,139 @@
+"""A cluster whose node runs containers: the one of hack/cluster, or any that KUBECONFIG names."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hack.cluster import client
+from hack.cluster.binaries import NODE, PLANE, BuildError, Module, require_binaries
+from hack.cluster.machine import Held, Machine, missing_means, needs_root
+from hack.cluster.node import REGISTRY_PORT
+from hack.cluster.plane import Running
+from tests.support.chart import Values, helm
+from tests.support.cluster import Cluster, has_condition
+from tests.support.needs import lacks_right
+from tests.support.processes import wait_until
+
+
+@dataclass(frozen=True, slots=True)
+class RealNode:
+    """A cluster under test, as its administrator reaches it."""
+
+    kubeconfig: Path
+    kubectl_program: Path
+    folder: Path | None
+    """State of a node of ours; None where the cluster is somebody else's."""
+
+    @property
+    def registry(self) -> str | None:
+        """Address of a registry that both this process and the cluster reach, by plain http; None if there is none."""
+        return None if self.folder is None else f"{Machine(self._held().number).address}:{REGISTRY_PORT}"
+
+    def load_image(self, archive: Path) -> None:
+        """Give the node an image, as ``docker save`` writes it. Other clusters pull theirs."""
+        if self.folder is not None:
+            self._held().load_image(archive)
+
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl against the cluster, with a text as its standard input."""
+        return self.connect().kubectl(*arguments, stdin=stdin, check=check)
+
+    def helm(self, *arguments: str, values: Values | None = None) -> subprocess.CompletedProcess[str]:
+        """Run helm against the cluster."""
+        return helm(*arguments, kubeconfig=self.kubeconfig, values=values)
+
+    def connect(self) -> Cluster:
+        """Return the cluster's API."""
+        return Cluster.connect(self.kubeconfig, program=self.kubectl_program)
+
+    def restart(self, component: str) -> None:
+        """End a component of our node at once; return when its successor runs."""
+        before = self._process(component)
+        self._signal(component, "KILL")
+        wait_until(lambda: self._process(component) != before, what=f"{component} runs again")
+
+    @contextmanager
+    def without(self, component: str) -> Iterator[None]:
+        """End a component of our node, and let it be away while the block runs."""
+        down = self._own() / "down"
+        down.mkdir(exist_ok=True)
+        before = self._process(component)
+        (down / component).touch()
+        try:
+            self._signal(component, "TERM")
+            yield
+        finally:
+            (down / component).unlink()
+        wait_until(lambda: self._process(component) != before, what=f"{component} runs again")
+
+    @contextmanager
+    def without_kubelet(self) -> Iterator[None]:
+        """Let the node have no kubelet while the block runs; return when the new one says that it is ready."""
+        cluster = self.connect()
+        with self.without("kubelet"):
+            yield
+        before = cluster.objects("Lease", "kube-node-lease")[0]["spec"]["renewTime"]
+        cluster.wait_for(
+            lambda: cluster.objects("Lease", "kube-node-lease")[0]["spec"]["renewTime"] != before, what="it renews"
+        )
+        cluster.wait_for(
+            lambda: all(has_condition(node, "Ready") for node in cluster.objects("Node")), what="the node is ready"
+        )
+
+    def _signal(self, component: str, name: str) -> None:
+        done = subprocess.run(
+            self._held().command("kill", f"-{name}", str(self._process(component))),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def _process(self, component: str) -> int:
+        """Return the process of a component, as the node numbers it."""
+        running = Running.find(self._own())
+        assert running is not None, "the node is gone"
+        return running.components[component]
+
+    def _held(self) -> Held:
+        held = Held.find(self._own())
+        assert held is not None, "the node is gone"
+        return held
+
+    def _own(self) -> Path:
+        if self.folder is None:
+            pytest.skip("the cluster of KUBECONFIG is not ours to take apart")
+        return self.folder
+
+
+@contextmanager
+def real_node(folder: Path) -> Iterator[RealNode]:
+    """Lend the cluster that KUBECONFIG names, else a node of our own that lives in a folder.
+
+    FINETUNING_NODE names the folder of one that runs already (``make node-up``), and saves its start.
+    """
+    if named := os.environ.get("KUBECONFIG"):
+        yield RealNode(Path(named), kubectl_program=_require_programs(PLANE)["kubectl"], folder=None)
+        return
+    if means := missing_means():
+        pytest.fail(means, pytrace=False)
+    if needs_root():
+        lacks_right("a node of our own needs root on Linux: it makes namespaces, mounts and cgroups")
+    _require_programs((*PLANE, *NODE))
+    own = Path(os.environ.get("FINETUNING_NODE", folder)).resolve()
+    with client.use(own, holder=client.HOLD_NODE) as running:
+        yield RealNode(Path(running.kubeconfig), kubectl_program=Path(running.kubectl), folder=own)
+
+
+def _require_programs(modules: tuple[Module, ...]) -> dict[str, Path]:
+    try:
+        return require_binaries(modules)
+    except BuildError as error:
+        missing = str(error)
+    pytest.fail(missing, pytrace=False)
