@@ -3,9 +3,11 @@
 Pods are played; Deployments, autoscalers, budgets and the garbage collector are Kubernetes' own.
 """
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import definitions, pods
@@ -127,6 +129,30 @@ class TestServingBeforeTheGate:
         assert {"/volumes/late-adapter": True}.items() <= {
             each["mountPath"]: each.get("readOnly", False) for each in mounts
         }.items()
+
+
+class TestCanary:
+    """A name that stands for two models."""
+
+    def test_the_share_that_a_job_asks_for_reaches_its_server_can_change_and_can_end(self, site: Site) -> None:
+        def told_to_pods() -> dict[str, Any] | None:
+            template = site.get("Deployment")["spec"]["template"]
+            config: dict[str, Any] = json.loads(template["metadata"]["annotations"]["finetuning.dev/run-config"])
+            return config.get("canary")
+
+        made = site.job(serving=EARLY | {"canary": {"name": "live", "weight": 10}})
+        site.play("preflight")
+        site.wait("InferenceServer", where=is_ready)
+        first = told_to_pods()
+        site.patch(made, spec={"serving": {"canary": {"name": "live", "weight": 60}}})
+        wait_until(lambda: told_to_pods() != first, seconds=60, what="the new share is told")
+        second = told_to_pods()
+        site.patch(made, spec={"serving": {"canary": None}})
+        wait_until(lambda: told_to_pods() is None, seconds=60, what="the share is taken back")
+
+        assert first == {"name": "live", "stable": "acme/tiny", "adapter": "demo", "weight": 10}
+        assert second == {"name": "live", "stable": "acme/tiny", "adapter": "demo", "weight": 60}
+        assert "canary" not in site.get("InferenceServer")["spec"]
 
 
 class TestScaling:
