@@ -99,7 +99,8 @@ def test_every_image_that_the_chart_installs_is_handed_to_it(release: Content) -
 
     assert release["setValueTemplates"] == {
         "image.repository": "{{.IMAGE_REPO_finetuning_operator}}",
-        "image.tag": "{{.IMAGE_TAG_finetuning_operator}}@{{.IMAGE_DIGEST_finetuning_operator}}",
+        "image.tag": "{{.IMAGE_TAG_finetuning_operator}}",
+        "image.digest": "{{.IMAGE_DIGEST_finetuning_operator}}",
         **workloads,
     }
 
@@ -109,9 +110,11 @@ def test_the_chart_takes_every_value(skaffold: Content, release: Content) -> Non
     patches = [patch for each in skaffold["profiles"] for patch in each.get("patches", ())]
     overrides = [patch["value"] for patch in patches if patch["path"].endswith("/setValues")]
 
-    for values in (release["setValueTemplates"], *overrides):
+    templates = {name: "" if "DIGEST" in value else value for name, value in release["setValueTemplates"].items()}
+    for values in (templates, *overrides):
         jsonschema.validate(nested(values), schema)
-    for file in release["valuesFiles"]:
+    further = [patch["value"] for patch in patches if patch["path"].endswith("/valuesFiles/-")]
+    for file in (*release["valuesFiles"], *further):
         jsonschema.validate(read(file), schema)
 
 
@@ -134,6 +137,14 @@ def test_every_check_is_understood_by_the_program_and_runs_in_a_job_that_knows_i
         assert container["command"] == ["python", "-m", check.__name__]
         assert check.parser().parse_args(container["args"]).timeout < verification["timeout"]
         assert (container["name"], container["image"]) == (template["name"], template["image"])
+
+
+def test_gpu_images_hold_torch_for_cuda(skaffold: Content) -> None:
+    _, _, torch, *_ = skaffold["build"]["artifacts"]
+    change, _ = profile(skaffold, "gpu")["patches"]
+
+    assert (torch["image"], change["value"]) == ("finetuning-models", "cuda")
+    assert change["path"] == "/build/artifacts/2/docker/buildArgs/TORCH"
 
 
 def test_the_account_of_the_checks_is_made_with_the_release(release: Content, skaffold: Content) -> None:
