@@ -1,13 +1,16 @@
 """What README and docs name is there: pages and their sections, make targets, files, commands, modules and values."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
+from finetuning_api.validation import load_manifests, validate_manifest
 from finetuning_cli.main import app
 
 ROOT = Path(__file__).parents[3]
@@ -23,7 +26,8 @@ DECISIONS = ROOT / "docs" / "decisions"  # They also name what was not chosen, a
 CURRENT = [page for page in PAGES if DECISIONS not in page.parents]
 GENERATED = ROOT / "docs" / "manifest-reference.md"
 
-FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.MULTILINE | re.DOTALL
+FENCED = re.compile(r"^```.*?^```$", BLOCK)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
@@ -116,6 +120,23 @@ def test_every_value_is_one_of_the_chart(page: Path) -> None:
             place = place[part] or {part: None}
 
     assert unknown == []
+
+
+def test_every_example_of_values_is_one_that_the_chart_takes() -> None:
+    schema = json.loads((ROOT / "charts" / "finetuning-operator" / "values.schema.json").read_text(encoding="utf-8"))
+    shown = [block for page in CURRENT for block in re.findall(r"^```yaml\n(# values.*?)^```$", text_of(page), BLOCK)]
+
+    for block in shown:
+        jsonschema.validate(yaml.safe_load(block), schema)
+    assert len(shown) >= 3
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=page_id)
+def test_every_whole_object_is_valid(page: Path) -> None:
+    blocks = re.findall(r"^```yaml\n(apiVersion: finetuning.dev/.*?)^```$", text_of(page), BLOCK)
+
+    found = [error for block in blocks for each in load_manifests(block) for error in validate_manifest(each.content)]
+    assert found == []
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
