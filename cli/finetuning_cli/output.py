@@ -13,6 +13,7 @@ from finetuning_api.evaluationjob import EvaluationJob, PredictionsArtifact
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.metrics import EvaluationRow, Verdict
+from finetuning_api.notification import NotificationStatus
 from finetuning_api.relocation import Relocation
 from finetuning_cli.display import duration, stage_note, stages_of
 from finetuning_cli.local.layout import Layout
@@ -162,11 +163,18 @@ def claims(resource: Resource) -> list[tuple[str, str]]:
     if isinstance(resource, Relocation) and resource.status.artifact is not None:
         found.append(("artifact", resource.status.artifact.claim))
     shown = [(name, f"claim {place.claim_name}{f', {place.path}' if place.path else ''}") for name, place in found]
-    if isinstance(resource, FineTuningJob) and resource.status.serving is not None and resource.status.serving.url:
-        shown.append(("served at", resource.status.serving.url))
-    if isinstance(resource, InferenceServer) and resource.status.url:
-        shown.append(("served at", resource.status.url))
-    return shown
+    return [*shown, *_addresses(resource)]
+
+
+def _addresses(resource: Resource) -> list[tuple[str, str]]:
+    """Return where something answers inside the cluster, or what it waits for."""
+    if isinstance(resource, InferenceServer):
+        return [("served at", resource.status.url)] if resource.status.url else []
+    if not isinstance(resource, FineTuningJob):
+        return []
+    serving, board = resource.status.serving, resource.status.tensorboard
+    told = (("served at", serving.url if serving else ""), ("tensorboard", board.url or board.message if board else ""))
+    return [(name, text) for name, text in told if text]
 
 
 def status_table(objects: Mapping[tuple[str, str], Resource]) -> Table:
@@ -218,7 +226,19 @@ def print_status(console: Console, resource: Resource, *, layout: Layout | None)
         )
     console.print()
     console.print(conditions)
+    if isinstance(resource, FineTuningJob) and resource.status.notifications:
+        console.print()
+        console.print(_notifications_table(resource.status.notifications))
     print_outcome(console, resource, layout=layout)
+
+
+def _notifications_table(notifications: list[NotificationStatus]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("notification", "to", "secret", "state", "message"):
+        table.add_column(column, overflow="fold")
+    for each in notifications:
+        table.add_row(each.event.value, each.type.value, each.secret_name, each.state.value, escape(each.message))
+    return table
 
 
 def brought(count: int) -> str:

@@ -23,6 +23,7 @@ from finetuning_api.base import (
     keyed_by,
 )
 from finetuning_api.finetuningjob import CanaryShare, EnvVar, PodOptions, StorageSpec
+from finetuning_api.reasons import Reason
 from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec
 from finetuning_api.sources import SourceRef
 
@@ -251,6 +252,9 @@ class InferenceServerStatus(ApiModel):
 
     observed_generation: int = Field(default=0, ge=0, description="Generation that the status is about.")
     phase: InferenceServerPhase = Field(default=InferenceServerPhase.PENDING, description="Summary for display.")
+    reason: Reason | None = Field(
+        default=None, description="Why not all replicas answer, for display; unset while they do."
+    )
     replicas: int = Field(default=0, ge=0, description="Server pods that exist.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")
     selector: str = Field(

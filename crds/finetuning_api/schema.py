@@ -146,6 +146,7 @@ NAMES: Mapping[str, Names] = {
             Column(name="Ready", path=".status.readyReplicas", type="integer", description="Server pods that answer."),
             Column(name="Replicas", path=".spec.replicas", type="integer", description="Server pods that are wanted."),
             Column(name="URL", path=".status.url", description="Address inside the cluster."),
+            _WHY,
             _AGE,
             Column(name="Variant", path=".spec.variant", priority=1, description="Program that serves."),
         ),

@@ -312,13 +312,19 @@ def test_columns_of_the_other_kinds(cluster: Cluster, kubectl: Kubectl, namespac
     applied(kubectl, server())
     artifact = {"claim": {"claimName": "a"}, "digest": f"sha256:{'0' * 64}", "bytes": 1000, "files": 3}
     show_status(cluster, cluster.get("Relocation", OBJECT_NAME, namespace), {"phase": "Ready", "artifact": artifact})
-    ready = {"phase": "Ready", "replicas": 1, "readyReplicas": 1, "url": "http://triage"}
+    ready = {"phase": "Degraded", "replicas": 1, "readyReplicas": 1, "url": "http://triage", "reason": "Unschedulable"}
     show_status(cluster, cluster.get("InferenceServer", OBJECT_NAME, namespace), ready)
 
     relocated, served = columns(kubectl, "reloc"), columns(kubectl, "infs")
 
     assert (relocated["PHASE"], relocated["SOURCE"], relocated["BYTES"]) == ("Ready", "hf://owner/model", "1000")
-    assert (served["PHASE"], served["READY"], served["REPLICAS"], served["URL"]) == ("Ready", "1", "1", "http://triage")
+    assert {name: text for name, text in served.items() if name not in {"NAME", "AGE", "MODEL"}} == {
+        "PHASE": "Degraded",
+        "READY": "1",
+        "REPLICAS": "1",
+        "URL": "http://triage",
+        "REASON": "Unschedulable",
+    }
 
 
 def test_one_category_lists_every_kind(kubectl: Kubectl) -> None:

@@ -321,6 +321,7 @@ def _plan(
         update={
             "observed_generation": writer.generation,
             "phase": standing.phase,
+            "reason": None if standing.phase is InferenceServerPhase.READY else standing.reason,
             "replicas": view.state.replicas,
             "ready_replicas": view.state.ready,
             "selector": selector(view.server.kind, view.name),

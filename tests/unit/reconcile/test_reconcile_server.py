@@ -141,6 +141,7 @@ def test_readiness_follows_the_replicas(
 
     found = current(made).status
     assert (found.phase, found.replicas, found.ready_replicas) == (phase, state.replicas, state.ready)
+    assert found.reason == (None if phase == "Ready" else reason)
     assert (told(made).status, told(made).reason) == (status, reason)
     assert told(made).message.startswith(message)
     assert found.selector == "finetuning.dev/kind=InferenceServer,finetuning.dev/name=chat"
