@@ -6,12 +6,13 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 from hack.cluster import client
-from hack.cluster.machine import Held
+from hack.cluster.machine import Held, Machine
 from hack.cluster.plane import Running, is_alive
 from tests.support.cluster import Cluster, Object, Refused, temporary_namespace
 from tests.support.probe import GROUP, Probes, last_state, load_probe
@@ -22,7 +23,7 @@ _PORT = 8080
 _WEB = {"app": "web"}
 _ASKER = {"app": "asker"}
 _KUBELET = 10250
-_LEAST_PROCESSES = 10
+_LEAST_PROCESSES, _LEAST_TRACES = 10, 3
 _WHO = f"1000 [0 {GROUP}]\n"
 """User and groups of a probe; the first group is the image's."""
 
@@ -180,8 +181,8 @@ def test_a_component_that_is_killed_comes_back_and_pods_run_on(probes: Probes, n
 def test_two_nodes_are_apart_and_nothing_is_left_of_one_that_ends(
     cluster: Cluster, node: RealNode, tmp_path: Path
 ) -> None:
-    before = _traces()
     other = _start_other(node, tmp_path)
+    traces = _Traces.of(other)
     try:
         load_probe(other, tmp_path)
         Probes(other.connect(), "default").pod("alone", "sleep")
@@ -189,19 +190,19 @@ def test_two_nodes_are_apart_and_nothing_is_left_of_one_that_ends(
         processes = _processes_of(other)
         assert other.registry != node.registry
         assert len(processes) > _LEAST_PROCESSES
+        assert len(traces.seen()) > _LEAST_TRACES
     finally:
         client.stop(tmp_path / "other")
 
-    assert _traces() == before
     assert [process for process in processes if is_alive(process)] == []
-    assert not (tmp_path / "other").exists()
+    assert traces.seen() == []
 
 
 def test_nothing_runs_on_when_the_holder_of_a_node_is_killed_and_its_place_can_be_used_again(
     node: RealNode, tmp_path: Path
 ) -> None:
-    before = _traces()
     other = _start_other(node, tmp_path)
+    traces = _Traces.of(other)
     processes = _processes_of(other)
 
     holder = Running.find(tmp_path / "other")
@@ -211,8 +212,9 @@ def test_nothing_runs_on_when_the_holder_of_a_node_is_killed_and_its_place_can_b
     wait_until(lambda: not any(is_alive(process) for process in processes), seconds=20, what="all have ended")
     again = _start_other(node, tmp_path)
     assert [each["metadata"]["name"] for each in again.connect().objects("Node")] == ["node"]
+    traces_again = _Traces.of(again)
     client.stop(tmp_path / "other")
-    assert _traces() == before
+    assert [*traces.seen(), *traces_again.seen()] == []
 
 
 def _start_other(node: RealNode, folder: Path) -> RealNode:
@@ -241,17 +243,31 @@ def _network_of(process: int) -> Path | None:
         return None  # It has ended.
 
 
-def _traces() -> dict[str, list[str]]:
-    """Return what a node could leave on this host."""
-    links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout
-    rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
-    mounts = Path("/proc/self/mountinfo").read_text()
-    cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob("**/finetuning-node-*")]
-    names = ("ftnode", "finetuning-node", "/other/", "FT-", "KUBE-")
-    lines = [line for line in f"{links}\n{rules}\n{mounts}".splitlines() if any(name in line for name in names)]
-    folders = [str(path) for path in (*Path("/var/lib").iterdir(), *Path("/dev/shm").iterdir())]  # noqa: S108
-    etcds = [path for path in folders if "finetuning" in path or path.endswith(("/cni", "/kubelet"))]
-    return {"cgroups": sorted(cgroups), "lines": sorted(lines), "folders": sorted(etcds)}
+@dataclass(frozen=True, slots=True)
+class _Traces:
+    """What a node could leave on this host, while it runs or after."""
+
+    folder: Path
+    etcd: Path
+    machine: Machine
+
+    @classmethod
+    def of(cls, node: RealNode) -> "_Traces":
+        folder = node.folder
+        held = Held.find(folder) if folder else None
+        assert folder is not None
+        assert held is not None
+        return cls(folder, etcd=(folder / "etcd").resolve(), machine=Machine(held.number))
+
+    def seen(self) -> list[str]:
+        """Return what of it is there."""
+        cgroups = Path("/sys/fs/cgroup").glob(f"**/{self.machine.cgroup}")
+        links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout
+        rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+        lines = [*links.splitlines(), *rules.splitlines(), *Path("/proc/self/mountinfo").read_text().splitlines()]
+        names = (f"{self.machine.link}@", "FT-POLICY", str(self.folder))
+        files = [path for path in (self.folder, self.etcd) if path.exists()]
+        return [*map(str, files), *map(str, cgroups), *(line for line in lines if any(name in line for name in names))]
 
 
 def _has_ended(pod: Object) -> bool:
