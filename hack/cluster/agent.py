@@ -1,6 +1,6 @@
 """What a node does beside its kubelet: it makes volumes for claims, and enforces network policies.
 
-``python -m hack.cluster.agent --kubeconfig FILE --volumes FOLDER --node NAME``
+``python -m hack.cluster.agent --kubeconfig FILE --volumes FOLDER --socket FILE --node NAME``
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import yaml
 from hack.cluster import network_policy, volumes
+from hack.cluster.addresses import Addresses
 
 from finetuning_operator.reconcile.quantities import parse_quantity
 
@@ -42,10 +43,12 @@ class Agent:
         self._place = place
         self._rules = ""
         self._changed = threading.Event()
+        self._addresses = Addresses(self._changed)
 
-    def run(self) -> None:
-        """Work until the process ends."""
+    def run(self, announcements: Path) -> None:
+        """Work until the process ends; at a socket it hears of new addresses."""
         _hook()
+        self._addresses.listen(announcements)
         for path in _PATHS.values():
             threading.Thread(target=self._watch, args=(path,), daemon=True).start()
         while True:
@@ -69,9 +72,12 @@ class Agent:
             pause.wait(1)
 
     def _work(self) -> None:
+        told = self._addresses.count()
         found = {name: self._list(path) for name, path in _PATHS.items()}
+        self._addresses.complete(found["pods"])
         state = network_policy.State(found["pods"], found["namespaces"], found["policies"])
         self._enforce(network_policy.render(state))
+        self._addresses.settle(told)
         classes = {each["metadata"]["name"]: each for each in found["classes"]}
         for wish in volumes.wanted(found["claims"], found["volumes"], classes=classes, place=self._place):
             _make(wish)
@@ -98,12 +104,13 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--volumes", type=Path, required=True, help="where volumes are made")
+    parser.add_argument("--socket", type=Path, required=True, help="where the network tells of new addresses")
     parser.add_argument("--node", required=True, help="the node's name")
     options = parser.parse_args(arguments)
     options.volumes.mkdir(exist_ok=True)
     place = volumes.Place(node=options.node, folder=options.volumes)
     with _client(yaml.safe_load(options.kubeconfig.read_text())) as api:
-        Agent(api, place=place).run()
+        Agent(api, place=place).run(options.socket)
 
 
 def _client(kubeconfig: Mapping[str, Any]) -> httpx.Client:

@@ -30,6 +30,7 @@ NODE_NAME = "node"
 POD_ADDRESSES = "10.244.0.0/24"
 CONTAINERD = "/run/containerd/containerd.sock"
 REGISTRY_PORT = 5000
+_ANNOUNCEMENTS = Path("/run/finetuning-agent.sock")
 _DNS_SERVICE = "10.96.0.10"
 _REPOSITORY = Path(__file__).parents[2]
 _PAUSE, _COREDNS = "finetuning.dev/pause:node", "finetuning.dev/coredns:node"
@@ -61,9 +62,9 @@ def _design(machine: Machine, folder: Path, *, data: Path, binaries: Mapping[str
         others=(
             controller_manager(site, binaries, credentials=credentials),
             scheduler(site, binaries),
+            _agent(folder, agent),
             _kubelet(site, binaries, credentials=credentials, cgroup=machine.cgroup),
             _proxy(site, binaries, credentials=credentials),
-            _agent(folder, agent),
         ),
     )
 
@@ -88,7 +89,10 @@ def _containerd(site: Site, binaries: Mapping[str, Path]) -> Component:
         path.mkdir()
     for name in ("bridge", "host-local", "loopback", "portmap"):
         (plugins / name).symlink_to(binaries[name])
-    _write_json(networks / "10-bridge.conflist", _network())
+    announce = plugins / "announce"
+    announce.write_text(f"#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__).with_name('announce.py')}\n")
+    announce.chmod(0o755)
+    _write_json(networks / "10-pods.conflist", _network())
     hosts = site.folder / "data" / "hosts"
     registry = f"{site.address}:{REGISTRY_PORT}"
     (hosts / registry).mkdir(parents=True)
@@ -112,7 +116,8 @@ def _network() -> dict[str, Any]:
         "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
     }
     ports = {"type": "portmap", "capabilities": {"portMappings": True}}
-    return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, ports]}
+    announce = {"type": "announce", "socket": str(_ANNOUNCEMENTS)}
+    return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, ports, announce]}
 
 
 def _registry(site: Site) -> Component:
@@ -180,7 +185,7 @@ def _proxy(site: Site, binaries: Mapping[str, Path], *, credentials: Credentials
 def _agent(folder: Path, kubeconfig: Path) -> Component:
     volumes = folder / "data" / "volumes"
     python = (sys.executable, "-m", "hack.cluster.agent")
-    place = (f"--kubeconfig={kubeconfig}", f"--volumes={volumes}", f"--node={NODE_NAME}")
+    place = (f"--kubeconfig={kubeconfig}", f"--volumes={volumes}", f"--socket={_ANNOUNCEMENTS}", f"--node={NODE_NAME}")
     return component("agent", "/usr/bin/env", f"PYTHONPATH={_REPOSITORY}", *python, *place)
 
 

@@ -133,6 +133,17 @@ def test_egress_is_closed_by_a_policy_and_opened_by_another(probes: Probes, clus
     assert probes.asked("asker", "dial", kubelet) is None
 
 
+def test_a_policy_binds_a_pod_from_its_first_moment(probes: Probes) -> None:
+    web = probes.pod("web", "serve", f":{_PORT}", "hello", labels=_WEB, port=_PORT)["status"]["podIP"]
+    probes.policy("closed", podSelector={}, policyTypes=["Egress"])
+
+    for number in range(3):
+        probes.job(f"early-{number}", "dial", f"{web}:{_PORT}")
+
+    ends = [last_state(probes.ended(f"early-{number}"))["exitCode"] for number in range(3)]
+    assert ends == [1, 1, 1]
+
+
 def test_ingress_is_closed_to_pods_and_stays_open_to_probes(probes: Probes, cluster: Cluster) -> None:
     probes.policy("closed", podSelector={"matchLabels": _WEB}, policyTypes=["Ingress"])
     web = probes.pod("web", "serve", f":{_PORT}", "hello", labels=_WEB, port=_PORT)["status"]["podIP"]
