@@ -22,7 +22,7 @@ def training(place: Place) -> Iterator[Object]:
 
 
 def test_the_test_of_the_release_passes(installation: Installation) -> None:
-    done = helm("test", RELEASE, "--namespace", SYSTEM, "--logs", kubeconfig=installation.cluster.kubeconfig)
+    done = helm("test", RELEASE, "--namespace", SYSTEM, kubeconfig=installation.cluster.kubeconfig)
 
     assert "Phase:          Succeeded" in done.stdout
     record("helm test", done.stdout)

@@ -18,7 +18,7 @@ from tests.support.timeline import Timeline, first_step, named, of_step, watched
 
 NAME = "support-triage"
 MESSAGE = "webhooks arrive twice since this morning, we lose money every minute"
-SECONDS = 900
+SECONDS = 540
 STEPS = 40
 """Of the 82 that the quickstart makes: enough to pass its gate, and half the time."""
 ALL_KINDS = "all,pvc,ftj,evj,reloc,infs"
