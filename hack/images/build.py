@@ -23,8 +23,8 @@ _GROUPS = {
     "models": (ROLES["trainer"], ROLES["evaluator"], ROLES["server"]),
     "site": (SITE,),
 }
-_KEPT = 2
-"""Archives of a group that stay: this checkout's, and the one before it."""
+_KEPT = 3
+"""Archives of a group that stay: this checkout's, and the latest before it."""
 _UNUSED_AFTER = "168h"
 _MEGABYTE = 1_000_000
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ class Docker:
     def _run(
         self, *words: str, quiet: bool = False, seconds: float | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        output = subprocess.DEVNULL if quiet else None
+        output = subprocess.DEVNULL if quiet else sys.stderr  # What we print ourselves is for other programs.
         return subprocess.run(
             [self.program, *words],
             env=self.environment,
