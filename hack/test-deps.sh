@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # Installs what tests use from Debian, where that is possible: as root, with apt. Elsewhere the tests that need it fail and say so.
+# hack/test-deps.sh [node]: the second form also installs what a node of our own runs.
 set -euo pipefail
 
-packages=(docker-registry git)
+# program=package
+needed=(docker-registry=docker-registry git=git)
+if [[ ${1:-} == node ]]; then
+    needed+=(containerd=containerd ip=iproute2 iptables-restore=iptables nsenter=util-linux runc=runc)
+fi
+PATH=$PATH:/usr/sbin:/sbin
 missing=()
-for program in "${packages[@]}"; do
-    command -v "$program" >/dev/null || missing+=("$program")
+for each in "${needed[@]}"; do
+    command -v "${each%=*}" >/dev/null || missing+=("${each#*=}")
 done
 if [[ ${#missing[@]} -eq 0 ]]; then
     exit 0

@@ -10,16 +10,9 @@ from pathlib import Path
 _PROGRAM = 0o755
 
 
-def write_image(
-    archive: Path,
-    *,
-    name: str,
-    files: Mapping[str, Path],
-    command: tuple[str, ...],
-    links: Mapping[str, str] | None = None,
-) -> None:
-    """Write an image that holds programs by their paths in it, links by theirs, and starts with a command."""
-    layer = _layer(files, links or {})
+def write_image(archive: Path, *, name: str, files: Mapping[str, Path], command: tuple[str, ...]) -> None:
+    """Write an image that holds programs by their paths in it, and starts with a command."""
+    layer = _layer(files)
     digest = hashlib.sha256(layer).hexdigest()
     config = {
         "architecture": "amd64",
@@ -37,15 +30,11 @@ def write_image(
             _add(image, member, content)
 
 
-def _layer(files: Mapping[str, Path], links: Mapping[str, str]) -> bytes:
+def _layer(files: Mapping[str, Path]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as layer:
         for member, path in files.items():
-            _add(layer, member, path.read_bytes())
-        for member, target in links.items():
-            link = tarfile.TarInfo(member)
-            link.type, link.linkname = tarfile.SYMTYPE, target
-            layer.addfile(link)
+            _add(layer, member.lstrip("/"), path.read_bytes())
     return content.getvalue()
 
 
