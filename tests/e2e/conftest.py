@@ -25,10 +25,12 @@ def cluster(node: RealNode) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def images(node: RealNode) -> dict[str, Image]:
+def images(node: RealNode, cluster: Cluster) -> dict[str, Image]:
     """The images under test; the node has them all."""
     found = built_images()
-    for archive in {image.archive for image in found.values()}:
+    listed = [image for each in cluster.objects("Node") for image in each["status"].get("images", ())]
+    there = {name.rpartition("/")[2] for image in listed for name in image.get("names", ())}
+    for archive in {image.archive for image in found.values() if image.reference not in there}:
         node.load_image(archive)
     return found
 
