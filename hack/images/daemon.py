@@ -70,7 +70,8 @@ class Daemon:
         os.kill(pid, signal.SIGTERM)
         if not _within(_STOP_SECONDS, lambda: _is_gone(pid)):
             raise ImageError(f"dockerd ({pid}) does not end within {_STOP_SECONDS} s")
-        shutil.rmtree(self.run, ignore_errors=True)
+        _unmount_below(self.run)
+        shutil.rmtree(self.run)
         return True
 
     def _command(self) -> list[str]:
@@ -105,6 +106,13 @@ def _require_means() -> None:
         raise ImageError("no docker daemon answers, and none is installed; as root: apt-get install docker.io")
     if os.geteuid() != 0:
         raise ImageError("no docker daemon answers, and starting one needs root")
+
+
+def _unmount_below(folder: Path) -> None:
+    """Unmount what the daemon leaves, such as the network namespace that its containers shared."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    for place in sorted((place for place in places if place.startswith(f"{folder}/")), reverse=True):
+        subprocess.run(["umount", place], check=False)  # noqa: S607  (where it lies differs)
 
 
 def _is_gone(pid: int) -> bool:
