@@ -11,8 +11,10 @@ import pytest
 import yaml
 from tests.support import whole_job
 from tests.support.chart import CHART, Values, helm, rendered
-from tests.support.cluster import Cluster, Object, has_condition, temporary_namespace
-from tests.support.operator_process import OPERATOR_NAMESPACE, Identity, running_operator
+from tests.support.cluster import Cluster, Object, has_condition, new_namespace, temporary_namespace
+from tests.support.lifecycle import is_training, stage, wait_for_end
+from tests.support.operator_process import OPERATOR_NAMESPACE, Identity, OperatorProcess, running_operator
+from tests.support.player import play, scripted
 from tests.support.private_plane import PrivatePlane
 
 from finetuning_api.finetuningjob import Preset
@@ -24,6 +26,7 @@ RELEASE = "ft"
 FULLNAME = f"{RELEASE}-finetuning-operator"
 _FOREIGN = frozenset({"Certificate", "PrometheusRule", "ServiceMonitor"})
 """Kinds of other projects; this API server does not know them."""
+_BUNDLE = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
 _TRAINING = "app.kubernetes.io/managed-by=finetuning-operator"
 
 EVERYTHING: dict[str, Values] = {
@@ -217,18 +220,10 @@ def test_it_is_valid_in_every_version_of_kubernetes_that_is_supported(values: Va
 
 
 def test_what_an_administrator_says_reaches_the_operator(tmp_path: Path) -> None:
-    bundle = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
     values = {**EVERYTHING["offered and bound"], **EVERYTHING["behind a wall"], **EVERYTHING["own class"]}
     objects = rendered(RELEASE, "team", values)
 
-    environment = _environment(objects)
-    (config,) = [each["data"] for each in objects if each["kind"] == "ConfigMap"]
-    files = config | {"ca.pem": bundle}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    moved = {name: str(tmp_path / Path(value).name) for name, value in environment.items() if Path(value).name in files}
-    unset = {name: "" for name in environment if name.startswith("FINETUNING_PROGRESS")}
-    options = Options.from_environment(environment | moved | unset)
+    options = Options.from_environment(_as_deployed(objects, tmp_path, {"ca.pem": _BUNDLE}))
 
     assert options.settings.presets["small"] == Preset.model_validate(values["presets"]["small"])
     assert options.settings.bounds == Bounds(
@@ -239,7 +234,7 @@ def test_what_an_administrator_says_reaches_the_operator(tmp_path: Path) -> None
         http_proxy="http://proxy:3128",
         https_proxy="http://proxy:3128",
         no_proxy=(".example", "10.0.0.0/8"),
-        ca_bundle=bundle,
+        ca_bundle=_BUNDLE,
         egress=({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},),
     )
     assert options.priority_class == FULLNAME
@@ -360,8 +355,78 @@ def _installed(cluster: Cluster, namespace: str, values: Values) -> Iterator[Ide
         helm("uninstall", RELEASE, *place, kubeconfig=cluster.kubeconfig)
 
 
+def _as_deployed(objects: list[dict[str, Any]], folder: Path, files: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the variables of the Deployment for a process on this machine, with the files that they name.
+
+    Without the progress service: no pod could reach it.
+    """
+    environment = _environment(objects)
+    (config,) = [each["data"] for each in objects if each["kind"] == "ConfigMap" and "policy.yaml" in each["data"]]
+    found = config | (files or {})
+    for name, text in found.items():
+        (folder / name).write_text(text)
+    moved = {name: str(folder / Path(value).name) for name, value in environment.items() if Path(value).name in found}
+    return environment | moved | {name: "" for name in environment if name.startswith("FINETUNING_PROGRESS")}
+
+
 def _release_of(target: Object) -> str:
     return str((target["metadata"].get("annotations") or {}).get("meta.helm.sh/release-name", ""))
+
+        cluster.delete(job)
+        cluster.wait_gone("FineTuningJob", whole_job.NAME, "default")
+
+    def test_an_upgrade_leaves_a_running_training_alone_and_an_uninstall_nothing_stuck(
+        self, private_plane: PrivatePlane, tmp_path: Path
+    ) -> None:
+        cluster, namespace = private_plane.cluster, new_namespace(private_plane.cluster, "run")
+        place = ("--namespace", OPERATOR_NAMESPACE, "--create-namespace")
+        helm("upgrade", "--install", RELEASE, str(CHART), *place, kubeconfig=cluster.kubeconfig)
+        identity = Identity.of(cluster, FULLNAME, OPERATOR_NAMESPACE)
+
+        with _deployed(identity, {}, tmp_path), play(cluster, scripted({"train": None}), namespace=namespace):
+            made = cluster.create(whole_job.manifest(namespace, storage={"retention": "Retain"}))
+            cluster.wait_for_object("FineTuningJob", whole_job.NAME, namespace, where=is_training)
+            (before,) = cluster.objects("Pod", namespace, labels="finetuning.dev/step=train")
+        changed: Values = {**EVERYTHING["offered and bound"], **EVERYTHING["behind a wall"], "crds": {"keep": False}}
+        helm("upgrade", RELEASE, str(CHART), *place, kubeconfig=cluster.kubeconfig, values=changed)
+        with _deployed(identity, changed, tmp_path):
+            with play(cluster, namespace=namespace):
+                done = wait_for_end(cluster, namespace, whole_job.NAME)
+            (after,) = cluster.objects("Pod", namespace, labels="finetuning.dev/step=train")
+            assert after["metadata"]["uid"] == before["metadata"]["uid"]
+            assert has_condition(done, "Complete")
+            assert (stage(done, "train")["attempts"], done["metadata"]["uid"]) == (1, made["metadata"]["uid"])
+
+        helm("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", kubeconfig=cluster.kubeconfig)
+        for definition in _definitions(cluster):
+            cluster.wait_gone("CustomResourceDefinition", definition, "")
+        cluster.wait_for(lambda: not _left(cluster, namespace), what="everything that it made is gone")
+        kept = {each["metadata"]["name"] for each in cluster.objects("PersistentVolumeClaim", namespace)}
+        assert kept == {"demo-adapter"}
+        cluster.delete(cluster.get("Namespace", namespace, ""))
+        cluster.wait_gone("Namespace", namespace, "")
+
+
+@contextmanager
+def _deployed(identity: Identity, values: Values, folder: Path) -> Iterator[OperatorProcess]:
+    """Run the operator as the Deployment of a release would."""
+    env = _as_deployed(rendered(RELEASE, OPERATOR_NAMESPACE, values), folder, {"ca.pem": _BUNDLE})
+    # Other operators of this machine have that port.
+    del env["FINETUNING_HEALTH_PORT"]
+    with running_operator(identity, folder=folder, env=env) as operator:
+        operator.wait_ready()
+        yield operator
+        assert operator.stop() == 0
+        assert "is forbidden" not in operator.logs
+
+
+def _left(cluster: Cluster, namespace: str) -> list[str]:
+    kinds = ("Job", "Deployment", "Service", "Pod")
+    return [f"{kind}/{each['metadata']['name']}" for kind in kinds for each in cluster.objects(kind, namespace)]
+
+
+def _definitions(cluster: Cluster) -> list[str]:
+    return [each["metadata"]["name"] for each in cluster.objects("CustomResourceDefinition")]
 
 
 def _roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:

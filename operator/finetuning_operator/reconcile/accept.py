@@ -7,7 +7,7 @@ from finetuning_api.evaluationjob import EvaluationJobSpec
 from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, ParallelStrategy
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import PATH_ADVICE, Scheme
-from finetuning_operator.reconcile.allowed import Sources, refused_amount, refused_source
+from finetuning_operator.reconcile.allowed import Sources, refused_amount, refused_number, refused_source
 from finetuning_operator.reconcile.conditions import is_true
 from finetuning_operator.reconcile.lifecycle import Refusal
 from finetuning_operator.reconcile.plan import Settings
@@ -51,8 +51,10 @@ def _not_allowed(job: FineTuningJob, settings: Settings) -> Refusal | None:
         return Refusal(Reason.NOT_ALLOWED, message)
     asked = (("spec.resources", job.spec.resources), ("spec.serving.resources", serving.resources if serving else None))
     replicas = (("spec.serving.replicas", serving.replicas),) if serving else ()
-    return refused_source(_sources(job.spec), settings.sources) or refused_amount(
-        asked, settings.bounds, replicas=replicas
+    return (
+        refused_source(_sources(job.spec), settings.sources)
+        or refused_amount(asked, settings.bounds)
+        or refused_number(replicas, settings.bounds)
     )
 
 

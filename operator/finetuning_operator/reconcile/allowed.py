@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from finetuning_api.base import ResourceRequirements
+from finetuning_api.base import ConditionType, Resource, ResourceRequirements
+from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
+from finetuning_operator.reconcile.conditions import is_true
 from finetuning_operator.reconcile.lifecycle import Refusal
+from finetuning_operator.reconcile.plan import Observed
 from finetuning_operator.reconcile.policy import Bounds, SourcePolicy
 from finetuning_operator.reconcile.quantities import parse_quantity
 
@@ -33,15 +36,29 @@ def refused_source(refs: Sources, policy: SourcePolicy) -> Refusal | None:
     return None
 
 
-def refused_amount(
-    asked: Sequence[tuple[str, ResourceRequirements | None]],
-    bounds: Bounds,
-    *,
-    replicas: Sequence[tuple[str, int]] = (),
-) -> Refusal | None:
+def refused_amount(asked: Sequence[tuple[str, ResourceRequirements | None]], bounds: Bounds) -> Refusal | None:
     """Return why the first amount above its bound is not given, by the fields that ask for it; None where all are."""
-    found = (refusal for field, amounts in asked if amounts for refusal in _excesses(field, amounts, bounds))
-    return next(found, None) or next(_crowds(replicas, bounds), None)
+    return next((refusal for field, amounts in asked if amounts for refusal in _excesses(field, amounts, bounds)), None)
+
+
+def refused_number(replicas: Sequence[tuple[str, int]], bounds: Bounds) -> Refusal | None:
+    """Return why the first number of pods is more than a server may have, by the fields; None where all are fewer."""
+    return next(_crowds(replicas, bounds), None)
+
+
+def came_with_a_job(child: Resource, amounts: ResourceRequirements, observed: Observed) -> bool:
+    """Whether an object is a stage of a job that was accepted, and asks for what that job asks for.
+
+    Then it was allowed together with the job, whatever was forbidden since. That it names the job as its owner is not
+    enough: everybody can write that.
+    """
+    for owner in child.metadata.owner_references:
+        job = observed.resources.get((owner.kind, owner.name))
+        if isinstance(job, FineTuningJob) and job.metadata.uid == owner.uid:
+            serving = job.spec.serving.resources if job.spec.serving else None
+            own = job.status.preset.resources if job.status.preset else job.spec.resources
+            return amounts in (own, serving) and is_true(job.status.conditions, ConditionType.ACCEPTED)
+    return False
 
 
 def _excesses(field: str, amounts: ResourceRequirements, bounds: Bounds) -> Iterator[Refusal]:

@@ -20,7 +20,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.accept import idle_warnings, refused_paths
-from finetuning_operator.reconcile.allowed import refused_amount, refused_source
+from finetuning_operator.reconcile.allowed import came_with_a_job, refused_amount, refused_source
 from finetuning_operator.reconcile.conditions import (
     events_between,
     is_terminal,
@@ -350,16 +350,18 @@ def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
 
 
 def _refusal(view: _View) -> Refusal | None:
-    """Return why an evaluation is not accepted. A stage of a job was accepted with it, whatever was forbidden since."""
+    """Return why an evaluation is not accepted; what is forbidden later does not end one that was."""
     refs: list[tuple[str, SourceRef | None]] = [("spec.dataset", view.job.spec.dataset)]
     for index, candidate in enumerate(view.job.spec.candidates):
         refs.append((f"spec.candidates[{index}].model", candidate.model))
         refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))
     paths = refused_paths(refs, view.settings)
-    if paths is not None or _is_stage(view.job) or is_true(view.job.status.conditions, ConditionType.ACCEPTED):
+    amounts = view.job.spec.resources
+    accepted = is_true(view.job.status.conditions, ConditionType.ACCEPTED)
+    if paths is not None or accepted or came_with_a_job(view.job, amounts, view.observed):
         return paths
-    amounts = (("spec.resources", view.job.spec.resources),)
-    return refused_source(refs, view.settings.sources) or refused_amount(amounts, view.settings.bounds)
+    asked = (("spec.resources", amounts),)
+    return refused_source(refs, view.settings.sources) or refused_amount(asked, view.settings.bounds)
 
 
 def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> Common:

@@ -49,12 +49,13 @@ def _of_evaluation(job: EvaluationJob, find: Callable[[str, str], Resource | Non
 
 
 def _makers(resource: EvaluationJob | InferenceServer) -> tuple[Reference, ...]:
-    """Return the jobs whose results an object uses, by reference or from their claims."""
+    """Return the jobs whose results an object uses, by reference or from their claims, and that which it belongs to."""
     if isinstance(resource, EvaluationJob):
         used = [(candidate.job_ref, candidate.adapter) for candidate in resource.spec.candidates]
     else:
         used = [(adapter.job_ref, adapter.claim) for adapter in resource.spec.adapters]
-    names = [adapter_job(claim.claim_name) if claim else job_ref for job_ref, claim in used]
+    owners = (owner.name for owner in resource.metadata.owner_references if owner.kind == FineTuningJob.__name__)
+    names = [*(adapter_job(claim.claim_name) if claim else job_ref for job_ref, claim in used), *owners]
     return tuple(("FineTuningJob", name) for name in dict.fromkeys(names) if name)
 
 

@@ -18,7 +18,7 @@ from finetuning_api.scaling import DisruptionSpec
 from finetuning_api.sources import Scheme
 from finetuning_operator.reconcile.accept import refused_paths
 from finetuning_operator.reconcile.adapters import Lack, ServedAdapter, resolve
-from finetuning_operator.reconcile.allowed import refused_amount, refused_source
+from finetuning_operator.reconcile.allowed import came_with_a_job, refused_amount, refused_number, refused_source
 from finetuning_operator.reconcile.conditions import events_between, short_list
 from finetuning_operator.reconcile.labels import WAKE, selector
 from finetuning_operator.reconcile.lifecycle import Refusal, Writer
@@ -170,11 +170,10 @@ def _refusal(view: _View) -> Refusal | None:
     replicas = [("spec.replicas", spec.replicas)]
     if spec.autoscaling is not None:
         replicas.append(("spec.autoscaling.maxReplicas", spec.autoscaling.max_replicas))
-    return (
-        refused_paths(named, settings)
-        or refused_source(named, settings.sources)
-        or refused_amount(amounts, settings.bounds, replicas=replicas)
-    )
+    refused = refused_paths(named, settings) or refused_number(replicas, settings.bounds)
+    if refused is not None or came_with_a_job(view.server, spec.resources, view.observed):
+        return refused
+    return refused_source(named, settings.sources) or refused_amount(amounts, settings.bounds)
 
 
 def _relocate(view: _View) -> Outcome:

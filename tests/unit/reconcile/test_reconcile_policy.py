@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from tests.support.objects import World, job, relocation
 
-from finetuning_api.base import ConditionType, ObjectMeta
+from finetuning_api.base import ConditionType, ObjectMeta, ResourceRequirements
 from finetuning_api.dataset import DatasetSpec
 from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob, EvaluationJobSpec
 from finetuning_api.inferenceserver import InferenceServer, InferenceServerPhase, InferenceServerSpec
@@ -161,6 +161,28 @@ def test_a_source_that_is_forbidden_later_is_brought_no_further() -> None:
     told = find_condition(made.job().status.conditions, ConditionType.FAILED)
     assert told is not None
     assert told.reason is Reason.NOT_ALLOWED
+
+
+def test_a_server_of_an_accepted_job_was_allowed_with_it_and_a_false_owner_helps_nobody() -> None:
+    made = World(Settings())
+    made.add(job(resources={"limits": {"nvidia.com/gpu": "2"}}, serving={"afterGate": False}))
+    made.settle()
+    made.finish_relocations()
+    owned = made.server()
+    assert owned is not None
+
+    made.settings = replace(made.settings, bounds=Bounds(resources={"nvidia.com/gpu": "1"}))
+    more = owned.spec.model_copy(update={"resources": ResourceRequirements(limits={"nvidia.com/gpu": "8"})})
+    head = owned.metadata.model_copy(update={"name": "mine"})
+    made.add(owned.model_copy(update={"metadata": head, "spec": more}))
+    made.settle()
+
+    told = [
+        find_condition(each.status.conditions, ConditionType.ACCEPTED)
+        for each in (made.server(), made.server("mine"))
+        if each
+    ]
+    assert [each.reason for each in told if each] == [Reason.ACCEPTED, Reason.NOT_ALLOWED]
 
 
 @pytest.mark.parametrize(
