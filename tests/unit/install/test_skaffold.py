@@ -93,14 +93,14 @@ def test_nothing_but_the_plain_builder_is_asked_for(skaffold: Content) -> None:
 def test_every_image_that_the_chart_installs_is_handed_to_it(release: Content) -> None:
     values = read(CHART / "values.yaml")
     workloads = {
-        f"workloadImages.{role}": f"{{{{.IMAGE_FULLY_QUALIFIED_finetuning_{role}}}}}"
+        f"workloadImages.{role}": f'{{{{default "" .IMAGE_FULLY_QUALIFIED_finetuning_{role}}}}}'
         for role in values["workloadImages"]
     }
 
     assert release["setValueTemplates"] == {
-        "image.repository": "{{.IMAGE_REPO_finetuning_operator}}",
-        "image.tag": "{{.IMAGE_TAG_finetuning_operator}}",
-        "image.digest": "{{.IMAGE_DIGEST_finetuning_operator}}",
+        "image.repository": '{{default "finetuning-operator" .IMAGE_REPO_finetuning_operator}}',
+        "image.tag": '{{default "" .IMAGE_TAG_finetuning_operator}}',
+        "image.digest": '{{default "" .IMAGE_DIGEST_finetuning_operator}}',
         **workloads,
     }
 
@@ -132,11 +132,18 @@ def test_every_check_is_understood_by_the_program_and_runs_in_a_job_that_knows_i
     for verification in verifications(skaffold):
         container = verification["container"]
         job = read(verification["executionMode"]["kubernetesCluster"]["jobManifestPath"])
-        (template,) = job["spec"]["template"]["spec"]["containers"]
+        templates = {each["name"]: each for each in job["spec"]["template"]["spec"]["containers"]}
 
         assert container["command"] == ["python", "-m", check.__name__]
         assert check.parser().parse_args(container["args"]).timeout < verification["timeout"]
-        assert (container["name"], container["image"]) == (template["name"], template["image"])
+        assert templates[container["name"]]["image"] == container["image"]
+        assert templates[container["name"]]["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_checks_have_names_of_their_own_as_skaffold_wants(skaffold: Content) -> None:
+    names = [verification["container"]["name"] for verification in verifications(skaffold)]
+
+    assert sorted(names) == sorted(set(names))
 
 
 def test_gpu_images_hold_torch_for_cuda(skaffold: Content) -> None:
