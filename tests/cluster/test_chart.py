@@ -343,35 +343,6 @@ class TestRelease:
         left = [each["metadata"]["name"] for each in cluster.objects("ClusterRole") if RELEASE in _release_of(each)]
         assert left == []
 
-
-@contextmanager
-def _installed(cluster: Cluster, namespace: str, values: Values) -> Iterator[Identity]:
-    """Install the release and lend its account."""
-    place = ("--namespace", namespace)
-    helm("install", RELEASE, str(CHART), *place, kubeconfig=cluster.kubeconfig, values=values)
-    try:
-        yield Identity.of(cluster, FULLNAME, namespace)
-    finally:
-        helm("uninstall", RELEASE, *place, kubeconfig=cluster.kubeconfig)
-
-
-def _as_deployed(objects: list[dict[str, Any]], folder: Path, files: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the variables of the Deployment for a process on this machine, with the files that they name.
-
-    Without the progress service: no pod could reach it.
-    """
-    environment = _environment(objects)
-    (config,) = [each["data"] for each in objects if each["kind"] == "ConfigMap" and "policy.yaml" in each["data"]]
-    found = config | (files or {})
-    for name, text in found.items():
-        (folder / name).write_text(text)
-    moved = {name: str(folder / Path(value).name) for name, value in environment.items() if Path(value).name in found}
-    return environment | moved | {name: "" for name in environment if name.startswith("FINETUNING_PROGRESS")}
-
-
-def _release_of(target: Object) -> str:
-    return str((target["metadata"].get("annotations") or {}).get("meta.helm.sh/release-name", ""))
-
         cluster.delete(job)
         cluster.wait_gone("FineTuningJob", whole_job.NAME, "default")
 
@@ -427,6 +398,35 @@ def _left(cluster: Cluster, namespace: str) -> list[str]:
 
 def _definitions(cluster: Cluster) -> list[str]:
     return [each["metadata"]["name"] for each in cluster.objects("CustomResourceDefinition")]
+
+
+@contextmanager
+def _installed(cluster: Cluster, namespace: str, values: Values) -> Iterator[Identity]:
+    """Install the release and lend its account."""
+    place = ("--namespace", namespace)
+    helm("install", RELEASE, str(CHART), *place, kubeconfig=cluster.kubeconfig, values=values)
+    try:
+        yield Identity.of(cluster, FULLNAME, namespace)
+    finally:
+        helm("uninstall", RELEASE, *place, kubeconfig=cluster.kubeconfig)
+
+
+def _as_deployed(objects: list[dict[str, Any]], folder: Path, files: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the variables of the Deployment for a process on this machine, with the files that they name.
+
+    Without the progress service: no pod could reach it.
+    """
+    environment = _environment(objects)
+    (config,) = [each["data"] for each in objects if each["kind"] == "ConfigMap" and "policy.yaml" in each["data"]]
+    found = config | (files or {})
+    for name, text in found.items():
+        (folder / name).write_text(text)
+    moved = {name: str(folder / Path(value).name) for name, value in environment.items() if Path(value).name in found}
+    return environment | moved | {name: "" for name in environment if name.startswith("FINETUNING_PROGRESS")}
+
+
+def _release_of(target: Object) -> str:
+    return str((target["metadata"].get("annotations") or {}).get("meta.helm.sh/release-name", ""))
 
 
 def _roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -123,7 +123,7 @@ def failures(site: Site) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": site.namespace}}
     full = site.cluster.create(quota | {"spec": {"hard": {"pods": "0"}}})
     site.create(site.job_manifest("crowded", dataset=_OTHER_DATA))
-    site.wait_for_job("crowded", where=lambda now: now["status"].get("reason") == "QuotaExceeded")
+    site.wait_for_job("crowded", where=lambda now: now.get("status", {}).get("reason") == "QuotaExceeded")
     site.cluster.delete(full)
     compared = resource("EvaluationJob", "compared", site.namespace, **_COMPARED, ttlSecondsAfterFinished=0)
     with play(site.cluster, namespace=site.namespace):
