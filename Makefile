@@ -48,6 +48,7 @@ kind-down: ## Remove it.
 	@hack/kind.sh down
 
 node-binaries: cluster-binaries ## Build kubelet, kube-proxy, CoreDNS and so on: five minutes more, once per machine.
+	@hack/test-deps.sh node
 	@$(BIN)/python -m hack.cluster node-build
 
 node-up: node-binaries ## Start a cluster with one real node on this machine (root, Linux); prints how to use it.

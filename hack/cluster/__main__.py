@@ -70,6 +70,8 @@ def _node_up(options: argparse.Namespace) -> None:
 
 def _node_down(options: argparse.Namespace) -> None:
     state = _state(options, ".node")
+    if Running.find(state) is None:
+        machine.clean_up(state)
     _LOG.info("%s: %s", state, "stopped" if client.stop(state) else "no node runs here")
 
 

@@ -35,6 +35,10 @@ _PATHS = {
 }
 
 
+class CommandFailed(Exception):
+    """A program of the node refused."""
+
+
 class Agent:
     """Brings a node to what the API says, whenever that changes."""
 
@@ -55,7 +59,7 @@ class Agent:
             self._changed.clear()
             try:
                 self._work()
-            except (httpx.HTTPError, OSError, subprocess.CalledProcessError):
+            except (httpx.HTTPError, OSError, CommandFailed):
                 _LOG.exception("not done; tried again at the next change, or soon")
             self._changed.wait(_SECONDS)
 
@@ -81,10 +85,11 @@ class Agent:
         classes = {each["metadata"]["name"]: each for each in found["classes"]}
         for wish in volumes.wanted(found["claims"], found["volumes"], classes=classes, place=self._place):
             _make(wish)
-            self._api.post(_PATHS["volumes"], json=wish.volume).raise_for_status()
+            _check(self._api.post(_PATHS["volumes"], json=wish.volume), unless=httpx.codes.CONFLICT)
         for volume in volumes.unwanted(found["volumes"]):
             _remove(volumes.path_of(volume))
-            self._api.delete(f"{_PATHS['volumes']}/{volume['metadata']['name']}").raise_for_status()
+            path = f"{_PATHS['volumes']}/{volume['metadata']['name']}"
+            _check(self._api.delete(path), unless=httpx.codes.NOT_FOUND)
 
     def _enforce(self, rules: str) -> None:
         if rules != self._rules:
@@ -123,14 +128,22 @@ def _client(kubeconfig: Mapping[str, Any]) -> httpx.Client:
 def _hook() -> None:
     """Let packets pass through our rules, which allow everything at first."""
     table = ("iptables", "--wait", "--table", network_policy.TABLE)
-    with suppress(subprocess.CalledProcessError):  # It is there when the agent was started again.
+    with suppress(CommandFailed):  # It is there when the agent was started again.
         _run(*table, "--new-chain", network_policy.HOOK)
         for chain in ("FORWARD", "INPUT"):
             _run(*table, "--insert", chain, "--jump", network_policy.HOOK)
 
 
 def _run(*command: str, text: str | None = None) -> None:
-    subprocess.run(command, input=text, text=True, capture_output=True, check=True)
+    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise CommandFailed(f"`{' '.join(command)}`: {done.stderr.strip()}")
+
+
+def _check(answer: httpx.Response, *, unless: httpx.codes) -> None:
+    """Raise for an answer that is no success, but for the one that says that it was done before."""
+    if answer.status_code != unless:
+        answer.raise_for_status()
 
 
 def _make(wish: volumes.Wish) -> None:

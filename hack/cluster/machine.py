@@ -115,8 +115,7 @@ def hold(folder: Path, *, is_wanted: Callable[[], bool]) -> None:
     """Make a machine with ``python -m hack.cluster inside`` as its first process, and keep it while it is wanted."""
     with _claimed(Held.find(folder)) as machine:
         _clean(machine, folder)
-        for path in _cgroup_folders(machine):
-            path.mkdir()
+        _make_cgroups(machine)
         if not _BRIDGED.exists():
             _succeeds("modprobe", "br_netfilter")
         first = _start_inside(machine, folder)
@@ -133,6 +132,15 @@ def hold(folder: Path, *, is_wanted: Callable[[], bool]) -> None:
             first.kill()
             first.wait()
             _clean(machine, folder)
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what is left of the machine of a folder when its holder was killed."""
+    former = Held.find(folder)
+    if former is not None:
+        with _claimed(former) as machine:
+            if machine.number == former.number:
+                _clean(machine, folder)
 
 
 def enter(folder: Path, machine: Machine) -> None:
@@ -205,6 +213,16 @@ def _cgroup_folders(machine: Machine) -> list[Path]:
     if (_CGROUPS / "cgroup.controllers").exists():
         return [_CGROUPS / machine.cgroup]
     return [path / machine.cgroup for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
+def _make_cgroups(machine: Machine) -> None:
+    unified = _CGROUPS / "cgroup.subtree_control"
+    if unified.exists():
+        # Else the kubelet finds controllers missing in the one that it is given.
+        controllers = (_CGROUPS / "cgroup.controllers").read_text().split()
+        unified.write_text(" ".join(f"+{name}" for name in controllers))
+    for path in _cgroup_folders(machine):
+        path.mkdir()
 
 
 def _is_removed(cgroup: Path) -> bool:

@@ -96,7 +96,7 @@ def _containerd(site: Site, binaries: Mapping[str, Path]) -> Component:
     hosts = site.folder / "data" / "hosts"
     registry = f"{site.address}:{REGISTRY_PORT}"
     (hosts / registry).mkdir(parents=True)
-    (hosts / registry / "hosts.toml").write_text(f'server = "http://{registry}"\n')
+    (hosts / registry / "hosts.toml").write_text(f'[host."http://{registry}"]\ncapabilities = ["pull", "resolve"]\n')
     config = site.folder / "data" / "containerd.toml"
     text = (MANIFESTS / "containerd.toml").read_text()
     for name, value in {"DATA": site.folder / "data", "PAUSE": _PAUSE, "SOCKET": CONTAINERD}.items():

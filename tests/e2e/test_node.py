@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from hack.cluster import client
+from hack.cluster.__main__ import main
 from hack.cluster.machine import Held, Machine
 from hack.cluster.plane import Running, is_alive
 from tests.support.cluster import Cluster, Object, Refused, temporary_namespace
-from tests.support.probe import GROUP, Probes, last_state, load_probe
+from tests.support.pods import restricted_spec
+from tests.support.probe import GROUP, IMAGE, PROBE, Probes, last_state, load_probe
 from tests.support.processes import wait_until
 from tests.support.real_node import RealNode
 
@@ -189,6 +191,19 @@ def test_a_component_that_is_killed_comes_back_and_pods_run_on(probes: Probes, n
     assert [each["restartCount"] for each in after["status"]["containerStatuses"]] == [0]
 
 
+def test_an_image_is_pulled_from_the_nodes_own_registry(probes: Probes, node: RealNode) -> None:
+    reference = node.publish(IMAGE, "team/probe:1")
+    spec = restricted_spec() | {"activeDeadlineSeconds": 60}
+    spec["containers"][0] |= {"image": reference, "command": [PROBE, "who"], "imagePullPolicy": "Always"}
+
+    probes.create("Pod", "pulled", spec=spec)
+
+    ended = probes.cluster.wait_for_object("Pod", "pulled", probes.namespace, where=_has_ended)
+    assert (ended["status"]["phase"], probes.logs("pulled")) == ("Succeeded", "1000 [0]\n")
+    said = [event["message"] for event in probes.cluster.events(probes.namespace, name="pulled")]
+    assert [message for message in said if message.startswith(f'Successfully pulled image "{reference}"')]
+
+
 def test_two_nodes_are_apart_and_nothing_is_left_of_one_that_ends(
     cluster: Cluster, node: RealNode, tmp_path: Path
 ) -> None:
@@ -216,15 +231,15 @@ def test_nothing_runs_on_when_the_holder_of_a_node_is_killed_and_its_place_can_b
     traces = _Traces.of(other)
     processes = _processes_of(other)
 
-    holder = Running.find(tmp_path / "other")
-    assert holder is not None
-    os.kill(holder.supervisor, signal.SIGKILL)
+    _kill_holder(other)
 
     wait_until(lambda: not any(is_alive(process) for process in processes), seconds=20, what="all have ended")
     again = _start_other(node, tmp_path)
     assert [each["metadata"]["name"] for each in again.connect().objects("Node")] == ["node"]
-    traces_again = _Traces.of(again)
-    client.stop(tmp_path / "other")
+    traces_again, processes_again = _Traces.of(again), _processes_of(again)
+    _kill_holder(again)
+    wait_until(lambda: not any(is_alive(each) for each in processes_again), seconds=20, what="all have ended again")
+    assert main(["node-down", "--state", str(again.folder)]) == 0
     assert [*traces.seen(), *traces_again.seen()] == []
 
 
@@ -233,6 +248,12 @@ def _start_other(node: RealNode, folder: Path) -> RealNode:
         pytest.skip("the cluster of KUBECONFIG is under test; a node of our own is not")
     running = client.start(folder / "other", holder=client.HOLD_NODE)
     return RealNode(Path(running.kubeconfig), kubectl_program=Path(running.kubectl), folder=folder / "other")
+
+
+def _kill_holder(node: RealNode) -> None:
+    running = Running.find(node.folder) if node.folder else None
+    assert running is not None
+    os.kill(running.supervisor, signal.SIGKILL)
 
 
 def _processes_of(node: RealNode) -> list[int]:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ class RealNode:
         """Give the node an image, as ``docker save`` writes it. Other clusters pull theirs."""
         if self.folder is not None:
             self._held().load_image(archive)
+
+    def publish(self, image: str, name: str) -> str:
+        """Bring an image that our node has to its registry; return the name that pods pull it by."""
+        reference = f"{self.registry}/{name}"
+        for words in (("tag", "--force", image, reference), ("push", "--plain-http", reference), ("rm", reference)):
+            self._run("ctr", "--namespace=k8s.io", "images", *words)
+        return reference
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
@@ -76,24 +84,24 @@ class RealNode:
     def without_kubelet(self) -> Iterator[None]:
         """Let the node have no kubelet while the block runs; return when the new one says that it is ready."""
         cluster = self.connect()
+
+        def heartbeats() -> list[str]:
+            return [lease["spec"]["renewTime"] for lease in cluster.objects("Lease", "kube-node-lease")]
+
         with self.without("kubelet"):
             yield
-        before = cluster.objects("Lease", "kube-node-lease")[0]["spec"]["renewTime"]
-        cluster.wait_for(
-            lambda: cluster.objects("Lease", "kube-node-lease")[0]["spec"]["renewTime"] != before, what="it renews"
-        )
-        cluster.wait_for(
-            lambda: all(has_condition(node, "Ready") for node in cluster.objects("Node")), what="the node is ready"
-        )
+            last = heartbeats()
+        cluster.wait_for(lambda: heartbeats() != last, what="the kubelet says that it lives")
+        nodes = partial(cluster.objects, "Node")
+        cluster.wait_for(lambda: all(has_condition(node, "Ready") for node in nodes()), what="the node is ready")
 
     def _signal(self, component: str, name: str) -> None:
-        done = subprocess.run(
-            self._held().command("kill", f"-{name}", str(self._process(component))),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        self._run("kill", f"-{name}", str(self._process(component)))
+
+    def _run(self, *command: str) -> None:
+        """Run a command on our node."""
+        done = subprocess.run(self._held().command(*command), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
     def _process(self, component: str) -> int:
         """Return the process of a component, as the node numbers it."""
