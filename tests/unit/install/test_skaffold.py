@@ -87,7 +87,11 @@ def test_every_build_argument_is_one_of_the_dockerfile(skaffold: Content) -> Non
 
 
 def test_nothing_but_the_plain_builder_is_asked_for(skaffold: Content) -> None:
-    assert "local" not in skaffold["build"]
+    assert set(skaffold["build"]) == {"tagPolicy", "artifacts"}
+
+
+def test_no_tag_needs_an_image_before_it_is_built(skaffold: Content) -> None:
+    assert skaffold["build"]["tagPolicy"].keys() == {"gitCommit"}
 
 
 def test_every_image_that_the_chart_installs_is_handed_to_it(release: Content) -> None:
