@@ -77,12 +77,14 @@ class Docker:
     def file_system(self, image: str) -> Iterator[IO[bytes]]:
         """Lend the files of an image as a tar archive; nothing of it runs."""
         container = self._tell("create", image, "-")
-        with tempfile.NamedTemporaryFile() as file:
+        with tempfile.TemporaryDirectory(prefix="finetuning-images-") as folder:
+            file = Path(folder) / "files.tar"
             try:
-                self._must("export", "--output", file.name, container)
+                self._must("export", "--output", str(file), container)
             finally:
                 self._run("rm", container, quiet=True)
-            yield file
+            with file.open("rb") as stream:
+                yield stream
 
     def remove(self, *images: str) -> None:
         """Take names away from images, and the images with their last name."""
