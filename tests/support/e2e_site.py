@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import yaml
 from tests.support.bad_input import GOOD_ROWS
-from tests.support.cluster import Cluster, Object, has_condition
+from tests.support.cluster import Cluster, Object
 from tests.support.forwarding import forwarded
 from tests.support.models import tiny_llama
 from tests.support.processes import REPOSITORY
@@ -21,9 +21,10 @@ INDEX = f"http://{NAME}.{NAMESPACE}.svc:{INDEX_PORT}/simple/"
 """The package index."""
 TINY_MODEL = "s3://models/tiny"
 TINY_ROWS = "s3://tickets/tiny.jsonl"
-TRIAGE_ROWS = "s3://site/support-triage.jsonl"
-"""The example data, which the image brings."""
+TRIAGE_ROWS = "s3://tickets/support-triage.jsonl"
+"""The example data of the checkout."""
 MANIFESTS = REPOSITORY / "tests" / "e2e" / "site" / "site.yaml"
+_TRIAGE = REPOSITORY / "examples" / "data" / "support-triage.jsonl"
 _READY_SECONDS = 120
 
 
@@ -34,18 +35,22 @@ def install_site(cluster: Cluster, image: str, *, folder: Path) -> None:
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, *_objects(image))
 
     def is_ready(found: Object) -> bool:
-        return has_condition(found, "Available") and found["status"].get("updatedReplicas") == 1
+        status = found["status"]
+        seen = status.get("observedGeneration") == found["metadata"]["generation"]
+        return seen and status.get("replicas") == status.get("updatedReplicas") == status.get("readyReplicas") == 1
 
     cluster.wait_for_object("Deployment", NAME, NAMESPACE, where=is_ready, seconds=_READY_SECONDS)
     files = {f"tiny/{path.name}": path.read_bytes() for path in tiny_llama(folder / "tiny").iterdir()}
     rows = "".join(f"{json.dumps(row)}\n" for row in GOOD_ROWS)
     with forwarded(cluster, NAMESPACE, f"svc/{NAME}", STORE_PORT) as store:
-        _fill(store.url, {"models": files, "tickets": {"tiny.jsonl": rows.encode()}})
+        _fill(
+            store.url, {"models": files, "tickets": {"tiny.jsonl": rows.encode(), _TRIAGE.name: _TRIAGE.read_bytes()}}
+        )
 
 
 def _fill(url: str, buckets: dict[str, dict[str, bytes]]) -> None:
-    """Store objects by bucket and key; this server asks for no signature."""
-    with httpx.Client(base_url=url) as store:
+    """Store objects by bucket and key. Any name will do for this server, but without one nothing is stored twice."""
+    with httpx.Client(base_url=url, headers={"Authorization": "AWS anybody:any"}) as store:
         for bucket, objects in buckets.items():
             store.put(f"/{bucket}").raise_for_status()
             for key, content in objects.items():

@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 _CONTENT = Path("/srv/site")
