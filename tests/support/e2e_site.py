@@ -40,7 +40,7 @@ def install_site(cluster: Cluster, image: str, *, folder: Path) -> None:
         return seen and status.get("replicas") == status.get("updatedReplicas") == status.get("readyReplicas") == 1
 
     cluster.wait_for_object("Deployment", NAME, NAMESPACE, where=is_ready, seconds=_READY_SECONDS)
-    files = {f"tiny/{path.name}": path.read_bytes() for path in tiny_llama(folder / "tiny").iterdir()}
+    model = tiny_llama(folder / "tiny")
     rows = "".join(f"{json.dumps(row)}\n" for row in GOOD_ROWS)
     with forwarded(cluster, NAMESPACE, f"svc/{NAME}", STORE_PORT) as store:
         _fill(

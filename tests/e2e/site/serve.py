@@ -12,7 +12,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 _CONTENT = Path("/srv/site")
@@ -55,7 +54,9 @@ def _link(path: Path) -> str:
 
 def _put(path: str, body: bytes = b"") -> None:
     """Make a bucket or an object; the store asks for no signature."""
-    request = Request(f"http://127.0.0.1:{_STORE_PORT}{path}", data=body, method="PUT")
+    # Without a type it would be taken for a form, and nothing of it stored.
+    headers = {"Content-Type": "application/octet-stream"}
+    request = Request(f"http://127.0.0.1:{_STORE_PORT}{path}", data=body, headers=headers, method="PUT")
     with urlopen(request) as answer:  # noqa: S310  (our own server)
         _LOG.info("%s: %s", path, answer.status)
 
