@@ -42,10 +42,10 @@ def install_site(cluster: Cluster, image: str, *, folder: Path) -> None:
     cluster.wait_for_object("Deployment", NAME, NAMESPACE, where=is_ready, seconds=_READY_SECONDS)
     model = tiny_llama(folder / "tiny")
     rows = "".join(f"{json.dumps(row)}\n" for row in GOOD_ROWS)
+    models = {f"tiny/{path.name}": path.read_bytes() for path in model.iterdir()}
+    tickets = {"tiny.jsonl": rows.encode(), _TRIAGE.name: _TRIAGE.read_bytes()}
     with forwarded(cluster, NAMESPACE, f"svc/{NAME}", STORE_PORT) as store:
-        _fill(
-            store.url, {"models": files, "tickets": {"tiny.jsonl": rows.encode(), _TRIAGE.name: _TRIAGE.read_bytes()}}
-        )
+        _fill(store.url, {"models": models, "tickets": tickets})
 
 
 def _fill(url: str, buckets: dict[str, dict[str, bytes]]) -> None:
