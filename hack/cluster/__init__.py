@@ -1,1 +1,1 @@
-"""A Kubernetes control plane of one machine, for tests and experiments: real servers, fake nodes."""
+"""Kubernetes on one machine, for tests and experiments: a control plane with fake nodes, or a real node."""
