@@ -240,6 +240,19 @@ def test_what_an_administrator_says_reaches_the_operator(tmp_path: Path) -> None
     assert options.priority_class == FULLNAME
 
 
+def test_requests_wake_servers_where_the_operator_has_a_port_for_them() -> None:
+    values = {"serving": {"wakePort": 8090}, "networkPolicy": {"enabled": True}}
+    found = {each["kind"]: each for each in rendered(RELEASE, "team", values)}
+    (operator,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    told = {each["name"]: each.get("value", each.get("valueFrom")) for each in operator["env"]}
+
+    assert told["FINETUNING_WAKE_PORT"] == "8090"
+    assert told["FINETUNING_POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert {"name": "wake", "containerPort": 8090} in operator["ports"]
+    assert {"ports": [{"port": "wake", "protocol": "TCP"}]} in found["NetworkPolicy"]["spec"]["ingress"]
+    assert "WAKE" not in str(rendered(RELEASE, "team", {}))
+
+
 def test_every_variable_of_the_deployment_is_one_that_the_operator_reads() -> None:
     told = _environment(rendered(RELEASE, "team", EVERYTHING["behind a wall"]))
     files = {name for name, value in told.items() if value.startswith("/etc/finetuning/")}

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.support import definitions, pods
 from tests.support.api_proxy import ApiProxy
 from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.lifecycle import MODEL, condition, is_running, resource
-from tests.support.operator_process import Identity, OperatorProcess
+from tests.support.operator_process import Identity, OperatorProcess, free_port
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
 from tests.support.site import Pool, Site, pool, uid
@@ -24,6 +25,8 @@ from finetuning_api.runconfig import LastWords
 
 OF_SERVER = "finetuning.dev/kind=InferenceServer"
 DOMAIN = "ai.example.org"
+OPERATOR_ADDRESS = "10.200.0.1"
+"""Nobody asks there: what a Service does with its addresses is Kubernetes' own."""
 EARLY = {"replicas": 1, "afterGate": False}
 BY_CPU = {"minReplicas": 2, "maxReplicas": 4, "targetCpuUtilization": 60}
 
@@ -33,6 +36,7 @@ def served(private_plane: PrivatePlane, tmp_path_factory: pytest.TempPathFactory
     """An operator that exposes servers by a Gateway, in a cluster that at first knows none."""
     cluster, folder = private_plane.cluster, tmp_path_factory.mktemp("servers")
     options = {"SERVING_DOMAIN": DOMAIN, "GATEWAY": "edge/public", "RESYNC_SECONDS": "1"}
+    options |= {"WAKE_PORT": str(free_port()), "POD_IP": OPERATOR_ADDRESS}
     with pool(cluster, Identity.install(cluster), folder=folder, **options) as lent:
         yield lent
 
@@ -153,6 +157,38 @@ class TestCanary:
         assert first == {"name": "live", "stable": "acme/tiny", "adapter": "demo", "weight": 10}
         assert second == {"name": "live", "stable": "acme/tiny", "adapter": "demo", "weight": 60}
         assert "canary" not in site.get("InferenceServer")["spec"]
+
+
+class TestWaking:
+    """A server that was shut down because nobody asked it, and is asked."""
+
+    def test_the_operator_answers_for_it_and_starts_it(self, served: Pool, site: Site) -> None:
+        server(site, idleShutdownMinutes=30)
+        ready = site.wait("InferenceServer", "answers", where=is_ready)
+        site.cluster.wait_gone("EndpointSlice", "answers", site.namespace)
+        shut = {"since": "2026-01-01T12:00:00Z", "generation": ready["metadata"]["generation"], "wake": ""}
+        site.cluster.patch(ready, {"status": {"idle": shut}}, subresource="status")
+        site.wait("Deployment", "answers", where=lambda now: now["spec"]["replicas"] == 0)
+        asleep = site.wait("InferenceServer", "answers", where=lambda now: now["status"]["replicas"] == 0)
+        doorway = site.wait("EndpointSlice", "answers", where=lambda _: True)
+        former = [{"addresses": ["10.200.0.99"], "conditions": {"ready": True}}]
+        site.cluster.patch(doorway, {"endpoints": former})
+        mended = site.wait("EndpointSlice", "answers", where=lambda now: now["endpoints"] == doorway["endpoints"])
+
+        host = f"answers.{site.namespace}.svc:8000"
+        port = doorway["ports"][0]["port"]
+        refused = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", headers={"Host": host}, json={})
+
+        woken = site.wait("InferenceServer", "answers", where=is_ready)
+        site.cluster.wait_gone("EndpointSlice", "answers", site.namespace)
+        assert told(asleep) == "no request for 30 minutes: nothing answers. The next request starts it"
+        assert [each["addresses"] for each in doorway["endpoints"]] == [[OPERATOR_ADDRESS]]
+        assert doorway["metadata"]["labels"]["kubernetes.io/service-name"] == "answers"
+        assert uid(mended) == uid(doorway)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert refused.json()["error"]["code"] == "starting"
+        assert "idle" not in woken["status"]
+        assert at_rest(served, site)
 
 
 class TestScaling:

@@ -60,6 +60,8 @@ _PLACES_SECONDS = 5.0
 _SELDOM_SECONDS = 300.0
 """When to look again for what only an administrator can bring."""
 _KINDS = OWN_KINDS | CHILD_KINDS | OPTIONAL_KINDS
+_IDENTITY = frozenset({"apiVersion", "kind", "metadata"})
+"""What every object has; the rest says what it is."""
 _POD_OF_JOB = "batch.kubernetes.io/controller-uid"
 """Label that the Job controller gives to the pods of a Job."""
 
@@ -346,11 +348,12 @@ class Applier:
         """
         head, known = manifest["metadata"], found["metadata"]
         # A Deployment has fields that others decide, such as its replicas; what stands beside it is ours as a whole.
-        spec = {f"/spec/{name}": value for name, value in manifest["spec"].items()}
+        whole = {f"/{name}": value for name, value in manifest.items() if name not in _IDENTITY}
+        spec = {f"/spec/{name}": value for name, value in manifest.get("spec", {}).items()}
         parts = {
             "/metadata/labels": known.get("labels", {}) | head["labels"],
             "/metadata/annotations": known.get("annotations", {}) | head["annotations"],
-            **({"/spec": manifest["spec"]} if key.kind in COMPANION_KINDS else spec),
+            **(whole if key.kind in COMPANION_KINDS else spec),
         }
         before = self._cache.identity(key)
         changed = await self._api.replace_parts(

@@ -60,6 +60,18 @@ class IdleWatch:
         self._wake = wake
         self._now = now
         self._watched: dict[str, _Watched] = {}
+        self._asked: dict[str, datetime] = {}
+
+    def ask(self, key: ObjectKey) -> None:
+        """Remember that a server without replicas was asked something, and have it looked at."""
+        identity = self._cache.identity(key)
+        if identity is not None:
+            self._asked[identity[0]] = self._now()
+            self._wake([key])
+
+    def asked(self, uid: str) -> datetime | None:
+        """Return when a server without replicas was last asked something; None where it never was."""
+        return self._asked.get(uid)
 
     def since(self, uid: str, pods: Sequence[Manifest]) -> datetime | None:
         """Return since when no replica of a server was asked anything, None where that is not known of all of them."""
@@ -82,6 +94,8 @@ class IdleWatch:
         looks = [self._look_at(key, server, ask) for key, server in concerned]
         seen = await asyncio.gather(*looks)
         before, self._watched = self._watched, dict(filter(None, seen))
+        here = {server["metadata"]["uid"] for _, server in concerned}
+        self._asked = {uid: at for uid, at in self._asked.items() if uid in here}
         self._wake(key for key, server in concerned if _is_new(server["metadata"]["uid"], before, self._watched))
 
     async def _look_at(self, key: ObjectKey, server: Manifest, ask: Scrape) -> tuple[str, _Watched] | None:

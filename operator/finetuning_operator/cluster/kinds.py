@@ -54,6 +54,7 @@ NETWORK_POLICY = KindRef("networking.k8s.io", "v1", "networkpolicies", "NetworkP
 DISRUPTION_BUDGET = KindRef("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 AUTOSCALER = KindRef("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
 INGRESS = KindRef("networking.k8s.io", "v1", "ingresses", "Ingress")
+ENDPOINT_SLICE = KindRef("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 ROUTE = KindRef("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 SCALED_OBJECT = KindRef("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject")
 LEASE = KindRef("coordination.k8s.io", "v1", "leases", "Lease")
@@ -64,7 +65,7 @@ OWN_KINDS: dict[str, KindRef] = {
 }
 """The custom resources by kind."""
 
-_COMPANIONS = (DISRUPTION_BUDGET, AUTOSCALER, INGRESS)
+_COMPANIONS = (DISRUPTION_BUDGET, AUTOSCALER, INGRESS, ENDPOINT_SLICE)
 OPTIONAL_KINDS: dict[str, KindRef] = {ref.kind: ref for ref in (ROUTE, SCALED_OBJECT)}
 """Kinds that only some clusters serve, by kind."""
 COMPANION_KINDS: dict[str, KindRef] = {ref.kind: ref for ref in _COMPANIONS} | OPTIONAL_KINDS

@@ -31,6 +31,8 @@
 | FINETUNING_SERVING_SCHEME | https or http: how they are asked there | https |
 | FINETUNING_INGRESS_CLASS | IngressClass of their Ingresses; empty is the cluster's default | empty |
 | FINETUNING_GATEWAY | namespace/name of a Gateway that gets HTTPRoutes instead of Ingresses | empty |
+| FINETUNING_WAKE_PORT | Port that answers for servers without replicas, and wakes idle ones; empty: none | empty |
+| FINETUNING_POD_IP | Address of the operator's own pod, for FINETUNING_WAKE_PORT | empty |
 | FINETUNING_LOG_LEVEL | DEBUG, INFO, WARNING or ERROR | INFO |
 """
 
@@ -39,6 +41,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
+from ipaddress import ip_address
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TypeVar
@@ -99,6 +102,15 @@ class GatewayRef:
 
     namespace: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doorway:
+    """Where the operator answers for servers that have no replica."""
+
+    address: str
+    """Of the operator's own pod."""
+    port: int
 
 
 class StorageProfile(ApiModel):
@@ -189,6 +201,7 @@ class Options:
     ingress_class: str | None = None
     """None takes the cluster's default class."""
     gateway: GatewayRef | None = None
+    doorway: Doorway | None = None
     log_level: str = LogLevel.INFO
     settings: Settings = field(default_factory=Settings)
 
@@ -219,6 +232,7 @@ class Options:
             trash_ttl_seconds=read.number("TRASH_TTL_SECONDS", standard.trash_ttl_seconds, kind=int, least=0),
             ingress_class=read.subdomain("INGRESS_CLASS"),
             gateway=read.gateway(),
+            doorway=read.doorway(),
             log_level=read.choice("LOG_LEVEL", LogLevel.INFO),
             settings=read.settings(standard.settings, policy),
         )
@@ -283,6 +297,7 @@ class _Variables:
             ),
             serving_domain=self.subdomain("SERVING_DOMAIN"),
             serving_scheme=self.choice("SERVING_SCHEME", Scheme.HTTPS),
+            wake_by_request=bool(self.text("WAKE_PORT", "")),
         )
 
     def outside(self, policy: Policy) -> Outside:
@@ -336,6 +351,18 @@ class _Variables:
         if self.text("INGRESS_CLASS", ""):
             raise _unusable("GATEWAY", value, "servers get an HTTPRoute or an Ingress; unset FINETUNING_INGRESS_CLASS")
         return GatewayRef(namespace, name)
+
+    def doorway(self) -> Doorway | None:
+        """Return where requests wake servers. Raises OptionsError where nobody could be sent there."""
+        if not self.text("WAKE_PORT", ""):
+            return None
+        address = self.text("POD_IP", "")
+        try:
+            ip_address(address)
+        except ValueError:
+            remedy = "give the pod's own address (status.podIP): requests are sent there"
+            raise _unusable("POD_IP", address, remedy) from None
+        return Doorway(address, self.port("WAKE_PORT", 0))
 
     def progress(self) -> ProgressOptions | None:
         url = self.text("PROGRESS_URL", "").rstrip("/")

@@ -14,6 +14,7 @@ from finetuning_operator.cluster.api import ClusterApi, TokenBucket, connect
 from finetuning_operator.cluster.apply import Applier
 from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.controller import Controller
+from finetuning_operator.cluster.doorway import Doorway
 from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.health import HealthServer, at_most, must
 from finetuning_operator.cluster.idle import IdleWatch
@@ -119,7 +120,7 @@ class Operator:
         self._progress = ProgressStore(self._reported)
         self._resync = Resync(api, self._cache, namespaces=options.namespaces, wake=self._wake)
         self._idle = IdleWatch(self._cache, wake=self._wake)
-        view = View(self._cache, self._progress, idle_since=self._idle.since)
+        view = View(self._cache, self._progress, idle_since=self._idle.since, asked_at=self._idle.asked)
         self._controller = Controller(
             api,
             self._cache,
@@ -160,6 +161,7 @@ class Operator:
         async with AsyncExitStack() as stack:
             await self._serve_health(stack)
             await self._serve_progress(stack)
+            await self._serve_doorway(stack)
             self._take_signals()
             parts = self._start()
             stopping = asyncio.create_task(self._stop.wait(), name="stop")
@@ -281,6 +283,12 @@ class Operator:
             server = self._progress_server(chosen)
             await server.start(port=chosen.port)
             stack.push_async_callback(server.close)
+
+    async def _serve_doorway(self, stack: AsyncExitStack) -> None:
+        if self._options.doorway is not None:
+            doorway = Doorway(self._cache, ask=self._idle.ask)
+            await doorway.start(self._options.doorway.port)
+            stack.push_async_callback(doorway.stop)
 
     def _progress_server(self, chosen: ProgressOptions) -> ProgressServer:
         endpoint = ProgressEndpoint(

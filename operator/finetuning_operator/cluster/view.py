@@ -89,11 +89,16 @@ class View:
         progress: ProgressStore,
         *,
         idle_since: Callable[[str, Sequence[Mapping[str, Any]]], datetime | None] = lambda _uid, _pods: None,
+        asked_at: Callable[[str], datetime | None] = lambda _uid: None,
     ) -> None:
-        """``idle_since`` tells since when a server of a uid, with its pods, was asked nothing."""
+        """``idle_since`` tells since when a server of a uid, with its pods, was asked nothing.
+
+        ``asked_at`` tells when one was last asked something that had no pod to answer.
+        """
         self._cache = cache
         self._progress = progress
         self._idle_since = idle_since
+        self._asked_at = asked_at
         self._parsed: OrderedDict[ObjectKey, tuple[tuple[str, int], Resource]] = OrderedDict()
 
     def resource(self, key: ObjectKey) -> Resource | None:
@@ -198,7 +203,8 @@ class View:
         for key, deployment in self.deployments(resource):
             pods = self.server_pods(resource)
             state = observe_server(deployment, pods, known.diagnoses.get(key.name))
-            states[key.name] = replace(state, idle_since=self._idle_since(resource.metadata.uid, pods))
+            uid = resource.metadata.uid
+            states[key.name] = replace(state, idle_since=self._idle_since(uid, pods), asked_at=self._asked_at(uid))
         for (kind, name), words in known.hindrances.items():
             if kind == "Deployment":
                 states[name] = replace(states.get(name, ServerState()), current=False, hindrance=words)

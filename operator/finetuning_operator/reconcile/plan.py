@@ -127,6 +127,8 @@ class Server:
     autoscaling: AutoscalingSpec | None = None
     disruption: DisruptionSpec | None = None
     """What may be taken away at the same time; None for a server that is one pod at most."""
+    doorway: bool = False
+    """Whether the operator answers for it, because no replica does."""
     host: str | None = None
     """Name under which it answers outside the cluster; None keeps it inside."""
     former_revisions: int = 2
@@ -147,6 +149,8 @@ class ServerState:
     """Of the newest description; 0 where none has a number yet."""
     idle_since: datetime | None = None
     """Since when no replica was asked anything; None where nobody watched all of them."""
+    asked_at: datetime | None = None
+    """When it was last asked something while it had no replica; None where nobody noticed."""
     hindrance: LastWords | None = None
 
 
@@ -223,6 +227,8 @@ class Settings:
     serving_domain: str | None = None
     """Domain below which servers answer outside the cluster; None where none do."""
     serving_scheme: str = "https"
+    wake_by_request: bool = False
+    """Whether a request starts a server that was shut down when idle."""
     local: bool = False
     """Whether the realiser is one machine: local paths are allowed, servers are not run."""
     size_margin: float = 1.15

@@ -153,7 +153,8 @@ def _idle(view: _View, now: datetime) -> IdleStatus | None:
         return None
     wake = head.annotations.get(WAKE, "")[:LONGEST_WAKE]
     if was is not None and (was.generation, was.wake) == (head.generation, wake):
-        return was
+        asked = view.state.asked_at
+        return None if asked is not None and asked > was.since else was
     return IdleStatus(since=now, generation=head.generation, wake=wake) if _idle_left(view, now) == 0 else None
 
 
@@ -208,9 +209,16 @@ def _server(view: _View, model: ModelInput, adapters: tuple[ServedAdapter, ...])
         priority_class=spec.priority_class_name,
         autoscaling=spec.autoscaling,
         disruption=spec.disruption or (_ONE_AT_A_TIME if view.most > 1 else None),
+        doorway=view.settings.wake_by_request and _has_doorway(view),
         host=view.host,
         former_revisions=spec.revision_history_limit,
     )
+
+
+def _has_doorway(view: _View) -> bool:
+    """Whether a server may be without replicas by itself, and is: also while the first of them loads."""
+    spec = view.server.spec
+    return spec.idle_shutdown_minutes is not None and spec.replicas > 0 and view.state.ready == 0
 
 
 def _config(view: _View, model: ModelInput, adapters: tuple[ServedAdapter, ...]) -> ServeConfig:
@@ -299,6 +307,8 @@ def _asleep(view: _View) -> str:
         why = "autoscaling sees no need of any replica" if view.is_scaled else "spec.replicas is 0"
         return f"{why}: nothing answers"
     why = f"no request for {view.server.spec.idle_shutdown_minutes} minutes: nothing answers"
+    if view.settings.wake_by_request:
+        return sentences(why, "The next request starts it")
     head = view.server.metadata
     hint = f'kubectl annotate infs {head.name} -n {head.namespace} --overwrite {WAKE}="$(date)"'
     return sentences(why, f"Wake it: {hint}")

@@ -147,6 +147,10 @@ def test_servers_are_exposed_by_an_ingress_class_or_by_a_gateway() -> None:
             "FINETUNING_SERVING_DOMAIN='https://ai': give lower-case letters, digits, '-' and '.'",
         ),
         ({"FINETUNING_SERVING_SCHEME": "tcp"}, "FINETUNING_SERVING_SCHEME='tcp': choose one of https, http"),
+        (
+            {"FINETUNING_WAKE_PORT": "8090", "FINETUNING_POD_IP": "operator"},
+            "FINETUNING_POD_IP='operator': give the pod's own address (status.podIP): requests are sent there",
+        ),
         ({"FINETUNING_GATEWAY": "public"}, "FINETUNING_GATEWAY='public': give namespace/name of a Gateway"),
         (
             {"FINETUNING_GATEWAY": "edge/public"},

@@ -1,6 +1,6 @@
 """InferenceServers: what they wait for, what they run, what they refuse, and what a job keeps of its own."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -50,9 +50,15 @@ def server(**spec: Any) -> InferenceServer:  # noqa: ANN401  (fields of many typ
     )
 
 
-def world(resource: InferenceServer, *, with_job: bool = True, **of_job: Any) -> World:  # noqa: ANN401
+def world(
+    resource: InferenceServer,
+    *,
+    with_job: bool = True,
+    settings: Settings | None = None,
+    **of_job: Any,  # noqa: ANN401
+) -> World:
     """A server whose model is there, and a job that is about to be preflighted."""
-    made = World()
+    made = World(settings or Settings())
     made.add(resource)
     if with_job:
         made.add(job(evaluation={"enabled": False}, **of_job))
@@ -346,6 +352,38 @@ def test_server_that_was_shut_down_stays_so_until_it_is_woken_by_hand_or_changed
     edit(made, idleShutdownMinutes=60)
 
     assert (asleep, woken, status, again, described(made)) == ([0], [1], None, [0], [1])
+
+
+def test_server_that_was_shut_down_runs_again_when_it_is_asked_and_not_for_what_was_asked_before() -> None:
+    made = world(server(idleShutdownMinutes=30), settings=Settings(wake_by_request=True))
+    idle_for(made, 1800)
+    shut = current(made).status.idle
+    assert shut is not None
+    message = told(made).message
+
+    def asked(at: datetime) -> list[int | None]:
+        made.servers[KEY] = {"chat": ServerState(wanted=0, current=True, asked_at=at)}
+        made.settle()
+        return described(made)
+
+    assert message == "no request for 30 minutes: nothing answers. The next request starts it"
+    assert asked(shut.since - timedelta(seconds=1)) == [0]
+    assert asked(shut.since + timedelta(seconds=1)) == [1]
+    assert current(made).status.idle is None
+
+
+def test_operator_answers_for_a_server_without_replicas_that_can_be_shut_down_when_idle() -> None:
+    def doorway(*, ready: int, wake: bool = True, **spec: Any) -> bool:  # noqa: ANN401  (fields of many types)
+        made = world(server(**spec), settings=Settings(wake_by_request=wake))
+        made.servers[KEY] = {"chat": ServerState(ready, ready, current=True)}
+        made.settle()
+        return made.plans[KEY].servers[0].doorway
+
+    assert doorway(ready=0, idleShutdownMinutes=30)
+    assert not doorway(ready=1, idleShutdownMinutes=30)
+    assert not doorway(ready=0)
+    assert not doorway(ready=0, idleShutdownMinutes=30, replicas=0)
+    assert not doorway(ready=0, idleShutdownMinutes=30, wake=False)
 
 
 def test_scaled_server_that_was_shut_down_is_nobodys_to_scale() -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from finetuning_api.base import Resource
 from finetuning_api.scaling import AutoscalingSpec, KedaSpec
-from finetuning_operator.cluster.options import Options
+from finetuning_operator.cluster.options import Doorway, Options
 from finetuning_operator.cluster.render.labels import Manifest, metadata, pod_selector, stamped
 from finetuning_operator.cluster.render.network import SERVING_PORT
+from finetuning_operator.reconcile import labels
 from finetuning_operator.reconcile.plan import Server
 
 REQUESTS_IN_FLIGHT = "finetuning_server_requests_in_flight"
@@ -25,8 +26,23 @@ def _companions(server: Server, owner: Resource, options: Options) -> Iterator[M
         yield _budget(server, owner)
     if server.autoscaling is not None:
         yield _scaled_object(server, owner) if server.autoscaling.keda else _autoscaler(server, owner)
+    if server.doorway and options.doorway is not None:
+        yield _doorway(server, owner, options.doorway)
     if server.host is not None:
         yield _route(server, owner, options) if options.gateway else _ingress(server, owner, options)
+
+
+def _doorway(server: Server, owner: Resource, place: Doorway) -> Manifest:
+    """Return one more address of the server's Service: the operator's own, beside those of replicas that are ready."""
+    told = {"kubernetes.io/service-name": server.name, "endpointslice.kubernetes.io/managed-by": labels.OPERATOR}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": metadata(owner, server.name, **told),
+        "addressType": "IPv6" if ":" in place.address else "IPv4",
+        "endpoints": [{"addresses": [place.address], "conditions": {"ready": True}}],
+        "ports": [{"name": SERVING_PORT, "port": place.port, "protocol": "TCP"}],
+    }
 
 
 def _budget(server: Server, owner: Resource) -> Manifest:

@@ -7,7 +7,7 @@ import pytest
 from tests.support.plans import options, server, server_owner
 
 from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec, KedaCron, KedaPrometheus, KedaSpec
-from finetuning_operator.cluster.options import GatewayRef, Options
+from finetuning_operator.cluster.options import Doorway, GatewayRef, Options
 from finetuning_operator.cluster.render import render_companions
 from finetuning_operator.reconcile.plan import Server, Settings
 
@@ -35,6 +35,20 @@ def beside(wanted: Server, installation: Options | None = None) -> dict[str, Man
 
 def test_a_server_of_one_pod_stands_alone() -> None:
     assert beside(server()) == {}
+
+
+@pytest.mark.parametrize(("address", "family"), [("10.0.0.7", "IPv4"), ("fd00::7", "IPv6")])
+def test_the_operator_is_one_more_address_of_a_server_that_has_no_replica(address: str, family: str) -> None:
+    installation = options(doorway=Doorway(address, 8090))
+    found = beside(server(doorway=True), installation)
+
+    assert beside(server(doorway=True)) == beside(server(), installation) == {}
+    assert found["EndpointSlice"]["metadata"]["labels"]["kubernetes.io/service-name"] == "chat"
+    assert {name: found["EndpointSlice"][name] for name in ("addressType", "endpoints", "ports")} == {
+        "addressType": family,
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        "ports": [{"name": "http", "port": 8090, "protocol": "TCP"}],
+    }
 
 
 @pytest.mark.parametrize(
