@@ -61,6 +61,7 @@ images: ## Build the images of the operator and of every program; `python -m hac
 	@$(PYTHON) -m hack.images build
 
 e2e-images: ## Build the images that tests on a node load, where something changed; minutes, the first time.
+	@hack/test-deps.sh images
 	@$(PYTHON) -m hack.images archives
 
 sbom: venv ## Write what is in the built images: build/sbom/<role>.cdx.json.
@@ -68,6 +69,7 @@ sbom: venv ## Write what is in the built images: build/sbom/<role>.cdx.json.
 
 e2e: node-binaries ## Install the chart on a real node of this machine and run everything there; as root, 20 minutes.
 	@mkdir -p build && rm -f build/e2e-record.md
+	@hack/test-deps.sh images
 	@$(PYTHON) -m hack.images archives > build/e2e-images.json
 	FINETUNE_E2E_IMAGES=build/e2e-images.json $(BIN)/python -m pytest tests/e2e
 

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Installs what tests use from Debian, where that is possible: as root, with apt. Elsewhere the tests that need it fail and say so.
-# hack/test-deps.sh [node]: the second form also installs what a node of our own runs.
+# hack/test-deps.sh [node|images]: also what a node of our own runs, or what images are built with where no docker daemon answers.
 set -euo pipefail
 
 # program=package
 needed=(docker-registry=docker-registry git=git)
 if [[ ${1:-} == node ]]; then
     needed+=(containerd=containerd ip=iproute2 iptables-restore=iptables nsenter=util-linux runc=runc)
+fi
+if [[ ${1:-} == images ]] && ! docker info >/dev/null 2>&1; then
+    needed+=(debootstrap=debootstrap docker=docker.io dockerd=docker.io)
 fi
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
