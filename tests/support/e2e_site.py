@@ -49,8 +49,12 @@ def install_site(cluster: Cluster, image: str, *, folder: Path) -> None:
 
 
 def _fill(url: str, buckets: dict[str, dict[str, bytes]]) -> None:
-    """Store objects by bucket and key. Any name will do for this server, but without one nothing is stored twice."""
-    with httpx.Client(base_url=url, headers={"Authorization": "AWS anybody:any"}) as store:
+    """Store objects by bucket and key, for everybody to read.
+
+    Any name will do for this server, but without one nothing is stored twice.
+    """
+    headers = {"Authorization": "AWS anybody:any", "x-amz-acl": "public-read"}
+    with httpx.Client(base_url=url, headers=headers) as store:
         for bucket, objects in buckets.items():
             store.put(f"/{bucket}").raise_for_status()
             for key, content in objects.items():
