@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,8 +54,8 @@ class Site:
     def plan_faults(self, faults: Mapping[str, list[str]]) -> None:
         self.faults.write_text(json.dumps(faults))
 
-    def run(self) -> Outcome:
-        return run_with_fakes(self.state, self.manifest)
+    def run(self, *, presets: Path | None = None) -> Outcome:
+        return run_with_fakes(self.state, self.manifest, presets=presets)
 
     def start(self) -> subprocess.Popen[str]:
         command = (sys.executable, "-m", "tests.support.local_run", self.state, self.manifest)
@@ -311,3 +312,21 @@ def _job(site: Site, name: str) -> FineTuningJob:
     found = Store(site.layout).get("FineTuningJob", name)
     assert isinstance(found, FineTuningJob)
     return found
+
+
+def test_a_preset_is_refused_without_a_file_that_holds_it_and_used_with_one(site: Site) -> None:
+    site.manifest.write_text(MANIFEST + "  preset: small\n")
+    values = site.folder / "values.yaml"
+    values.write_text("replicaCount: 2\npresets: {small: {training: {epochs: 1}, resources: {limits: {cpu: 2}}}}\n")
+
+    site.run()
+    reason, message = site.failure()
+    assert reason is Reason.INVALID_SPEC
+    assert message.startswith("spec.preset is small: presets belong to the installation of a cluster; give a file")
+
+    shutil.rmtree(site.state)
+    site.run(presets=values)
+    applied = site.job().status.preset
+    assert site.completed()
+    assert applied is not None
+    assert (applied.training.epochs, applied.resources.limits) == (1, {"cpu": "2"})
