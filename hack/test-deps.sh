@@ -9,7 +9,7 @@ if [[ ${1:-} == node ]]; then
     needed+=(containerd=containerd ip=iproute2 iptables-restore=iptables nsenter=util-linux runc=runc)
 fi
 if [[ ${1:-} == images ]] && ! docker info >/dev/null 2>&1; then
-    needed+=(debootstrap=debootstrap docker=docker.io dockerd=docker.io)
+    needed+=(busybox=busybox-static debootstrap=debootstrap docker=docker.io dockerd=docker.io)
 fi
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
