@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hack.cluster.plane import StartError, remove_data
+from hack.cluster.plane import StartError, is_alive, remove_data
 
 _LOG = logging.getLogger(__name__)
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -87,8 +87,9 @@ class Held:
 
     def command(self, *command: str) -> list[str]:
         """Return what runs a command in it."""
+        nsenter = str(shutil.which("nsenter", path=SYSTEM_PATH))
         processes = f"--pid=/proc/{self.process}/ns/pid_for_children"
-        return ["nsenter", f"--target={self.process}", "--net", "--mount", processes, "--", *command]
+        return [nsenter, f"--target={self.process}", "--net", "--mount", processes, "--", *command]
 
     def load_image(self, archive: Path) -> str:
         """Give the node an image, as ``docker save`` writes it; return what was said."""
@@ -113,6 +114,7 @@ def missing_means() -> str:
 
 def hold(folder: Path, *, is_wanted: Callable[[], bool]) -> None:
     """Make a machine with ``python -m hack.cluster inside`` as its first process, and keep it while it is wanted."""
+    os.environ["PATH"] = SYSTEM_PATH
     with _claimed(Held.find(folder)) as machine:
         _clean(machine, folder)
         _make_cgroups(machine)
@@ -129,8 +131,10 @@ def hold(folder: Path, *, is_wanted: Callable[[], bool]) -> None:
             if first.poll() is not None:
                 raise StartError(f"the node ended with {first.returncode}")
         finally:
+            inside = _children_of(first.pid)
             first.kill()
             first.wait()
+            _wait(lambda: not any(is_alive(process) for process in inside), what="every process of the node has ended")
             _clean(machine, folder)
 
 
@@ -185,6 +189,17 @@ def _start_inside(machine: Machine, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*launcher, program, *unshare, *first, *about])
 
 
+def _children_of(process: int) -> list[int]:
+    """Return the children of a process. The first process of a machine ends when all others of it have."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # One that ends meanwhile.
+            parent = entry.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == process:
+                found.append(int(entry.parent.name))
+    return found
+
+
 def _connect(machine: Machine, process: int) -> None:
     """Lay a cable between the host and the network of a process that is about to have one."""
     own, other = Path("/proc/self/ns/net"), Path(f"/proc/{process}/ns/net")
@@ -220,7 +235,8 @@ def _make_cgroups(machine: Machine) -> None:
     if unified.exists():
         # Else the kubelet finds controllers missing in the one that it is given.
         controllers = (_CGROUPS / "cgroup.controllers").read_text().split()
-        unified.write_text(" ".join(f"+{name}" for name in controllers))
+        with suppress(OSError):  # The kubelet then says what it lacks.
+            unified.write_text(" ".join(f"+{name}" for name in controllers))
     for path in _cgroup_folders(machine):
         path.mkdir()
 

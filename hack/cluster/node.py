@@ -146,6 +146,7 @@ def _kubelet(site: Site, binaries: Mapping[str, Path], *, credentials: Credentia
         "cgroupRoot": f"/{cgroup}",
         "failCgroupV1": False,
         "failSwapOn": False,
+        "oomScoreAdj": 0,  # Where a node is a container itself, its kernel refuses scores below its own.
         "containerRuntimeEndpoint": f"unix://{CONTAINERD}",
         "clusterDNS": [_DNS_SERVICE],
         "clusterDomain": "cluster.local",

@@ -127,7 +127,9 @@ def real_node(folder: Path) -> Iterator[RealNode]:
     FINETUNING_NODE names the folder of one that runs already (``make node-up``), and saves its start.
     """
     if named := os.environ.get("KUBECONFIG"):
-        yield RealNode(Path(named), kubectl_program=_require_programs(PLANE)["kubectl"], folder=None)
+        folder = Path(named).resolve().parent
+        own = folder if Held.find(folder) else None  # Somebody may well name the one that `make node-up` started.
+        yield RealNode(Path(named), kubectl_program=_require_programs(PLANE)["kubectl"], folder=own)
         return
     if means := missing_means():
         pytest.fail(means, pytrace=False)
