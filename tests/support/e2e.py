@@ -175,13 +175,15 @@ def tiny_spec(changes: Mapping[str, object]) -> dict[str, Any]:
         "model": {"source": TINY_MODEL, "endpoint": STORE},
         "dataset.source": TINY_ROWS,
         "dataset.endpoint": STORE,
+        # So many that maxSteps decides.
+        "training.epochs": 1000,
     }
     return good_spec({**here, **changes})
 
 
 def endless(**changes: object) -> dict[str, object]:
     """Return changes of a tiny job that make its training last until somebody ends it; it saves every few seconds."""
-    return {"training.maxSteps": 1_000_000, "training.checkpointEverySteps": 200, **changes}
+    return {"training.maxSteps": 30_000, "training.batchSize": 1, "training.checkpointEverySteps": 200, **changes}
 
 
 def has_ended(target: Object) -> bool:
