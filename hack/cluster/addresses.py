@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Object = dict[str, Any]
-_SECONDS = 10
+_SECONDS = 30
 
 
 class Addresses:

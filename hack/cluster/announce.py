@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 
-_SECONDS = 10
+_SECONDS = 30
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from hack.cluster.plane import StartError, is_alive, remove_data
 _LOG = logging.getLogger(__name__)
 _CGROUPS = Path("/sys/fs/cgroup")
 _NUMBERS = range(64)
-_WAIT_SECONDS = 20
+_WAIT_SECONDS = 60
 _BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _PACKAGES = {
     "containerd": "containerd",

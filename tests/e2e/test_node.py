@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 from hack.cluster import client
 from hack.cluster.__main__ import main
@@ -105,6 +106,23 @@ def test_a_service_is_found_by_its_name(probes: Probes) -> None:
 
 def _says_hello(probes: Probes, name: str) -> bool:
     return probes.asked("asker", "get", f"http://{name}/") == "hello\n"
+
+
+def test_a_port_of_the_node_is_answered_to_the_host(probes: Probes) -> None:
+    probes.pod("web", "serve", f":{_PORT}", "hello", labels=_WEB, port=_PORT)
+    service = probes.create(
+        "Service", "web", spec={"type": "NodePort", "selector": _WEB, "ports": [{"port": 80, "targetPort": _PORT}]}
+    )
+    (node,) = probes.cluster.objects("Node")
+    address = f"http://{node['status']['addresses'][0]['address']}:{service['spec']['ports'][0]['nodePort']}/"
+
+    def is_answered() -> bool:
+        try:
+            return httpx.get(address, trust_env=False).text == "hello\n"
+        except httpx.TransportError:
+            return False
+
+    wait_until(is_answered, seconds=30, what=f"{address} answers")
 
 
 def test_pods_reach_the_api_and_nothing_outside_of_the_node(probes: Probes, node: RealNode) -> None:
