@@ -257,6 +257,8 @@ def test_requests_wake_servers_where_the_operator_has_a_port_for_them() -> None:
     assert {"name": "wake", "containerPort": 8090} in operator["ports"]
     assert {"ports": [{"port": "wake", "protocol": "TCP"}]} in found["NetworkPolicy"]["spec"]["ingress"]
     assert "WAKE" not in str(rendered(RELEASE, "team", {}))
+    written = [_verbs(rendered(RELEASE, "team", each), "endpointslices") for each in (values, {})]
+    assert written == [{"get", "list", "watch", "create", "patch", "delete"}, {"list", "watch"}]
 
 
 def test_every_variable_of_the_deployment_is_one_that_the_operator_reads() -> None:
@@ -452,6 +454,11 @@ def _roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the operator's roles, without those of users."""
     roles = [each for each in objects if each["kind"] in {"ClusterRole", "Role"}]
     return [each for each in roles if not each["metadata"]["name"].endswith(("-view", "-edit"))]
+
+
+def _verbs(objects: list[dict[str, Any]], resource: str) -> set[str]:
+    rules = [rule for each in _roles(objects) for rule in each["rules"]]
+    return {verb for rule in rules if resource in rule["resources"] for verb in rule["verbs"]}
 
 
 def _environment(objects: list[dict[str, Any]]) -> dict[str, str]:

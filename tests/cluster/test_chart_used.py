@@ -50,6 +50,7 @@ def life(private_plane: PrivatePlane, tmp_path_factory: pytest.TempPathFactory) 
         definitions.install(cluster, source, folder=folder)
     identity, port = Identity.install(cluster), free_port()
     common = {"SERVING_DOMAIN": DOMAIN, "RESYNC_SECONDS": "1", "TRASH_TTL_SECONDS": "1"}
+    common |= {"WAKE_PORT": str(free_port()), "POD_IP": "10.200.0.1"}
     reports = {"PROGRESS_URL": f"https://localhost:{port}", "PROGRESS_PORT": str(port)}
     with pool(cluster, identity, folder=folder, **common, **reports, GATEWAY="edge/public") as first:
         live(first, port)
@@ -67,6 +68,7 @@ def live(lent: Pool, port: int) -> None:
     failures(lent.lend())
     servers(lent.lend())
     expose(lent.lend(), "HTTPRoute")
+    wake(lent.lend("hold"))
 
 
 def jobs(site: Site, port: int) -> None:
@@ -174,6 +176,16 @@ def expose(site: Site, kind: str) -> None:
     site.wait_gone(kind, "answers")
 
 
+def wake(site: Site) -> None:
+    """Answer for a server whose pods never come, until it is not to be answered for."""
+    made = server(site, idleShutdownMinutes=30)
+    doorway = site.wait("EndpointSlice", "answers")
+    site.cluster.patch(doorway, {"endpoints": [{"addresses": ["10.200.0.99"]}]})
+    site.wait("EndpointSlice", "answers", where=lambda now: now["endpoints"] == doorway["endpoints"])
+    site.patch(made, spec={"idleShutdownMinutes": None})
+    site.wait_gone("EndpointSlice", "answers")
+
+
 def server(site: Site, **spec: object) -> Object:
     return site.create(resource("InferenceServer", "answers", site.namespace, model=MODEL, **spec))
 
@@ -184,6 +196,7 @@ _LOOKED_AT_AGAIN = {
     ("apps", "deployments"),
     ("autoscaling", "horizontalpodautoscalers"),
     ("batch", "jobs"),
+    ("discovery.k8s.io", "endpointslices"),
     ("gateway.networking.k8s.io", "httproutes"),
     ("keda.sh", "scaledobjects"),
     ("networking.k8s.io", "ingresses"),

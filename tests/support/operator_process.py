@@ -42,7 +42,9 @@ class Identity:
     def install(cls, cluster: Cluster) -> "Identity":
         """Make the account with the roles of the chart, and a token; to do so again changes nothing."""
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}})
-        objects = rendered(ACCOUNT, OPERATOR_NAMESPACE, {"crds": {"enabled": False}})
+        # With everything switched on that needs rights of its own.
+        values = {"crds": {"enabled": False}, "serving": {"wakePort": 8090}}
+        objects = rendered(ACCOUNT, OPERATOR_NAMESPACE, values)
         cluster.apply(*[each for each in objects if each["kind"] in _OF_AN_IDENTITY])
         return cls.of(cluster, ACCOUNT, OPERATOR_NAMESPACE)
 

@@ -120,11 +120,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 {{- end -}}
 
-{{/* The rules of the operator that concern one namespace, all but who reports and who leads, as YAML. */}}
+{{/* The rules of the operator that concern one namespace, all but who reports and who leads, as YAML. What answers for servers is written only where a port is there for it. */}}
 {{- define "finetuning.workRules" -}}
 {{- $rules := list -}}
 {{- range .Files.Get "files/operator-rules.yaml" | fromYamlArray -}}
-{{- if not (has (first .apiGroups) (list "coordination.k8s.io" "authentication.k8s.io")) -}}
+{{- $apart := has (first .apiGroups) (list "coordination.k8s.io" "authentication.k8s.io") -}}
+{{- $doorway := and (eq (first .apiGroups) "discovery.k8s.io") (has "create" .verbs) -}}
+{{- if not (or $apart (and $doorway (not $.Values.serving.wakePort))) -}}
 {{- $rules = append $rules . -}}
 {{- end -}}
 {{- end -}}
