@@ -277,8 +277,7 @@ def _index(metadata: Mapping[str, object]) -> int:
 
 
 def _count(value: Mapping[str, object], key: str) -> int:
-    told = text(value, key)
-    return int(told) if told.isascii() and told.isdecimal() and len(told) < len("1000000") else 0
+    return labels.count(text(value, key))
 
 
 def _claims(spec: Mapping[str, object]) -> Iterator[str]:

@@ -29,6 +29,7 @@ from finetuning_operator.reconcile.conditions import (
 )
 from finetuning_operator.reconcile.dependencies import dependency, made_adapter
 from finetuning_operator.reconcile.gate import gate_condition, gate_message
+from finetuning_operator.reconcile.labels import EARLIER_ATTEMPTS, count
 from finetuning_operator.reconcile.lifecycle import (
     Common,
     Refusal,
@@ -235,6 +236,7 @@ def _work(view: _View) -> Outcome:
         retries=spec.backoff_limit,
         priority_class=spec.priority_class_name,
         queue=spec.queue_name,
+        earlier_attempts=_earlier_attempts(view.job),
     )
     state = view.observed.steps.get(view.work)
     running = Reason.PREDICTING if view.predicts else Reason.EVALUATING
@@ -243,6 +245,11 @@ def _work(view: _View) -> Outcome:
         message = f"the program ({view.work}) ended without telling its result; its log has the details"
         return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
     return outcome
+
+
+def _earlier_attempts(job: EvaluationJob) -> int:
+    """Return how often the work was started by an EvaluationJob whose place this one took."""
+    return count(job.metadata.annotations.get(EARLIER_ATTEMPTS, ""))
 
 
 def _config(

@@ -11,6 +11,7 @@ from finetuning_api.base import (
     Condition,
     ConditionStatus,
     ConditionType,
+    ObjectMeta,
     Resource,
     ResourceRequirements,
     StageState,
@@ -52,6 +53,7 @@ from finetuning_operator.reconcile.conditions import (
 )
 from finetuning_operator.reconcile.evaluation import tuned_model
 from finetuning_operator.reconcile.gate import REASONS, gate_condition, gate_message
+from finetuning_operator.reconcile.labels import EARLIER_ATTEMPTS
 from finetuning_operator.reconcile.lifecycle import (
     Common,
     Refusal,
@@ -420,7 +422,7 @@ def _evaluation_job(view: _View, *, suspend: bool) -> EvaluationJob:
     if options.reference is not None:
         candidates.append(CandidateSpec(name="reference", model=options.reference))
     return EvaluationJob(
-        metadata=owned_metadata(view.job, evaluation_name(view.name)),
+        metadata=_evaluation_metadata(view),
         spec=EvaluationJobSpec(
             **{name: getattr(options, name) for name in EvaluationOptions.model_fields},
             candidates=candidates,
@@ -436,6 +438,15 @@ def _evaluation_job(view: _View, *, suspend: bool) -> EvaluationJob:
             queue_name=spec.queue_name,
         ),
     )
+
+
+def _evaluation_metadata(view: _View) -> ObjectMeta:
+    """Return the head of the EvaluationJob; of one that takes the place of another, how often that was started."""
+    head = owned_metadata(view.job, evaluation_name(view.name))
+    earlier = next((stage.attempts for stage in view.job.status.stages if stage.name == EVALUATE), 0)
+    if view.evaluation is not None or not earlier:
+        return head
+    return head.model_copy(update={"annotations": {EARLIER_ATTEMPTS: str(earlier)}})
 
 
 def _tuned_candidate(view: _View) -> CandidateSpec:

@@ -25,6 +25,11 @@ IMAGE: Final = "finetuning.dev/image"
 """Annotation on what runs a stage: the image that it was made for, before anybody rewrote it."""
 
 
+def count(told: str) -> int:
+    """Return the number that an annotation tells; 0 for what is none, or one that nobody here wrote."""
+    return int(told) if told.isascii() and told.isdecimal() and len(told) < len("1000000") else 0
+
+
 def selector(kind: str, name: str) -> str:
     """Return the label selector of all pods of one object."""
     return f"{KIND}={kind},{NAME}={name}"

@@ -123,6 +123,19 @@ def test_live_pods_hold_their_claims_and_tell_where() -> None:
     assert cache.holders("team", "reloc-1") == {}
 
 
+def test_the_holders_of_a_claim_are_found_by_its_whole_name_however_long() -> None:
+    def pod(name: str, claim: str) -> dict[str, Any]:
+        spec = {"nodeName": f"node-{name}", "volumes": [{"name": "x", "persistentVolumeClaim": {"claimName": claim}}]}
+        return manifest(name, uid=name, spec=spec, status={"phase": "Running"})
+
+    cache, long = Cache(), "a" * 252
+    cache.put("Pod", pod("a", f"{long}1"))
+    cache.put("Pod", pod("b", f"{long}2"))
+
+    assert cache.holders("team", f"{long}1") == {"a": "node-a"}
+    assert cache.holders("team", f"{long}2") == {"b": "node-b"}
+
+
 def test_a_claim_on_its_way_out_concerns_whoever_has_a_pod_that_mounts_it() -> None:
     cache = Cache()
     volumes = [{"name": "model", "persistentVolumeClaim": {"claimName": "reloc-1"}}]

@@ -376,6 +376,32 @@ def test_stage_that_waited_is_suspended_and_no_longer_says_for_what() -> None:
     assert told == [("preflight", "suspended")]
 
 
+def test_attempts_of_the_evaluation_count_on_when_its_object_is_gone() -> None:
+    made = trained()
+    made.finish(EVALUATION, "evaluate", StepState(StepPhase.RUNNING, attempts=2))
+    first = made.evaluation().metadata.annotations
+    del made.objects[EVALUATION], made.steps[EVALUATION]
+    made.settle()
+    anew, (step,) = made.evaluation(), made.plans[EVALUATION].steps
+    made.finish(EVALUATION, "evaluate", StepState(StepPhase.RUNNING, attempts=3))
+
+    assert first == {}
+    assert anew.metadata.annotations == {"finetuning.dev/earlier-attempts": "2"}
+    assert (step.name, step.earlier_attempts) == ("evaluate", 2)
+    assert made.job().status.stages[-1].attempts == 3
+
+
+@pytest.mark.parametrize("told", ["", "many", "-1", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_an_annotation_that_nobody_here_wrote_counts_nothing(told: str) -> None:
+    made = trained()
+    anew = made.evaluation()
+    head = anew.metadata.model_copy(update={"annotations": {"finetuning.dev/earlier-attempts": told}})
+    made.add(anew.model_copy(update={"metadata": head}))
+    made.settle()
+
+    assert [step.earlier_attempts for step in made.plans[EVALUATION].steps] == [0]
+
+
 def test_attempts_of_a_stage_count_on_when_what_ran_it_is_gone() -> None:
     made = world()
     made.finish_relocations()

@@ -1,5 +1,6 @@
 """Steps as Jobs: when they are tried again, how they wait, and how several pods become one training."""
 
+from tests.support.objects import relocation
 from tests.support.plans import options, owner, resources, step
 from tests.unit.cluster.render.manifests import container, environment, job_of, pod_spec, render
 
@@ -46,6 +47,23 @@ def test_a_job_that_runs_a_stage_again_knows_how_often_it_was_started_before() -
 def test_a_job_of_a_long_name_is_still_a_name() -> None:
     (job,) = render_step(step(), owner=owner("a" * 63), options=options(), placement=Placement())
     assert len(job["metadata"]["name"]) == 63
+
+
+def test_relocations_of_the_longest_names_have_jobs_and_labels_of_their_own() -> None:
+    """A user's own Relocation may have 63 characters, all that a Job or a label holds."""
+    owners = [relocation("hf://acme/tiny", name=f"{'a' * 62}{last}") for last in "bc"]
+    jobs = [
+        job_of(render_step(step(name), owner=each, options=options(), placement=Placement()))
+        for each in owners
+        for name in ("measure", "relocate", "convert")
+    ]
+    names = {job["metadata"]["name"] for job in jobs}
+    told = [job["spec"]["template"]["metadata"]["labels"] for job in jobs]
+
+    assert len(names) == len(jobs)
+    assert max(map(len, names)) <= 63
+    assert {each["finetuning.dev/name"] for each in told} == {each.metadata.name for each in owners}
+    assert all(len(value) <= 63 for each in told for value in each.values())
 
 
 def test_exit_codes_of_the_contract_decide_about_the_next_try() -> None:

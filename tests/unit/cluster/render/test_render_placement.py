@@ -8,6 +8,7 @@ from finetuning_api.dataset import RowFormat
 from finetuning_api.finetuningjob import MethodSpec, TrainingSpec
 from finetuning_api.runconfig import DatasetInput, JobIdentity, ModelInput, Provenance, TrainConfig
 from finetuning_operator.cluster.render import ClaimUse, Conflict, Placement, claim_label, claims_of, keep, place
+from finetuning_operator.reconcile.plan import ClaimMount
 
 RWO, ROX, RWX, RWOP = "ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"
 MODEL, ROWS = ClaimUse("model"), ClaimUse("rows")
@@ -130,6 +131,19 @@ def test_a_server_keeps_its_meeting_point_while_its_claims_allow() -> None:
     assert keep(deployment, ["reloc-base", "demo-adapter"]) == Placement("demo-adapter")
     assert keep(deployment, ["reloc-base"]) is None
     assert keep(serve(server(), placement=Placement())[0], ["reloc-base"]) is None
+
+
+def test_pods_meet_on_a_claim_whose_name_is_too_long_for_a_label() -> None:
+    """What a pod carries is what others look for: a name that is cut in one place only would never be met."""
+    long = "my-very-long-claim." * 5 + "end"
+    mount = ClaimMount(long, "/volumes/long")
+    job = job_of(render(step(mounts=(mount,)), placement=Placement(long)))
+    template = job["spec"]["template"]
+    affinity = template["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (asked,) = (term["labelSelector"]["matchExpressions"][0]["key"] for term in affinity)
+
+    assert asked == claim_label(long)
+    assert asked in template["metadata"]["labels"]
 
 
 def test_labels_of_claims_with_long_names_are_cut_and_told_apart() -> None:
