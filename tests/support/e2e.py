@@ -183,8 +183,7 @@ def tiny_spec(changes: Mapping[str, object]) -> dict[str, Any]:
 
 def endless(**changes: object) -> dict[str, object]:
     """Return changes of a tiny job that make its training last until somebody ends it; it saves every few seconds."""
-    long = {"training.epochs": 1000, "training.batchSize": 1, "training.checkpointEverySteps": 200}
-    return {**long, **changes}
+    return {"training.maxSteps": 30_000, "training.batchSize": 1, "training.checkpointEverySteps": 200, **changes}
 
 
 def has_ended(target: Object) -> bool:
