@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hack.images.daemon import Daemon, any_docker
+from hack.images.docker import ImageError
+from hack.images.settings import Settings
 from tests.support.fake_docker import FakeDocker, fake_docker
 from tests.support.processes import REPOSITORY
 
@@ -112,8 +115,14 @@ def test_a_failed_build_is_told_and_leaves_no_archive_of_it(tmp_path: Path) -> N
     assert machine.files() == {"operator", "relocator"}
 
 
-def test_without_a_daemon_the_command_that_installs_one_is_told(machine: Machine, tmp_path: Path) -> None:
-    done = machine.run(DOCKER="/does/not/exist", PATH=str(tmp_path))
+def test_without_a_daemon_the_command_that_installs_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    daemon = Daemon(data=tmp_path / "data", run=tmp_path / "run")
 
-    assert done.returncode == 1
-    assert "as root: apt-get install docker.io" in done.stderr
+    with (
+        pytest.raises(ImageError, match=r"none is installed; as root: apt-get install docker\.io"),
+        any_docker(Settings(docker="/does/not/exist"), daemon),
+    ):
+        pytest.fail("there is none")
