@@ -25,7 +25,10 @@ from finetuning_client.models import TOKEN_ENV, Message, ModelServer, Question
 from finetuning_workload.errors import UserError
 
 _ANSWER_SECONDS = 600.0
-_HELP = "/model [NAME] shows or changes the model, /reset forgets what was said, /exit ends (so does Ctrl-D)"
+_HELP = """\
+  /model [NAME]  show or change the model
+  /reset         forget what was said
+  /exit          end, as Ctrl-D does"""
 _PROMPT = "> "
 
 
@@ -91,7 +94,7 @@ def chat(server: AbstractContextManager[ModelServer], *, model: str | None, ques
         models = asked.models()
         talk = Chat(asked, models=models, model=_chosen(model, models), question=question)
         if talk.is_interactive:
-            typer.echo(f"chats with {talk.model}; {_HELP}")
+            typer.echo(f"chats with {talk.model}\n{_HELP}")
         for line in _lines(interactive=talk.is_interactive):
             if not talk.take(line):
                 break
@@ -131,7 +134,7 @@ class Chat:
             case "/help":
                 typer.echo(_HELP, err=True)
             case _ if command.startswith("/"):
-                typer.echo(f"there is no command {command}; {_HELP}", err=True)
+                typer.echo(f"there is no command {command}\n{_HELP}", err=True)
             case _:
                 self._say(text)
         return True

@@ -146,9 +146,10 @@ def test_chat_goes_on_after_a_mistake_and_tells_of_it_at_its_end(serving: Servin
     done = chat(f"/model other\n/jump\n{'long ' * 600}\nhi\n", "--url", serving.url, "--model", BASE)
 
     assert done.answers == f"{serving.says(BASE, 'hi')}\n"
-    unknown, advice, too_long = done.told.splitlines()[:3]
+    unknown, no_command, *advice, too_long = done.told.splitlines()[:6]
     assert unknown == f"error: the model 'other' is not served here; served are {BASE}, {NAME}"
-    assert advice.startswith("there is no command /jump; /model [NAME] shows or changes the model")
+    assert no_command == "there is no command /jump"
+    assert [line.split()[0] for line in advice] == ["/model", "/reset", "/exit"]
     assert re.search(r"error: the server at \S+ answers 400 to /v1/chat/completions: .*limit is 511", too_long)
     assert done.exit_code == 1
 
