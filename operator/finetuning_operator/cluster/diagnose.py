@@ -18,7 +18,7 @@ from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.facts import PodFacts, find_condition, moment, part, parts, read_pod, text
 from finetuning_operator.cluster.failures import explain_event, explain_pod, explain_queue, own_words
 from finetuning_operator.cluster.jobview import JobView, seconds
-from finetuning_operator.cluster.kinds import EVENT, KindRef
+from finetuning_operator.cluster.kinds import CLAIM, EVENT, KindRef
 from finetuning_operator.cluster.texts import LOG_READ_BYTES, TAIL_LINES, log_tail
 
 WORKLOAD = KindRef("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
@@ -213,9 +213,15 @@ async def _ask_about_pod(api: Reads, pod: PodFacts) -> LastWords | None:
     for claim in pod.claims[:_MOST_CLAIMS]:
         selector = f"involvedObject.kind=PersistentVolumeClaim,involvedObject.name={claim}"
         told = await _ask_events(api, pod.namespace, selector, about=claim)
-        if told is not None:
+        if told is not None and not await _is_bound(api, pod.namespace, claim):
             return told
     return None
+
+
+async def _is_bound(api: Reads, namespace: str, claim: str) -> bool:
+    """Return whether a claim has its volume: Events outlive what they tell, and not every provisioner tells its end."""
+    found = await _patiently(api.list(CLAIM, namespace, field_selector=f"metadata.name={claim}"))
+    return any(text(part(each, "status"), "phase") == "Bound" for each in (found.items if found else ()))
 
 
 async def _ask_events(api: Reads, namespace: str, selector: str, *, about: str = "") -> LastWords | None:

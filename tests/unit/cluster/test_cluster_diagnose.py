@@ -212,6 +212,21 @@ class TestEvents:
         diagnosis = found(api, batch_job(), waiting_pod("ContainerCreating"))
         assert diagnosis == Diagnosis(uid="demo-train-1-uid")
 
+    def test_an_old_event_of_a_claim_that_has_its_volume_hides_no_other_claim(self) -> None:
+        unbound = pod(conditions=[UNBOUND], claims=["rows", "model"])
+        del unbound["spec"]["nodeName"]
+        waited = event("ExternalProvisioning", "Waiting for a volume to be created", kind="Normal")
+        failed = event("ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found')
+        by_claim = "involvedObject.kind=PersistentVolumeClaim,involvedObject.name="
+        bound = {"status": {"phase": "Bound"}}
+        api = Answers(lists={f"{by_claim}rows": [waited], "metadata.name=rows": [bound], f"{by_claim}model": [failed]})
+
+        diagnosis = found(api, batch_job(), unbound)
+
+        assert diagnosis is not None
+        assert diagnosis.hindrance is not None
+        assert diagnosis.hindrance.message == "the claim model names the StorageClass fast, which does not exist"
+
     def test_claims_are_asked_where_the_pod_has_no_node(self) -> None:
         unbound = pod(conditions=[UNBOUND], claims=["rows", "model"])
         del unbound["spec"]["nodeName"]
@@ -226,6 +241,7 @@ class TestEvents:
             "events team involvedObject.uid=demo-train-1-uid",
             f"events team {by_claim}rows",
             f"events team {by_claim}model",
+            "persistentvolumeclaims team metadata.name=model",
         ]
 
     def test_events_that_cannot_be_read_are_left_out(self) -> None:
