@@ -88,7 +88,7 @@ FAULTS = (
     Fault(
         "volume-for-inputs",
         ("Failed", "DiskFull"),
-        ("free",),
+        ("relocate: s3://models/tiny needs 411", " kB free", "larger size"),
         {
             "model": {"source": TINY_MODEL, "endpoint": STORE, "size": "64Ki", "exclude": ["nothing"]},
             "storage.model.storageClassName": SMALL,
@@ -98,7 +98,7 @@ FAULTS = (
     Fault(
         "volume-for-results",
         ("Failed", "DiskFull"),
-        ("free",),
+        ("train: cannot write", "no space left on the disk", "larger size"),
         {"storage.adapter": {"storageClassName": SMALL, "size": "128Ki"}, "backoffLimit": 0},
     ),
     Fault(
