@@ -72,9 +72,12 @@ def test_what_is_uninstalled_leaves_work_alone_and_is_taken_up_again(
     finally:
         installation.install()
 
+    last = place.get("FineTuningJob", "demo")["status"]["progress"]["updatedAt"]
+    place.wait_for_job("demo", lambda found: found["status"]["progress"]["updatedAt"] > last)
+    assert place.wait_for_pod("train")["metadata"]["uid"] == pod["metadata"]["uid"]
     place.cluster.patch(training, {"spec": {"suspend": True}})
     place.wait_for_job("demo", lambda found: has_condition(found, "Suspended"))
-    place.cluster.wait_for(lambda: not place.objects("Pod"), what="the training has stopped")
+    place.cluster.wait_for(lambda: not place.pods("train"), what="the training has stopped")
     place.kubectl("delete", "ftj", "demo", "--wait=true", "--timeout=60s")
 
 

@@ -33,7 +33,7 @@ def urgency(old: Wire, new: Wire) -> Urgency:
     """Return how soon a change from one status to another must be seen."""
     if old == new:
         return Urgency.NONE
-    if _held(new) - _held(old) or _adapter(old) != _adapter(new):
+    if _held(new) - _held(old) or _adapter(old) != _adapter(new) or old.get("idle") != new.get("idle"):
         return Urgency.AT_ONCE
     return Urgency.PROGRESS if _without_progress(old) == _without_progress(new) else Urgency.ORDINARY
 

@@ -35,6 +35,8 @@ from finetuning_operator.reconcile.needs import (
 from finetuning_operator.reconcile.plan import ClaimMount, Observed, Plan, Server, ServerState, Settings
 from finetuning_operator.reconcile.stages import Outcome, seconds_left, sentences
 
+_TOLD_SECONDS = 1.0
+"""After which a server is looked at again whose status is to tell that it is idle."""
 _RETRIES = 3
 """Of the relocation of a model that nobody has relocated before."""
 _ONE_AT_A_TIME = DisruptionSpec(max_unavailable=1)
@@ -73,13 +75,21 @@ class _View:
     @property
     def is_scaled(self) -> bool:
         """Whether something else decides how many replicas there are."""
-        return self.server.spec.autoscaling is not None and self.server.spec.replicas > 0 and self.idle is None
+        return self.server.spec.autoscaling is not None and self.server.spec.replicas > 0 and not self.is_shut_down
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether the status tells that the server is idle.
+
+        Only then its pods go: afterwards nothing is left that could be asked how long nobody asked.
+        """
+        return self.idle is not None and self.server.status.idle == self.idle
 
     @property
     def wanted(self) -> int:
         """Replicas that are to answer."""
         scaling = self.server.spec.autoscaling
-        if self.idle is not None:
+        if self.is_shut_down:
             return 0
         if scaling is None or not self.is_scaled:
             return self.server.spec.replicas
@@ -139,7 +149,7 @@ def reconcile_server(server: InferenceServer, *, observed: Observed, now: dateti
         servers=servers,
         warnings=tuple(each.failure for each in adapters if each.failure),
     )
-    left = None if view.idle else _idle_left(view, now)
+    left = _idle_left(view, now) if view.idle is None else None if view.is_shut_down else _TOLD_SECONDS
     return replace(plan, kept_servers=(view.name,) if lacks else (), requeue_after=left)
 
 

@@ -29,6 +29,7 @@ def status(*, percent: int = 0, message: str = "", loss: float = 1.0, **held: st
         (status(Ready="False"), Urgency.ORDINARY),
         (status() | {"artifacts": {"model": {"digest": "sha256:1"}}}, Urgency.ORDINARY),
         (status() | {"artifacts": {"adapter": {"digest": "sha256:1"}}}, Urgency.AT_ONCE),
+        (status() | {"idle": {"since": "2026-03-01T12:00:00Z"}}, Urgency.AT_ONCE),
         ({}, Urgency.ORDINARY),
     ],
 )

@@ -313,6 +313,7 @@ def idle_for(made: World, seconds: int) -> None:
     since = made.now - timedelta(seconds=seconds)
     made.servers[KEY] = {"chat": ServerState(1, 1, wanted=1, current=True, idle_since=since)}
     made.apply(KEY)
+    made.apply(KEY)
 
 
 def described(made: World) -> list[int | None]:
@@ -335,6 +336,20 @@ def test_server_that_nobody_asks_is_shut_down_in_time_and_says_how_it_is_woken()
         ),
     )
     assert current(made).status.url == "http://chat.team.svc:8000"
+
+
+def test_the_pods_of_an_idle_server_go_when_its_status_tells_of_it_and_not_before() -> None:
+    made = world(server(idleShutdownMinutes=30))
+    since = made.now - timedelta(seconds=1800)
+    made.servers[KEY] = {"chat": ServerState(1, 1, wanted=1, current=True, idle_since=since)}
+    made.apply(KEY)
+    decided, status = described(made), current(made).status.idle
+    made.servers[KEY] = {"chat": ServerState(1, 0, wanted=0, current=True)}
+    made.apply(KEY)
+
+    assert (decided, described(made)) == ([1], [0])
+    assert status is not None
+    assert current(made).status.idle == status
 
 
 def test_server_that_was_shut_down_stays_so_until_it_is_woken_by_hand_or_changed() -> None:
