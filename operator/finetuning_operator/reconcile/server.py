@@ -149,8 +149,14 @@ def reconcile_server(server: InferenceServer, *, observed: Observed, now: dateti
         servers=servers,
         warnings=tuple(each.failure for each in adapters if each.failure),
     )
-    left = _idle_left(view, now) if view.idle is None else None if view.is_shut_down else _TOLD_SECONDS
-    return replace(plan, kept_servers=(view.name,) if lacks else (), requeue_after=left)
+    return replace(plan, kept_servers=(view.name,) if lacks else (), requeue_after=_look_again(view, now))
+
+
+def _look_again(view: _View, now: datetime) -> float | None:
+    """Return the seconds until a server is to be looked at although nothing changed; None where that is never."""
+    if view.idle is None:
+        return _idle_left(view, now)
+    return None if view.is_shut_down else _TOLD_SECONDS
 
 
 def _idle(view: _View, now: datetime) -> IdleStatus | None:
