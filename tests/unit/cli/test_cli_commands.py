@@ -228,7 +228,7 @@ def test_plain_display_tells_each_change_of_a_stage_once() -> None:
     assert captured.get().splitlines() == [
         "demo relocate: running 0 % dataset pending, model measuring",
         "demo relocate: pending dataset pending, model measuring: tries again after: cannot reach hub",
-        "demo relocate: succeeded",
+        "demo relocate: succeeded dataset relocated (900 bytes), model relocated (900 bytes)",
     ]
 
 
@@ -242,7 +242,10 @@ def test_plain_display_leaves_the_reason_of_a_failure_to_the_end_of_the_run() ->
     with console.capture() as captured, LiveDisplay(console, clock=lambda: 0.0) as display:
         display.show(world.objects, (KEY,))
 
-    assert captured.get().splitlines() == ["demo relocate: succeeded", "demo preflight: failed"]
+    assert captured.get().splitlines() == [
+        "demo relocate: succeeded dataset relocated (900 bytes), model relocated (900 bytes)",
+        "demo preflight: failed",
+    ]
 
 
 def test_gate_that_fails_is_told_with_its_numbers(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Parrot:
 
     config: ServeConfig
     asked: Asked
-    fault: Fault
+    meddle: Fault
     precision: Precision
     context_length: int = 64
 
@@ -70,12 +70,15 @@ class Parrot:
     def load(self) -> Load:
         return Load(running=0, waiting=0, cached_tokens=0)
 
+    def fault(self) -> str:
+        return ""
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         text = str(self.tokenizer.decode(list(request.tokens)))
         self.asked.prompts[request.model, text] += 1
         if len(request.tokens) >= self.context_length:
             raise PromptTooLong(tokens=len(request.tokens), limit=self.context_length)
-        self.fault(text)
+        self.meddle(text)
         yield Piece(f"{request.model}:", 1)
         await asyncio.sleep(0)
         yield Piece(text[::-1], len(text), finish=FinishReason.LENGTH)
