@@ -161,8 +161,8 @@ def test_a_second_job_shares_what_was_relocated(quickstart: Quickstart, tmp_path
     _record_way_to_first_step(timeline, place, "second", what="SmolLM2-135M")
 
 
-def test_from_apply_to_the_first_step_on_a_warm_node(quickstart: Quickstart, tmp_path: Path) -> None:
-    place = quickstart.place
+def test_from_apply_to_the_first_step_on_a_warm_node(shared_place: Place, tmp_path: Path) -> None:
+    place = shared_place
     place.tiny_job("warm", {"training.maxSteps": 2})
     place.wait_complete("warm")
     file = tmp_path / "timed.yaml"
