@@ -36,7 +36,7 @@ def install_site(cluster: Cluster, image: str, *, folder: Path) -> None:
 
     def is_ready(found: Object) -> bool:
         status = found["status"]
-        seen = status.get("observedGeneration") == found["metadata"]["generation"]
+        seen = bool(status.get("observedGeneration") == found["metadata"]["generation"])
         return seen and status.get("replicas") == status.get("updatedReplicas") == status.get("readyReplicas") == 1
 
     cluster.wait_for_object("Deployment", NAME, NAMESPACE, where=is_ready, seconds=_READY_SECONDS)
