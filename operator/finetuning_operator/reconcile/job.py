@@ -289,7 +289,8 @@ def _train(view: _View) -> Outcome:
 def _interruptions(attempts: int, resumed_from: int | None) -> str:
     """Return how often a training that ended well was started again; nothing where it never was."""
     if attempts <= 1:
-        return ""
+        # The pod of a drained node leaves nothing behind by which it could be counted.
+        return "" if resumed_from is None else f"resumed from step {resumed_from}"
     if resumed_from is None:
         return f"started {attempts} times, the last time from the beginning"
     again = attempts - 1

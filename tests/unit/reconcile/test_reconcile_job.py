@@ -420,6 +420,7 @@ def test_attempts_of_a_stage_count_on_when_what_ran_it_is_gone() -> None:
     ("attempts", "step", "told"),
     [
         (1, None, ""),
+        (1, 40, "resumed from step 40"),
         (2, 40, "resumed 1 time, the last time from step 40"),
         (4, 120, "resumed 3 times, the last time from step 120"),
         (3, None, "started 3 times, the last time from the beginning"),
