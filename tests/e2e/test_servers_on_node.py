@@ -34,7 +34,7 @@ def test_a_server_that_nobody_asks_goes_and_comes_back_when_it_is_woken(shared_p
     idle = shared_place.wait("InferenceServer", name, lambda found: bool(found["status"].get("idle")), seconds=SECONDS)
     shared_place.cluster.wait_for(lambda: not _pods(shared_place, name), what="its pods are gone", seconds=SECONDS)
     assert idle["status"]["url"] == server["status"]["url"]
-    record("A server that nobody asked for a minute", conditions(idle))
+    record("A server that nobody asked for a minute", conditions(shared_place.get("InferenceServer", name)))
 
     shared_place.kubectl("annotate", "infs", name, "finetuning.dev/wake=now")
     woken = shared_place.wait("InferenceServer", name, _is_ready, seconds=SECONDS)
