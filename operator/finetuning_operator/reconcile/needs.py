@@ -1,6 +1,6 @@
 """What an object needs relocated: sources by role, the Relocations that stand for them, and where their bytes lie."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -176,7 +176,7 @@ def relocation_outcome(
     return Outcome(
         StageState.RUNNING if runs else StageState.PENDING,
         next(filter(None, troubles), Reason.RELOCATING if runs else Reason.PENDING),
-        ", ".join(f"{wanted.role} {_where(child, refused[wanted.name])}" for wanted, child in found),
+        _listed(f"{wanted.role} {_where(child, refused[wanted.name])}" for wanted, child in found),
         percent=percent,
         attempts=1 if runs else 0,
         progress=ProgressStatus(percent=percent) if runs or percent else None,
@@ -229,6 +229,11 @@ def _trouble(child: Relocation | None, refused: LastWords | None) -> Reason | No
         return None
     ready = find_condition(child.status.conditions, ConditionType.READY)
     return ready.reason if ready and ready.reason not in LIFE_CYCLE_REASONS else None
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """Return parts one after the other; a comma never follows a full stop."""
+    return ", ".join(parts).replace("., ", ", ")
 
 
 def _where(child: Relocation | None, refused: LastWords | None) -> str:

@@ -100,6 +100,18 @@ def test_what_hinders_a_relocation_is_told_of_its_job() -> None:
     assert "model pending: 0/3 nodes have a free nvidia.com/gpu. Free one." in relocated.message
 
 
+def test_what_hinders_two_relocations_is_told_in_one_sentence() -> None:
+    made = World()
+    made.add(job())
+    made.settle()
+    for key in [key for key, each in made.objects.items() if isinstance(each, Relocation)]:
+        made.finish(key, "measure", StepState(StepPhase.PENDING, attempts=0, hindrance=FULL))
+
+    message = told(made, ConditionType.RELOCATED).message
+    assert "Free one, model pending" in message
+    assert message.endswith("Free one.")
+
+
 def test_stage_of_relocations_runs_only_while_one_of_them_does() -> None:
     made = World()
     made.add(job())
