@@ -35,6 +35,8 @@ class Role(StrEnum):
     REFERENCE = "reference"
 
 
+_SHARED_RETRIES = 3
+"""The least retries of what others may wait for as well."""
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _FOLDER_SCHEMES = frozenset({Scheme.HF, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.FILE})
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
@@ -122,9 +124,13 @@ def server_needs(spec: InferenceServerSpec) -> tuple[Need, ...]:
 
 
 def relocation(wanted: Need, *, namespace: str, storage: StorageSpec, backoff_limit: int) -> Relocation:
-    """Return the Relocation of a need. It has no owner: whoever needs the same bytes shares it."""
+    """Return the Relocation of a need. It has no owner: whoever needs the same bytes shares it.
+
+    So who wants no retries gets the usual ones here: giving up would be for everybody.
+    """
+    retries = max(backoff_limit, _SHARED_RETRIES)
     spec = RelocationSpec(
-        **wanted.ref.model_dump(), profile=storage.profile, volume=wanted.volume, backoff_limit=backoff_limit
+        **wanted.ref.model_dump(), profile=storage.profile, volume=wanted.volume, backoff_limit=retries
     )
     metadata = ObjectMeta(name=wanted.name, namespace=namespace, labels={MANAGED_BY: OPERATOR})
     return Relocation(metadata=metadata, spec=spec)
@@ -136,7 +142,7 @@ def made_for_jobs(found: Relocation) -> bool:
 
 
 def relocations(
-    needs: Sequence[Need], *, namespace: str, storage: StorageSpec, backoff_limit: int
+    needs: Sequence[Need], *, namespace: str, storage: StorageSpec, backoff_limit: int = 0
 ) -> tuple[Relocation, ...]:
     """Return the Relocations of all needs, each once."""
     distinct = {wanted.name: wanted for wanted in needs}

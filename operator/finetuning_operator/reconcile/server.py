@@ -37,8 +37,6 @@ from finetuning_operator.reconcile.stages import Outcome, seconds_left, sentence
 
 _TOLD_SECONDS = 1.0
 """After which a server is looked at again whose status is to tell that it is idle."""
-_RETRIES = 3
-"""Of the relocation of a model that nobody has relocated before."""
 _ONE_AT_A_TIME = DisruptionSpec(max_unavailable=1)
 _WAYS_IN = frozenset({"Ingress", "HTTPRoute"})
 _TOLD_OTHERWISE = frozenset({"Deployment", "Relocation"})
@@ -196,7 +194,7 @@ def _refusal(view: _View) -> Refusal | None:
 def _relocate(view: _View) -> Outcome:
     storage = view.server.spec.storage
     namespace = view.server.metadata.namespace
-    children = relocations(view.needs, namespace=namespace, storage=storage, backoff_limit=_RETRIES)
+    children = relocations(view.needs, namespace=namespace, storage=storage)
     return relocation_outcome(view.needs, view.observed, children, since=None)
 
 

@@ -648,6 +648,14 @@ def test_retries_follow_the_backoff_limit() -> None:
     assert made.plans[KEY].steps[0].retries == 7
 
 
+@pytest.mark.parametrize(("asked", "given"), [(0, 3), (7, 7)])
+def test_relocations_are_retried_for_those_who_share_them_as_well(asked: int, given: int) -> None:
+    made = world(job(backoff_limit=asked))
+
+    relocating = [step for plan in made.plans.values() for step in plan.steps]
+    assert {step.retries for step in relocating} == {given}
+
+
 def test_steps_wait_in_the_queue_of_their_job_with_its_priority_and_relocations_in_none() -> None:
     made = trained(job(priority_class_name="low", queue_name="team"))
     steps = [step for plan in made.plans.values() for step in plan.steps]
