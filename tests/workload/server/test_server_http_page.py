@@ -46,5 +46,5 @@ def test_every_metric_of_the_page_is_told(server: Served) -> None:
         r"`([a-z_]+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if line.count("|") > 2)
     )
 
-    assert len(names) == 9
+    assert len(names) == 10
     assert [name for name in names if f"# TYPE finetuning_server_{name.removesuffix('_total')}" not in told] == []
