@@ -71,6 +71,15 @@ def test_mark_that_is_not_eos_closes_a_turn_too() -> None:
     ]
 
 
+def test_an_opening_that_answers_nothing_is_seen_and_not_learned() -> None:
+    opening = {"role": "assistant", "content": "Welcome"}
+    found = segments([opening, *CHAT[1:3]], CHATML, eos="<|im_end|>")
+
+    assert [segment.text for segment in found if segment.supervised] == ["Hello"]
+    assert text_of(found).startswith("<|im_start|>assistant\nWelcome<|im_end|>")
+    assert not any(segment.supervised for segment in segments([opening], CHATML))
+
+
 def test_template_without_marks_leaves_the_closing_to_encoding() -> None:
     learned = [segment for segment in segments(CHAT, UNMARKED) if segment.supervised]
     assert [(segment.text, segment.closing) for segment in learned] == [(" Hello\n", ""), (" Bye\n", "")]

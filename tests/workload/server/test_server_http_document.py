@@ -18,7 +18,6 @@ ENGINE = ScriptedEngine(context_length=100_000, vocabulary=2**31)
 APP = create_app(ENGINE, serve_config(), life=Life(Phase.READY), log=io.StringIO())
 # Embeddings are always refused, which no document can call a way to ask.
 schema = schemathesis.openapi.from_asgi("/openapi.json", APP).exclude(path="/v1/embeddings")
-generating = schema.include(path=["/v1/completions", "/v1/chat/completions", "/prompt"])
 
 
 def asks_for_too_much(body: dict[str, Any]) -> bool:
@@ -26,24 +25,58 @@ def asks_for_too_much(body: dict[str, Any]) -> bool:
     return isinstance(prompts, list) and isinstance(copies, int | float) and len(prompts) * copies > MAX_CHOICES
 
 
-@schema.parametrize()
-@settings(max_examples=20, derandomize=True)
-def test_every_answer_is_one_that_the_document_tells_of(case: Case[Any]) -> None:
-    case.call_and_validate()
+def answered_as_told(path: str) -> Any:  # noqa: ANN401  (a test, as schemathesis makes it)
+    """Return a test of all that may be sent to a path.
 
+    A test for each: those that schemathesis makes of one share an id, and pytest-xdist runs one test for an id.
+    """
 
-@generating.parametrize()
-@settings(max_examples=25, derandomize=True)
-def test_every_generated_answer_has_its_documented_shape(case: Case[Any]) -> None:
-    """As above, but with a model that is served: a made-up name never gets as far as the engine."""
-    if not isinstance(case.body, dict) or not isinstance(case.body.get("model"), str):
+    @schema.include(path=path).parametrize()
+    @settings(max_examples=20, derandomize=True)
+    def test(case: Case[Any]) -> None:
         case.call_and_validate()
-        return
-    # The one bound of two fields together, which no schema can tell.
-    assume(not asks_for_too_much(case.body))
-    case.body["model"] = "base"
 
-    case.call_and_validate(excluded_checks=[negative_data_rejection])
+    return test
+
+
+def generated_as_told(path: str) -> Any:  # noqa: ANN401
+    """As above, but with a model that is served: a made-up name never gets as far as the engine."""
+
+    @schema.include(path=path).parametrize()
+    @settings(max_examples=25, derandomize=True)
+    def test(case: Case[Any]) -> None:
+        if not isinstance(case.body, dict) or not isinstance(case.body.get("model"), str):
+            case.call_and_validate()
+            return
+        # The one bound of two fields together, which no schema can tell.
+        assume(not asks_for_too_much(case.body))
+        case.body["model"] = "base"
+
+        case.call_and_validate(excluded_checks=[negative_data_rejection])
+
+    return test
+
+
+test_models = answered_as_told("/v1/models")
+test_one_model = answered_as_told("/v1/models/{model}")
+test_completions = answered_as_told("/v1/completions")
+test_chat_completions = answered_as_told("/v1/chat/completions")
+test_prompt = answered_as_told("/prompt")
+test_health = answered_as_told("/healthz")
+test_readiness = answered_as_told("/readyz")
+test_metrics = answered_as_told("/metrics")
+test_generated_completions = generated_as_told("/v1/completions")
+test_generated_chat_completions = generated_as_told("/v1/chat/completions")
+test_generated_answers_to_prompts = generated_as_told("/prompt")
+
+
+def test_no_path_was_forgotten() -> None:
+    paths = {path for path in schema.raw_schema["paths"] if path != "/v1/embeddings"}
+
+    assert paths == {
+        *("/v1/models", "/v1/models/{model}", "/v1/completions", "/v1/chat/completions", "/prompt"),
+        *("/healthz", "/readyz", "/metrics"),
+    }
 
 
 def test_requests_did_reach_the_engine() -> None:

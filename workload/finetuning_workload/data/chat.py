@@ -115,7 +115,8 @@ class ChatRenderer:
         once later ones follow (some drop the reasoning of earlier answers) leaves only the last answer supervised: what
         comes before is then exactly what the model will see. Raises UserError(UNSUPPORTED) where not even that works.
         """
-        answers = [index for index, message in enumerate(messages) if message.is_answer]
+        # An opening that answers nothing is what the model sees, not what it learns.
+        answers = [index for index, message in enumerate(messages) if message.is_answer and index > 0]
         whole = self._render(messages, where=where)
         if not answers:
             return (Segment(whole, supervised=False),)
