@@ -120,7 +120,7 @@ def test_a_name_that_is_too_long_for_what_is_named_after_it_is_refused(kubectl: 
     assert "metadata.name: Too long" in done.stderr or "the name needs at most" in done.stderr
 
 
-BESIDE = {"variant": {"image": "registry/server:1"}}
+BESIDE = {"variant": {"image": "registry/server:1"}, "canary": {"adapters": [{"name": "a", "jobRef": "b"}]}}
 """What a value of a field needs beside it."""
 
 

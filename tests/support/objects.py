@@ -95,9 +95,11 @@ class World:
     users: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, resource: Resource) -> tuple[str, str]:
-        """Store an object."""
+        """Store an object, and note when it came."""
         key = (resource.kind, resource.metadata.name)
-        self.objects[key] = resource
+        born = resource.metadata.creation_timestamp or self.now
+        metadata = resource.metadata.model_copy(update={"creation_timestamp": born})
+        self.objects[key] = resource.model_copy(update={"metadata": metadata})
         return key
 
     def settle(self) -> None:

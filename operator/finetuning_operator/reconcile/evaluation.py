@@ -215,6 +215,7 @@ def _relocate(view: _View) -> Outcome:
         view.observed,
         children,
         since=concerned_since(view.job.status, settings=view.settings, now=view.now),
+        born=None if view.settings.local else view.job.metadata.creation_timestamp,
     )
 
 

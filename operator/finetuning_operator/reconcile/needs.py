@@ -158,12 +158,13 @@ def relocation_outcome(
     children: tuple[Relocation, ...],
     *,
     since: datetime | None,
+    born: datetime | None = None,
     told: str = "",
 ) -> Outcome:
     """Return where the stage stands that waits for all needs.
 
-    What failed or came before ``since`` did so for others; None where such failures were cleared away already, and
-    nobody asks for whom bytes came. ``told`` is what the stage said of its success before.
+    What failed before ``since`` failed for others; None where such failures were cleared away already. What came before
+    ``born`` came for others; None where nobody asks. ``told`` is what the stage said of its success before.
     """
     distinct = {wanted.name: wanted for wanted in needs}
     found = [(wanted, wanted.find(observed)) for wanted in distinct.values()]
@@ -173,7 +174,7 @@ def relocation_outcome(
             return Outcome(StageState.FAILED, reason, f"{wanted.role}: {message}", children=children)
     ready = sum(wanted.artifact(observed) is not None for wanted, _ in found)
     if ready == len(found):
-        message = told or _brought(found, since)
+        message = told or _brought(found, born)
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, message, percent=100, attempts=1, children=children)
     percent = sum(_percent(child) for _, child in found) // len(found)
     runs = any(child is not None and is_running(child.status) for _, child in found)
@@ -191,16 +192,16 @@ def relocation_outcome(
     )
 
 
-def _brought(found: Sequence[tuple[Need, Relocation | None]], since: datetime | None) -> str:
+def _brought(found: Sequence[tuple[Need, Relocation | None]], born: datetime | None) -> str:
     """Return how many bytes were relocated for this object, and how many were there for others before."""
-    if since is None:
+    if born is None:
         return ""
-    return ", ".join(f"{wanted.role} {_transfer(child.status, since)}" for wanted, child in found if child is not None)
+    return ", ".join(f"{wanted.role} {_transfer(child.status, born)}" for wanted, child in found if child is not None)
 
 
-def _transfer(status: RelocationStatus, since: datetime) -> str:
+def _transfer(status: RelocationStatus, born: datetime) -> str:
     size = status.artifact.size_bytes if status.artifact else 0
-    if status.completion_time is not None and status.completion_time < since:
+    if status.completion_time is not None and status.completion_time < born:
         return f"shared (0 of {size} bytes relocated)"
     moved = size if status.transferred_bytes is None else status.transferred_bytes
     return f"relocated ({moved} bytes)"

@@ -140,6 +140,18 @@ def test_a_job_tells_what_was_relocated_for_it_and_what_was_there_before() -> No
     }
 
 
+def test_bytes_came_for_the_job_that_was_there_before_them_however_late_its_first_status_was_written() -> None:
+    made = World()
+    key = made.add(job())
+    made.settle()
+    first = made.objects[key]
+    made.finish_relocations()
+    made.objects[key] = first.model_copy(update={"status": FineTuningJobStatus()})
+    made.settle()
+
+    assert made.job().status.stages[0].message == "dataset relocated (900 bytes), model relocated (900 bytes)"
+
+
 def test_what_was_relocated_is_told_on_when_a_job_was_suspended_meanwhile() -> None:
     made = world()
     made.finish_relocations()
