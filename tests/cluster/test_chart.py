@@ -392,7 +392,8 @@ class TestRelease:
         helm("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", kubeconfig=cluster.kubeconfig)
         for definition in _definitions(cluster):
             cluster.wait_gone("CustomResourceDefinition", definition, "")
-        cluster.wait_for(lambda: not _left(cluster, namespace), what="everything that it made is gone")
+        # The garbage collector learns late, and by turns, that kinds are gone.
+        cluster.wait_for(lambda: not _left(cluster, namespace), what="everything that it made is gone", seconds=300)
         kept = {each["metadata"]["name"] for each in cluster.objects("PersistentVolumeClaim", namespace)}
         assert kept == {"demo-adapter"}
         cluster.delete(cluster.get("Namespace", namespace, ""))
