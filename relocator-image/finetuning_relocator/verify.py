@@ -23,7 +23,7 @@ def verify(config: VerifyConfig, context: Context) -> ArtifactResult:
     name = config.source.parsed.canonical
     folder = Path(config.path)
     if not folder.is_dir():
-        raise not_found(f"the folder of {name}", "Check the folder inside the claim: pvc://claim/folder, or pvc://claim/folder#file.")
+        raise not_found(f"the folder of {name}", "Name a folder inside the claim, not a file: pvc://claim/folder.")
     recorded = read_manifest(folder)
     files = artifact_files(folder)
     if not files:

@@ -81,7 +81,7 @@ def test_names_that_are_too_long_for_labels_are_names_like_others(
     bring_rows(place, LONG_CLAIM, image=images["relocator"].reference)
     place.tiny_job(
         LONGEST_JOB,
-        {"dataset.source": f"pvc://{LONG_CLAIM}#rows.jsonl", "dataset.endpoint": None, "training.maxSteps": 2},
+        {"dataset.source": f"pvc://{LONG_CLAIM}", "dataset.endpoint": None, "training.maxSteps": 2},
     )
 
     done = place.wait_complete(LONGEST_JOB)
