@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 import pytest
 from tests.support import pods
@@ -246,7 +247,9 @@ def test_a_finished_job_stays_finished_whatever_becomes_of_its_children(
         )
         assert len(player.played) == played
     assert cluster.get("FineTuningJob", "demo", namespace) == done
-    assert {seen.asked.name for seen in own_writes(proxy)} == {"other"}
+    # A Relocation whose claim seems to go first is deleted once more, and was gone.
+    done_to = {seen.asked.name for seen in own_writes(proxy) if seen.status != HTTPStatus.NOT_FOUND}
+    assert done_to == {"other"}
     assert other["metadata"]["name"] == "other"
 
 

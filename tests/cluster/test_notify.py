@@ -10,6 +10,7 @@ from tests.support.lifecycle import job, names, wait_for_end, wait_for_events
 from tests.support.operator_process import OperatorProcess
 from tests.support.player import End, Script, play, succeed
 from tests.support.processes import wait_until
+from tests.support.whole_job import own_writes
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords, NotifyResult
@@ -100,7 +101,7 @@ def test_the_end_is_told_once_by_whichever_operator_runs_and_not_again_when_the_
             "FineTuningJob", "other", namespace, where=lambda found: has_condition(found, "Suspended")
         )
     assert notices(cluster, namespace) == []
-    assert {seen.asked.name for seen in proxy.writes() if seen.asked.resource != "leases"} == {"other"}
+    assert {seen.asked.name for seen in own_writes(proxy)} == {"other"}
     assert other["metadata"]["name"] == "other"
 
 

@@ -24,6 +24,7 @@ _HOP_BY_HOP = frozenset({"connection", "content-length", "host", "keep-alive", "
 _LONGEST_BODY = 64 * 2**20
 _LONGEST_EVENT = 4 * 2**20
 _START_SECONDS = 30
+_RECORD = "record"
 _GONE = {
     "type": "ERROR",
     "object": {
@@ -186,9 +187,9 @@ class ApiProxy:
         return Counter((each.asked.verb, each.asked.target) for each in self.seen())
 
     def forget(self) -> None:
-        """Start the record anew."""
+        """Start the record anew. A request that is under way counts for the old one: its effect may be seen already."""
         with self._lock:
-            self._seen.clear()
+            self._seen = []
 
     # What goes wrong
 
@@ -269,6 +270,7 @@ class ApiProxy:
             raise
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        request[_RECORD] = self._seen
         asked = read_address(request.method, request.path, watch=request.query.get("watch", ""))
         body = await request.read()
         fault = self._due_fault(asked)
@@ -357,7 +359,7 @@ class ApiProxy:
             body=body if self._keep_bodies and asked.verb in WRITES else b"",
         )
         with self._lock:
-            self._seen.append(seen)
+            request[_RECORD].append(seen)
 
 
 async def _pass_events(watch: _Watch, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:

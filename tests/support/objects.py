@@ -130,7 +130,7 @@ class World:
             child_key = (child.kind, child.metadata.name)
             existing = self.objects.get(child_key)
             if existing is None:
-                self.objects[child_key] = child
+                self.add(child)
             elif isinstance(existing, EvaluationJob) and isinstance(child, EvaluationJob):
                 self.objects[child_key] = existing.model_copy(update={"spec": child.spec})
             elif isinstance(existing, InferenceServer) and isinstance(child, InferenceServer):

@@ -16,7 +16,6 @@ from finetuning_api.relocation import (
     RelocationArtifact,
     RelocationPhase,
     RelocationSpec,
-    RelocationStatus,
 )
 from finetuning_api.runconfig import DatasetInput, LastWords, ModelInput, Provenance
 from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
@@ -163,8 +162,8 @@ def relocation_outcome(
 ) -> Outcome:
     """Return where the stage stands that waits for all needs.
 
-    What failed before ``since`` failed for others; None where such failures were cleared away already. What came before
-    ``born`` came for others; None where nobody asks. ``told`` is what the stage said of its success before.
+    What failed before ``since`` failed for others; None where such failures were cleared away already. What was asked
+    for before ``born`` came for others; None where nobody asks. ``told`` is what the stage said of its success before.
     """
     distinct = {wanted.name: wanted for wanted in needs}
     found = [(wanted, wanted.find(observed)) for wanted in distinct.values()]
@@ -196,14 +195,16 @@ def _brought(found: Sequence[tuple[Need, Relocation | None]], born: datetime | N
     """Return how many bytes were relocated for this object, and how many were there for others before."""
     if born is None:
         return ""
-    return ", ".join(f"{wanted.role} {_transfer(child.status, born)}" for wanted, child in found if child is not None)
+    return ", ".join(f"{wanted.role} {_transfer(child, born)}" for wanted, child in found if child is not None)
 
 
-def _transfer(status: RelocationStatus, born: datetime) -> str:
-    size = status.artifact.size_bytes if status.artifact else 0
-    if status.completion_time is not None and status.completion_time < born:
+def _transfer(child: Relocation, born: datetime) -> str:
+    """Both times are the API server's: those in a status are of the operator's clock, which may be wrong."""
+    size = child.status.artifact.size_bytes if child.status.artifact else 0
+    asked = child.metadata.creation_timestamp
+    if asked is not None and asked < born:
         return f"shared (0 of {size} bytes relocated)"
-    moved = size if status.transferred_bytes is None else status.transferred_bytes
+    moved = size if child.status.transferred_bytes is None else child.status.transferred_bytes
     return f"relocated ({moved} bytes)"
 
 
