@@ -1,26 +1,23 @@
 """The docker daemon by hand: builds, answers, and leaves the machine as it was."""
 
-import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hack.cluster.machine import needs_root
 from hack.images.daemon import Daemon
 from hack.images.docker import Docker, ImageError
-from tests.support.needs import require_program
+from tests.support.needs import lacks_right, require_program
 
 _NOBODY = "unix:///nonexistent/docker.sock"
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    if os.geteuid() != 0:
-        message = "starting a docker daemon needs root"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    if needs_root():
+        lacks_right("starting a docker daemon needs root on Linux")
     require_program("dockerd", install="apt-get install docker.io")
     made = Daemon(data=tmp_path / "data", run=tmp_path / "run")
     yield made

@@ -262,21 +262,20 @@ def test_nothing_runs_on_when_the_holder_of_a_node_is_killed_and_its_place_can_b
 
 
 def _start_other(node: RealNode, folder: Path) -> RealNode:
-    if node.folder is None:
-        pytest.skip("the cluster of KUBECONFIG is under test; a node of our own is not")
+    node.require_own()  # Where another cluster is under test, a node of ours is not.
     running = client.start(folder / "other", holder=client.HOLD_NODE)
     return RealNode(Path(running.kubeconfig), kubectl_program=Path(running.kubectl), folder=folder / "other")
 
 
 def _kill_holder(node: RealNode) -> None:
-    running = Running.find(node.folder) if node.folder else None
+    running = Running.find(node.require_own())
     assert running is not None
     os.kill(running.supervisor, signal.SIGKILL)
 
 
 def _processes_of(node: RealNode) -> list[int]:
     """Return the processes of this host that are in the network of a node."""
-    held = Held.find(node.folder) if node.folder else None
+    held = Held.find(node.require_own())
     assert held is not None
     network = Path(f"/proc/{held.process}/ns/net").readlink()
     return [number for number in _all_processes() if _network_of(number) == network]

@@ -24,7 +24,7 @@ _HOP_BY_HOP = frozenset({"connection", "content-length", "host", "keep-alive", "
 _LONGEST_BODY = 64 * 2**20
 _LONGEST_EVENT = 4 * 2**20
 _START_SECONDS = 30
-_RECORD = "record"
+_RECORD = web.RequestKey("record", list["Seen"])
 _GONE = {
     "type": "ERROR",
     "object": {

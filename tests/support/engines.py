@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.support.evaluation import model_input
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from tests.support.models import tiny_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetuning_api.finetuningjob import Precision
 from finetuning_api.runconfig import AdapterInput, JobIdentity, ServeConfig
@@ -35,6 +36,21 @@ def save_lively(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, fo
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_lively(folder: Path) -> Path:
+    """Write a lively Llama that is as small as they get, with its tokenizer."""
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return save_lively(config, tokenizer, folder)
 
 
 def write_lora(base: Path, folder: Path, *, seed: int = 1, complete: bool = True, **settings: Any) -> AdapterInput:  # noqa: ANN401  (LoRA's settings)

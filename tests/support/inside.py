@@ -128,7 +128,7 @@ def visitor(
 
 
 def processes_of(pod: Object) -> list[int]:
-    """Return the processes of a pod's programs where its node is this machine, none where it is not."""
+    """Return the processes of a pod's programs, as this machine numbers them: its node must be one of ours."""
     mark = f"pod{pod['metadata']['uid']}"
     found = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [pid for pid in found if mark in _read(pid, "cgroup") and "python" in _read(pid, "cmdline")]

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from hack.cluster.binaries import NODE, find_binaries
 from hack.cluster.images import write_image
 from tests.support.cluster import Cluster, Object, has_condition
@@ -18,9 +17,8 @@ GROUP = 2000
 
 
 def load_probe(node: RealNode, folder: Path) -> None:
-    """Give a node of ours the image of the probe."""
-    if node.folder is None:
-        pytest.skip("the cluster of KUBECONFIG cannot pull the probe: its image is nowhere but on nodes of ours")
+    """Give a node of ours the image of the probe, which is nowhere else."""
+    node.require_own()
     archive = folder / "probe.tar"
     write_image(archive, name=IMAGE, files={PROBE: find_binaries(NODE)["probe"]}, command=(PROBE,))
     node.load_image(archive)

@@ -34,6 +34,12 @@ class RealNode:
         """Address of a registry that both this process and the cluster reach, by plain http; None if there is none."""
         return None if self.folder is None else f"{Machine(self._held().number).address}:{REGISTRY_PORT}"
 
+    def require_own(self) -> Path:
+        """Return the state of a node of ours. A test that needs one is skipped elsewhere."""
+        if self.folder is None:
+            pytest.skip("the cluster of KUBECONFIG is no node of ours: it is not to be taken apart")
+        return self.folder
+
     def load_image(self, archive: Path) -> None:
         """Give the node an image, as ``docker save`` writes it. Other clusters pull theirs."""
         if self.folder is not None:
@@ -69,7 +75,7 @@ class RealNode:
     @contextmanager
     def without(self, component: str) -> Iterator[None]:
         """End a component of our node, and let it be away while the block runs."""
-        down = self._own() / "down"
+        down = self.require_own() / "down"
         down.mkdir(exist_ok=True)
         before = self._process(component)
         (down / component).touch()
@@ -105,19 +111,14 @@ class RealNode:
 
     def _process(self, component: str) -> int:
         """Return the process of a component, as the node numbers it."""
-        running = Running.find(self._own())
+        running = Running.find(self.require_own())
         assert running is not None, "the node is gone"
         return running.components[component]
 
     def _held(self) -> Held:
-        held = Held.find(self._own())
+        held = Held.find(self.require_own())
         assert held is not None, "the node is gone"
         return held
-
-    def _own(self) -> Path:
-        if self.folder is None:
-            pytest.skip("the cluster of KUBECONFIG is not ours to take apart")
-        return self.folder
 
 
 @contextmanager

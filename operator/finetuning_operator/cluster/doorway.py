@@ -8,13 +8,14 @@ from aiohttp import web
 from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import INFERENCE_SERVER
+from finetuning_operator.cluster.listener import Listener
 
 _LOGGER = logging.getLogger(__name__)
 _RETRY_SECONDS = 10
 """Long enough for a small model to be there, short enough for clients that look at it at all: some stop at 60."""
 
 
-class Doorway:
+class Doorway(Listener):
     """Answers every request with an error that clients of OpenAI's API try again by themselves, and asks for a start.
 
     Which server is meant is told by the name that the client used: the operator is one address for all of them. Nothing
@@ -23,22 +24,9 @@ class Doorway:
 
     def __init__(self, cache: Cache, *, ask: Callable[[ObjectKey], None]) -> None:
         """``ask`` is told of the server that is to have replicas again."""
+        super().__init__(web.route("*", "/{path:.*}", self._answer))
         self._cache = cache
         self._ask = ask
-        self._runner: web.AppRunner | None = None
-
-    async def start(self, port: int, *, host: str | None = None) -> int:
-        """Listen on all addresses unless ``host`` names one; return the port, which 0 leaves to the system."""
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        return int(self._runner.addresses[0][1])
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.Response:
         key = self._meant(request.host)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
+from finetuning_operator.cluster.listener import Listener
+
 Check = Callable[[], str | None]
 """Says what is wrong, or None."""
 
@@ -29,7 +31,7 @@ def must(what: str, read: Callable[[], bool]) -> Check:
     return check
 
 
-class HealthServer:
+class HealthServer(Listener):
     """Answers on one port. Checks are asked each time, in the loop that they judge: a stuck one gives no answer."""
 
     def __init__(
@@ -39,25 +41,14 @@ class HealthServer:
         ready: Mapping[str, Check],
         metrics: Callable[[str], tuple[bytes, str]],
     ) -> None:
+        super().__init__(
+            web.get("/healthz", self._healthz),
+            web.get("/readyz", self._readyz),
+            web.get("/metrics", self._metrics_page),
+        )
         self._alive = alive
         self._ready = ready
         self._metrics = metrics
-        self._runner: web.AppRunner | None = None
-
-    async def start(self, port: int, *, host: str | None = None) -> int:
-        """Listen on all addresses unless ``host`` names one; return the port, which 0 leaves to the system."""
-        application = web.Application()
-        application.router.add_get("/healthz", self._healthz)
-        application.router.add_get("/readyz", self._readyz)
-        application.router.add_get("/metrics", self._metrics_page)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        return int(self._runner.addresses[0][1])
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return _verdict(self._alive)

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.engines import ask, question, run, save_lively, serve_config, started, until
-from tests.support.models import tiny_tokenizer
-from transformers import LlamaConfig
+from tests.support.engines import ask, question, run, serve_config, started, tiny_lively, until
 
 from finetuning_server.engine.batching import BatchingEngine
 from finetuning_server.engine.errors import EngineStopped, StepFailed
@@ -18,17 +16,7 @@ from finetuning_server.engine.errors import EngineStopped, StepFailed
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return save_lively(config, tokenizer, tmp_path_factory.mktemp("model"))
+    return tiny_lively(tmp_path_factory.mktemp("model"))
 
 
 @contextmanager

@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.engines import save_lively, serve_config
-from tests.support.models import tiny_tokenizer
-from transformers import LlamaConfig
+from tests.support.engines import serve_config, tiny_lively
 
 from finetuning_server.engine.base import GenerationRequest, Piece
 from finetuning_server.engine.errors import OutOfMemory, StepFailed
@@ -22,17 +20,7 @@ POISON = 300
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    folder = save_lively(config, tokenizer, tmp_path_factory.mktemp("model"))
+    folder = tiny_lively(tmp_path_factory.mktemp("model"))
     return Library(serve_config(folder), dtype=torch.float32, device=torch.device("cpu"))
 
 
