@@ -1,5 +1,6 @@
 """The chart: what the real helm renders is taken by a real API server, and gives the rights that the operator needs."""
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,15 @@ import yaml
 from tests.support import whole_job
 from tests.support.chart import CHART, Values, helm, rendered
 from tests.support.cluster import Cluster, Object, has_condition, new_namespace, temporary_namespace
-from tests.support.lifecycle import is_training, stage, wait_for_end
+from tests.support.lifecycle import is_training, names, stage, wait_for_end
 from tests.support.operator_process import OPERATOR_NAMESPACE, Identity, OperatorProcess, running_operator
 from tests.support.player import play, scripted
 from tests.support.private_plane import PrivatePlane
 
+from finetuning_api.base import API_VERSION
 from finetuning_api.finetuningjob import Preset
 from finetuning_api.generate import generated_files
+from finetuning_api.schema import NAMES
 from finetuning_operator.cluster.options import Options, Outside
 from finetuning_operator.reconcile.policy import Bounds, SourcePolicy
 
@@ -339,9 +342,7 @@ class TestRelease:
 
     def test_it_is_installed_upgraded_and_uninstalled(self, private_plane: PrivatePlane) -> None:
         cluster = private_plane.cluster
-        for definition in cluster.objects("CustomResourceDefinition"):
-            cluster.delete(definition)
-            cluster.wait_gone("CustomResourceDefinition", definition["metadata"]["name"], "")
+        _remove_definitions(cluster)
         place = ("--namespace", OPERATOR_NAMESPACE, "--create-namespace")
         restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
         metadata = {"name": OPERATOR_NAMESPACE, "labels": restricted}
@@ -367,10 +368,11 @@ class TestRelease:
         cluster.delete(job)
         cluster.wait_gone("FineTuningJob", whole_job.NAME, "default")
 
-    def test_an_upgrade_leaves_a_running_training_alone_and_an_uninstall_no_definition(
+    def test_an_upgrade_leaves_a_running_training_alone_and_an_uninstall_nothing_stuck(
         self, private_plane: PrivatePlane, tmp_path: Path
     ) -> None:
         cluster, namespace = private_plane.cluster, new_namespace(private_plane.cluster, "run")
+        _remove_definitions(cluster)
         place = ("--namespace", OPERATOR_NAMESPACE, "--create-namespace")
         helm("upgrade", "--install", RELEASE, str(CHART), *place, kubeconfig=cluster.kubeconfig)
         identity = Identity.of(cluster, FULLNAME, OPERATOR_NAMESPACE)
@@ -389,10 +391,11 @@ class TestRelease:
             assert has_condition(done, "Complete")
             assert (stage(done, "train")["attempts"], done["metadata"]["uid"]) == (1, made["metadata"]["uid"])
 
+        _wait_until_collected(cluster, namespace)
         helm("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", kubeconfig=cluster.kubeconfig)
         for definition in _definitions(cluster):
             cluster.wait_gone("CustomResourceDefinition", definition, "")
-        # That pods and other claims go takes real ones: tests/e2e/test_chart_on_node.py.
+        cluster.wait_for(lambda: not _left(cluster, namespace), what="everything that it made is gone")
         assert cluster.get("PersistentVolumeClaim", "demo-adapter", namespace)
         cluster.delete(cluster.get("Namespace", namespace, ""))
         cluster.wait_gone("Namespace", namespace, "")
@@ -409,6 +412,31 @@ def _deployed(identity: Identity, values: Values, folder: Path) -> Iterator[Oper
         yield operator
         assert operator.stop() == 0
         assert "is forbidden" not in operator.logs
+
+
+def _remove_definitions(cluster: Cluster) -> None:
+    for definition in cluster.objects("CustomResourceDefinition"):
+        cluster.delete(definition)
+        cluster.wait_gone("CustomResourceDefinition", definition["metadata"]["name"], "")
+
+
+def _wait_until_collected(cluster: Cluster, namespace: str) -> None:
+    """Wait until Kubernetes' garbage collector knows our kinds.
+
+    It looks for new ones twice a minute, and what objects of unknown kinds owned is never collected.
+    """
+    for kind in NAMES:
+        owner = {"apiVersion": API_VERSION, "kind": kind, "name": "nobody", "uid": str(uuid.uuid4())}
+        metadata = {"name": f"orphan-{kind.lower()}", "namespace": namespace, "ownerReferences": [owner]}
+        cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+    for kind in NAMES:
+        cluster.wait_gone("ConfigMap", f"orphan-{kind.lower()}", namespace)
+
+
+def _left(cluster: Cluster, namespace: str) -> list[str]:
+    kinds = ("Job", "Deployment", "Service", "Pod")
+    claims = names(cluster, "PersistentVolumeClaim", namespace) - {"demo-adapter"}
+    return [f"{kind}/{name}" for kind in kinds for name in names(cluster, kind, namespace)] + sorted(claims)
 
 
 def _definitions(cluster: Cluster) -> list[str]:

@@ -181,7 +181,7 @@ class TestWaking:
 
         woken = site.wait("InferenceServer", "answers", where=is_ready)
         site.cluster.wait_gone("EndpointSlice", "answers", site.namespace)
-        assert told(asleep) == "no request for 30 minutes: nothing answers. The next request starts it"
+        assert told(asleep) == "no request for 30 min: nothing answers. The next request starts it"
         assert [each["addresses"] for each in doorway["endpoints"]] == [[OPERATOR_ADDRESS]]
         assert doorway["metadata"]["labels"]["kubernetes.io/service-name"] == "answers"
         assert uid(mended) == uid(doorway)

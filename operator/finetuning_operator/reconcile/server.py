@@ -320,7 +320,7 @@ def _asleep(view: _View) -> str:
     if view.idle is None:
         why = "autoscaling sees no need of any replica" if view.is_scaled else "spec.replicas is 0"
         return f"{why}: nothing answers"
-    why = f"no request for {view.server.spec.idle_shutdown_minutes} minutes: nothing answers"
+    why = f"no request for {view.server.spec.idle_shutdown_minutes} min: nothing answers"
     if view.settings.wake_by_request:
         return sentences(why, "The next request starts it")
     head = view.server.metadata

@@ -331,7 +331,7 @@ def test_server_that_nobody_asks_is_shut_down_in_time_and_says_how_it_is_woken()
     assert (told(made).reason, told(made).message) == (
         Reason.SUSPENDED,
         (
-            "no request for 30 minutes: nothing answers. Wake it: kubectl annotate infs chat -n team --overwrite"
+            "no request for 30 min: nothing answers. Wake it: kubectl annotate infs chat -n team --overwrite"
             ' finetuning.dev/wake="$(date)"'
         ),
     )
@@ -381,7 +381,7 @@ def test_server_that_was_shut_down_runs_again_when_it_is_asked_and_not_for_what_
         made.settle()
         return described(made)
 
-    assert message == "no request for 30 minutes: nothing answers. The next request starts it"
+    assert message == "no request for 30 min: nothing answers. The next request starts it"
     assert asked(shut.since - timedelta(seconds=1)) == [0]
     assert asked(shut.since + timedelta(seconds=1)) == [1]
     assert current(made).status.idle is None
