@@ -46,6 +46,6 @@ def test_a_cluster_that_is_named_is_used_as_it_is(host: pytest.MonkeyPatch, tmp_
     host.setattr(support, "require_binaries", lambda _: {"kubectl": Path("/usr/bin/kubectl")})
     with real_node(tmp_path / "none") as node:
         assert (node.kubeconfig, node.folder, node.registry) == (tmp_path / "config", None, None)
-        with pytest.raises(pytest.skip.Exception, match="not ours to take apart"):
+        with pytest.raises(pytest.skip.Exception, match="not to be taken apart"):
             node.restart("kubelet")
     assert not (tmp_path / "none").exists()
