@@ -369,6 +369,9 @@ class TrainResult(ContractModel):
     evaluation_loss: float | None = None
     dataset: DatasetCounts
     resumed_from_step: int | None = None
+    """Step of the checkpoint that the last attempt went on from."""
+    resumptions: int = Field(default=0, ge=0)
+    """How often a checkpoint was gone on from."""
 
 
 class EvaluateResult(ContractModel):

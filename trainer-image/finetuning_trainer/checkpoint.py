@@ -37,6 +37,8 @@ class Position(ContractModel):
     last_epoch_loss: float | None = None
     """Mean training loss of the last whole epoch."""
     evaluation_loss: float | None = None
+    resumptions: int = 0
+    """How often this training went on from a checkpoint and came to save another."""
 
 
 @dataclass(frozen=True, slots=True)

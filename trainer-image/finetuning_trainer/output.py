@@ -57,4 +57,5 @@ def train_result(manifest: Manifest, record: TrainingProvenance) -> TrainResult:
         evaluation_loss=record.evaluation_loss,
         dataset=record.counts,
         resumed_from_step=record.resumed_from_step,
+        resumptions=record.resumptions,
     )

@@ -39,6 +39,7 @@ class TrainingProvenance(ContractModel):
     evaluation_loss: float | None = None
     evaluation_rows: int
     resumed_from_step: int | None = None
+    resumptions: int = 0
     started_at: datetime
     finished_at: datetime
 

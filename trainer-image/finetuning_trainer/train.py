@@ -166,7 +166,7 @@ def _start(prepared: _Prepared, session: Session) -> Position:
     restore(prepared.checkpoint, weights=session.weights, optimizer=session.optimizer)
     position = prepared.checkpoint.position
     _LOG.info("resumed from the checkpoint of step %d of %d", position.step, session.total_steps)
-    return position
+    return position.model_copy(update={"resumptions": position.resumptions + 1})
 
 
 def _record(
@@ -193,6 +193,7 @@ def _record(
         evaluation_loss=position.evaluation_loss,
         evaluation_rows=evaluation_rows,
         resumed_from_step=resumed_from_step,
+        resumptions=position.resumptions,
         started_at=prepared.started_at,
         finished_at=datetime.now(UTC),
     )

@@ -284,17 +284,19 @@ def _train(view: _View) -> Outcome:
     if not isinstance(result, TrainResult):
         message = "training ended without telling its result; its log has the details"
         return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
-    return replace(outcome, message=_interruptions(outcome.attempts, result.resumed_from_step))
+    return replace(outcome, message=_interruptions(outcome.attempts, result))
 
 
-def _interruptions(attempts: int, resumed_from: int | None) -> str:
-    """Return how often a training that ended well was started again; nothing where it never was."""
-    if attempts <= 1:
-        # The pod of a drained node leaves nothing behind by which it could be counted.
-        return "" if resumed_from is None else f"resumed from step {resumed_from}"
+def _interruptions(attempts: int, result: TrainResult) -> str:
+    """Return how often a training that ended well was started again; nothing where it never was.
+
+    The cluster counts what failed, the training what it saved since: the pod of a drained node leaves nothing behind by
+    which it could be counted, and an attempt that was killed at once has saved nothing.
+    """
+    resumed_from = result.resumed_from_step
     if resumed_from is None:
-        return f"started {attempts} times, the last time from the beginning"
-    again = attempts - 1
+        return f"started {attempts} times, the last time from the beginning" if attempts > 1 else ""
+    again = max(attempts - 1, result.resumptions)
     return f"resumed {again} time{'' if again == 1 else 's'}, the last time from step {resumed_from}"
 
 

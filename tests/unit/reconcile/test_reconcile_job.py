@@ -429,22 +429,25 @@ def test_attempts_of_a_stage_count_on_when_what_ran_it_is_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempts", "step", "told"),
+    ("attempts", "step", "resumptions", "told"),
     [
-        (1, None, ""),
-        (1, 40, "resumed from step 40"),
-        (2, 40, "resumed 1 time, the last time from step 40"),
-        (4, 120, "resumed 3 times, the last time from step 120"),
-        (3, None, "started 3 times, the last time from the beginning"),
+        (1, None, 0, ""),
+        (1, 40, 1, "resumed 1 time, the last time from step 40"),
+        (1, 40, 2, "resumed 2 times, the last time from step 40"),
+        (2, 40, 2, "resumed 2 times, the last time from step 40"),
+        (4, 120, 1, "resumed 3 times, the last time from step 120"),
+        (3, None, 0, "started 3 times, the last time from the beginning"),
     ],
 )
 def test_a_training_that_was_interrupted_tells_how_often_and_goes_on_telling(
-    attempts: int, step: int | None, told: str
+    attempts: int, step: int | None, resumptions: int, told: str
 ) -> None:
     made = world()
     made.finish_relocations()
     made.finish(KEY, "preflight")
-    result = TrainResult.model_validate(RESULTS["train"]).model_copy(update={"resumed_from_step": step})
+    result = TrainResult.model_validate(RESULTS["train"]).model_copy(
+        update={"resumed_from_step": step, "resumptions": resumptions}
+    )
     words = LastWords(reason=Reason.SUCCEEDED, result=result)
     made.finish(KEY, "train", StepState(StepPhase.SUCCEEDED, attempts=attempts, last_words=words))
     made.finish(EVALUATION, "evaluate")

@@ -183,6 +183,13 @@ def test_a_training_resumed_at_any_step_equals_one_that_was_never_interrupted(
         assert_same_training(workshop, resumed)
 
 
+def test_a_training_counts_how_often_it_went_on(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 4):
+        interrupt(workshop, monkeypatch, after=step, epochs=1.4)
+    result = trained(workshop.train_config(epochs=1.4))
+    assert (result.resumed_from_step, result.resumptions) == (4, 2)
+
+
 def test_sigterm_saves_and_exits_143_and_the_next_run_goes_on(workshop: Workshop) -> None:
     config = workshop.train_config(epochs=400, checkpoint_every_steps=100_000)
     metrics = workshop.checkpoints / "metrics.jsonl"
