@@ -13,6 +13,7 @@ Everything runs on this machine: etcd, API server, controllers, fake nodes, the 
 its cores.
 """
 
+import _thread
 import argparse
 import json
 import os
@@ -54,6 +55,8 @@ _STEADY_SECONDS = 60.0
 _QUIET_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
 _SECONDS = 900.0
+_SHOWN = 4000
+"""Characters of a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +75,31 @@ class Bench:
         environment = {"FINETUNING_NAMESPACES": namespace, **(options or {})}
         with running_operator(self.identity, folder=self.folder, env=environment, via=via) as operator:
             operator.wait_ready(seconds=_SECONDS)
-            yield operator
+            with _stopped_with(operator):
+                yield operator
 
     def namespace(self, prefix: str) -> str:
         """Return a new namespace; pods of ``auto-*`` succeed by themselves, those of ``run-*`` run on."""
         return new_namespace(self.cluster, prefix)
+
+
+@contextmanager
+def _stopped_with(operator: OperatorProcess) -> Iterator[None]:
+    """Stop this program when the operator ends while the block runs: nothing that is waited for will come."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            if operator.exit_code is not None:
+                sys.stderr.write(f"the operator ended with {operator.exit_code}:\n{operator.logs[-_SHOWN:]}\n")
+                _thread.interrupt_main()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 @dataclass(frozen=True, slots=True)
