@@ -12,7 +12,7 @@ from datetime import datetime
 
 import pytest
 from tests.support.cluster import Cluster, Object
-from tests.support.e2e import WAIT_SECONDS, Installation, Place, record
+from tests.support.e2e import WAIT_SECONDS, Installation, Place, has_ended, record
 from tests.support.e2e_site import STORE, TINY_MODEL
 from tests.support.lifecycle import condition
 
@@ -87,8 +87,8 @@ FAULTS = (
     ),
     Fault(
         "volume-for-inputs",
-        ("Failed", "DiskFull"),
-        ("relocate: s3://models/tiny needs 411", " kB free", "larger size"),
+        ("Relocated", "Retrying"),
+        ("tries again after: relocate: s3://models/tiny needs 411", " kB free", "larger size"),
         {
             "model": {"source": TINY_MODEL, "endpoint": STORE, "size": "64Ki", "exclude": ["nothing"]},
             "storage.model.storageClassName": SMALL,
@@ -158,6 +158,13 @@ def test_what_is_wrong_is_told_in_a_condition_within_a_minute(told: Mapping[str,
     record(f"Fault: {fault.name}", f"{kind} {reason}: {found.message}\n{after(found.seconds)}")
     assert [words for words in fault.words if words not in found.message] == [], found.message
     assert found.seconds < TOLD_WITHIN
+
+
+def test_a_volume_that_stays_full_fails_the_job_after_some_tries(told: Mapping[str, Told], shared_place: Place) -> None:
+    assert "volume-for-inputs" in told
+    failed = shared_place.wait_for_job("volume-for-inputs", has_ended)
+    assert condition(failed, "Failed")["reason"] == "DiskFull"
+    assert "s3://models/tiny needs 411" in condition(failed, "Failed")["message"]
 
 
 def after(seconds: float) -> str:
