@@ -84,6 +84,17 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class EarlyStoppingSpec(ApiModel):
+    """When a training ends before its last step; the weights with the lowest held-out loss are its result then."""
+
+    patience: int = Field(
+        default=3, ge=1, le=10_000, description="Evaluations of the held-out loss in a row that find no better one."
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, le=1000, description="A loss is better when it is lower by more than this (nats a token)."
+    )
+
+
 class TrainingSpec(ApiModel):
     """The optimisation."""
 
@@ -127,6 +138,11 @@ class TrainingSpec(ApiModel):
         ge=1,
         le=INT32_MAX,
         description="Steps between evaluations of the held-out loss; unset is once an epoch.",
+    )
+    early_stopping: EarlyStoppingSpec | None = Field(
+        default=None,
+        description="Stop when the held-out loss falls no more, and keep the weights of its lowest; unset trains to the"
+        " last step and keeps the last.",
     )
     checkpoint_every_steps: int = Field(
         default=100, ge=1, le=INT32_MAX, description="Optimizer steps between checkpoints."

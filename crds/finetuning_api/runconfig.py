@@ -368,6 +368,10 @@ class TrainResult(ContractModel):
     """Mean training loss of the last epoch (nats per supervised token)."""
     evaluation_loss: float | None = None
     dataset: DatasetCounts
+    best_step: int | None = None
+    """Step whose weights are the result, where spec.training.earlyStopping chose it."""
+    stopped_early: bool = False
+    """Whether the training ended before its last step because the held-out loss fell no more."""
     resumed_from_step: int | None = None
     """Step of the checkpoint that the last attempt went on from."""
     resumptions: int = Field(default=0, ge=0)

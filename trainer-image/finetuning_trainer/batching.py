@@ -69,6 +69,23 @@ def rows_of_step(step: int, *, rows: int, batch_size: int, seed: int) -> list[in
     return [int(row) for row in order[place * batch_size : (place + 1) * batch_size]]
 
 
+@dataclass(slots=True)
+class TokenBudget:
+    """The most tokens of one forward pass, padding included; lowered when memory runs out."""
+
+    tokens: int
+
+    def halve(self, lengths: Sequence[int], *, padded: bool) -> bool:
+        """Make the micro-batches of these rows half as large; return whether there is anything left to divide."""
+        longest = max(lengths)
+        whole = longest * len(lengths) if padded else sum(lengths)
+        largest = min(self.tokens, whole)
+        if largest <= longest:
+            return False
+        self.tokens = max(largest // 2, longest)
+        return True
+
+
 def supervised_count(split: TokenizedSplit, rows: Sequence[int]) -> int:
     """Return the tokens that carry loss; the first token of a sample has nothing that could predict it."""
     return sum(int(split.supervised[split.offsets[row] + 1 : split.offsets[row + 1]].sum()) for row in rows)

@@ -37,6 +37,14 @@ class Position(ContractModel):
     last_epoch_loss: float | None = None
     """Mean training loss of the last whole epoch."""
     evaluation_loss: float | None = None
+    best_loss: float | None = None
+    """Lowest held-out loss so far, where early stopping asks for it."""
+    best_step: int | None = None
+    """Step of ``best_loss``; its checkpoint is kept."""
+    stale_evaluations: int = 0
+    """Evaluations since that found no better one."""
+    micro_batch_tokens: int | None = None
+    """Most tokens of a forward pass: what the plan said, or less where memory ran out since."""
     resumptions: int = 0
     """How often this training went on from a checkpoint and came to save another."""
 
@@ -62,51 +70,65 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write a checkpoint aside, complete it with its manifest, move it to its name, and remove older ones."""
-    final = folder / f"step-{position.step:08d}"
+    final = folder / _name(position.step)
     with whole_folder(final, source="training", revision=identity, content_format="checkpoint") as partial:
         save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, partial / _WEIGHTS)
         save_file(_moments(weights, optimizer), partial / _OPTIMIZER)
         (partial / _STATE).write_text(position.to_json())
         (partial / _HISTORY).write_bytes(history)
-    _prune(folder, newest=position.step, keep=keep)
+    _prune(folder, newest=position.step, keep=keep, best=position.best_step)
     return final
 
 
 def latest_checkpoint(folder: Path, *, identity: str) -> Checkpoint | None:
     """Return the newest intact checkpoint of this very training; damaged and foreign ones are passed over, and told."""
-    for step, path in sorted(_checkpoints(folder), reverse=True):
-        try:
-            manifest = require_intact(path)
-        except UserError as error:
-            _LOG.warning("checkpoint of step %d is not used: %s", step, error.message)
-            continue
-        if manifest.resolved_revision != identity:
-            _LOG.warning("checkpoint of step %d belongs to another configuration, model or data: not used", step)
-            continue
-        try:
-            return Checkpoint(
-                position=Position.model_validate_json((path / _STATE).read_bytes()),
-                weights=load_file(path / _WEIGHTS),
-                moments=load_file(path / _OPTIMIZER),
-                history=(path / _HISTORY).read_bytes(),
-            )
-        except (ValueError, SafetensorError) as error:
-            _LOG.warning("checkpoint of step %d cannot be read: %s", step, error)
-    return None
+    found = (_read(step, path, identity) for step, path in sorted(_checkpoints(folder), reverse=True))
+    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+
+
+def checkpoint_of(folder: Path, step: int, *, identity: str) -> Checkpoint | None:
+    """Return the checkpoint of a step; None, and told, where it is not there, damaged or foreign."""
+    return _read(step, folder / _name(step), identity)
+
+
+def _read(step: int, path: Path, identity: str) -> Checkpoint | None:
+    try:
+        manifest = require_intact(path)
+    except UserError as error:
+        _LOG.warning("checkpoint of step %d is not used: %s", step, error.message)
+        return None
+    if manifest.resolved_revision != identity:
+        _LOG.warning("checkpoint of step %d belongs to another configuration, model or data: not used", step)
+        return None
+    try:
+        return Checkpoint(
+            position=Position.model_validate_json((path / _STATE).read_bytes()),
+            weights=load_file(path / _WEIGHTS),
+            moments=load_file(path / _OPTIMIZER),
+            history=(path / _HISTORY).read_bytes(),
+        )
+    except (ValueError, SafetensorError) as error:
+        _LOG.warning("checkpoint of step %d cannot be read: %s", step, error)
+        return None
 
 
 def restore(
     checkpoint: Checkpoint, *, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
     """Put a checkpoint's weights and moments in place."""
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(checkpoint.weights[name])
+    restore_weights(checkpoint, weights)
     state = {
         index: {kind: checkpoint.moments[f"{name}/{kind}"] for kind in _KINDS}
         for index, name in enumerate(_names_in_order(weights, optimizer))
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_weights(checkpoint: Checkpoint, weights: dict[str, torch.nn.Parameter]) -> None:
+    """Put a checkpoint's weights in place."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(checkpoint.weights[name])
 
 
 _KINDS = ("step", "exp_avg", "exp_avg_sq")
@@ -123,6 +145,10 @@ def _names_in_order(weights: dict[str, torch.nn.Parameter], optimizer: torch.opt
     return [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
     if not folder.is_dir():
         return
@@ -132,11 +158,11 @@ def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
             yield int(match.group(1)), path
 
 
-def _prune(folder: Path, *, newest: int, keep: int) -> None:
-    """Keep the newest checkpoints up to the step just written; higher ones were refused when this training started."""
+def _prune(folder: Path, *, newest: int, keep: int, best: int | None) -> None:
+    """Keep the best checkpoint and the newest up to the step just written; higher ones were refused at the start."""
     mine = sorted((step for step, _ in _checkpoints(folder) if step <= newest), reverse=True)[:keep]
     for step, path in _checkpoints(folder):
-        if step not in mine:
+        if step not in {*mine, best}:
             shutil.rmtree(path)
     for leftover in folder.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from finetuning_trainer.batching import Build, divide, lengths_of, supervised_count
+from finetuning_trainer.batching import Build, TokenBudget, divide, lengths_of, supervised_count
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import TokenizedSplit
@@ -21,7 +21,7 @@ class HeldOut:
     rows: tuple[int, ...]
     padded: bool
     build: Build
-    token_budget: int
+    budget: TokenBudget
 
 
 def chosen_rows(split: TokenizedSplit) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def _summed(forward: Forward, held_out: HeldOut, strategy: SingleProcess, *, pol
     rows: Sequence[int] = held_out.rows
     total = 0.0
     lengths = lengths_of(held_out.split, rows)
-    for part in divide(rows, lengths, token_budget=held_out.token_budget, most_rows=None, padded=held_out.padded):
+    for part in divide(rows, lengths, token_budget=held_out.budget.tokens, most_rows=None, padded=held_out.padded):
         poll()
         batch = held_out.build(held_out.split, part).to(strategy.device)
         with strategy.computing():

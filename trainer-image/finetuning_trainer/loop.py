@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetuning_api.finetuningjob import TrainingSpec
+from finetuning_api.finetuningjob import EarlyStoppingSpec, TrainingSpec
+from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ProgressMetric
-from finetuning_trainer.batching import Build, divide, lengths_of, rows_of_step, steps_per_epoch, supervised_count
-from finetuning_trainer.checkpoint import Position, save_checkpoint
+from finetuning_trainer.batching import (
+    Build,
+    TokenBudget,
+    divide,
+    lengths_of,
+    rows_of_step,
+    steps_per_epoch,
+    supervised_count,
+)
+from finetuning_trainer.checkpoint import Position, checkpoint_of, restore_weights, save_checkpoint
 from finetuning_trainer.evaluate import HeldOut, held_out_loss
 from finetuning_trainer.guard import require_finite, training_memory_errors
 from finetuning_trainer.history import History
@@ -21,7 +30,7 @@ from finetuning_trainer.loss import Forward
 from finetuning_trainer.optim import clip_gradients, learning_rate, set_learning_rate
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import TokenizedSplit
-from finetuning_workload.errors import Interrupted
+from finetuning_workload.errors import Interrupted, UserError
 from finetuning_workload.progress import Reporter
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +43,7 @@ class Session:
 
     training: TrainingSpec
     total_steps: int
-    token_budget: int
+    budget: TokenBudget
     split: TokenizedSplit
     held_out: HeldOut
     build: Build
@@ -83,19 +92,41 @@ class _Stopped(Exception):
 
 
 def train(session: Session, position: Position, *, saved_step: int | None) -> Position:
-    """Train from a position to the end and return the last position.
+    """Train from a position to the end and return the last position, with the weights that are the result in place.
 
     Raises Interrupted after a checkpoint when asked to stop, and UserError LOSS_DIVERGED or OUT_OF_MEMORY.
     """
     saved = _Saved(saved_step)
     session.forward.model.train()
     try:
-        while position.step < session.total_steps:
+        while not _is_over(session, position):
             position = _one_step(session, position, saved=saved)
     except _Stopped:
         _save(session, position, saved)
         raise Interrupted(f"stopped at step {position.step} of {session.total_steps}, after a checkpoint") from None
-    return position
+    return _with_best_weights(session, position)
+
+
+def _is_over(session: Session, position: Position) -> bool:
+    stopping = session.training.early_stopping
+    stale = stopping is not None and position.stale_evaluations >= stopping.patience
+    return stale or position.step >= session.total_steps
+
+
+def _with_best_weights(session: Session, position: Position) -> Position:
+    """Go back to the weights of the lowest held-out loss where early stopping asks for them."""
+    best = position.best_step
+    if best is None or best == position.step:
+        return position
+    checkpoint = checkpoint_of(session.checkpoints, best, identity=session.identity)
+    if checkpoint is None:
+        _LOG.warning("the weights of step %d are the result: those of step %d are gone", position.step, best)
+        return position.model_copy(update={"best_step": None})
+    restore_weights(checkpoint, session.weights)
+    _LOG.info(
+        "the weights of step %d are the result: their held-out loss is the lowest, %.4f", best, position.best_loss
+    )
+    return position.model_copy(update={"evaluation_loss": position.best_loss})
 
 
 def _one_step(session: Session, position: Position, *, saved: _Saved) -> Position:
@@ -105,12 +136,23 @@ def _one_step(session: Session, position: Position, *, saved: _Saved) -> Positio
     position = _advanced(position, outcome, session)
     evaluation_loss = _evaluation_loss(session, position.step, saved)
     if evaluation_loss is not None:
-        position = position.model_copy(update={"evaluation_loss": evaluation_loss})
+        position = _judged(position, evaluation_loss, session.training.early_stopping)
     session.history.append(position.step, outcome, seconds=seconds, evaluation_loss=evaluation_loss)
     _report(session, position, outcome, seconds)
-    if position.step % session.training.checkpoint_every_steps == 0 or position.step == session.total_steps:
+    due = position.step % session.training.checkpoint_every_steps == 0
+    if due or position.step == position.best_step or _is_over(session, position):
         _save(session, position, saved)
     return position
+
+
+def _judged(position: Position, loss: float, stopping: EarlyStoppingSpec | None) -> Position:
+    """Note a held-out loss and, where early stopping asks for it, whether it is the best so far."""
+    update: dict[str, object] = {"evaluation_loss": loss}
+    if stopping is not None and (position.best_loss is None or loss < position.best_loss - stopping.min_delta):
+        update |= {"best_loss": loss, "best_step": position.step, "stale_evaluations": 0}
+    elif stopping is not None:
+        update |= {"stale_evaluations": position.stale_evaluations + 1}
+    return position.model_copy(update=update)
 
 
 def compute_step(session: Session, step: int, *, saved_step: int | None) -> StepOutcome:
@@ -120,12 +162,9 @@ def compute_step(session: Session, step: int, *, saved_step: int | None) -> Step
     number: however the step is divided into micro-batches, its gradient is that of the one big batch.
     """
     training = session.training
-    # Chance (dropout) follows from the step too, so that a resumed training draws what it would have drawn.
-    torch.manual_seed(int(np.random.SeedSequence([training.seed, step]).generate_state(1)[0]))
     rows = rows_of_step(step, rows=len(session.split), batch_size=training.batch_size, seed=training.seed)
     supervised = max(supervised_count(session.split, rows), 1)
-    session.optimizer.zero_grad(set_to_none=True)
-    nll, tokens = _accumulate(session, rows, supervised)
+    nll, tokens = _accumulate(session, step, rows, supervised)
     check = partial(require_finite, step=step + 1, training=training, saved_step=saved_step)
     check(nll, what="the training loss")
     norm = clip_gradients(session.weights.values(), training.max_grad_norm)
@@ -136,12 +175,32 @@ def compute_step(session: Session, step: int, *, saved_step: int | None) -> Step
     return StepOutcome(nll=nll, supervised=supervised, tokens=tokens, gradient_norm=norm, rate=rate)
 
 
-def _accumulate(session: Session, rows: list[int], supervised: int) -> tuple[float, int]:
-    """Add up the gradients of a step's micro-batches; return the summed negative log-likelihood and the tokens."""
+def _accumulate(session: Session, step: int, rows: list[int], supervised: int) -> tuple[float, int]:
+    """Add up the gradients of a step's micro-batches; return the summed negative log-likelihood and the tokens.
+
+    Where memory runs out, this step and all that follow are divided into smaller micro-batches. Raises UserError
+    OUT_OF_MEMORY when a single row is too much.
+    """
     lengths = lengths_of(session.split, rows)
-    most_rows = session.training.micro_batch_size
+    while True:
+        # Chance (dropout) follows from the step too, so that a resumed training draws what it would have drawn.
+        torch.manual_seed(int(np.random.SeedSequence([session.training.seed, step]).generate_state(1)[0]))
+        session.optimizer.zero_grad(set_to_none=True)
+        try:
+            return _accumulate_once(session, rows, lengths, supervised)
+        except UserError as error:
+            if error.reason is not Reason.OUT_OF_MEMORY or not session.budget.halve(lengths, padded=session.padded):
+                raise
+            told = error.message
+        # What the pass has taken is free by now: the error that held it is gone.
+        session.strategy.release()
+        _LOG.warning("%s: from step %d on at most %d tokens at once", told, step + 1, session.budget.tokens)
+
+
+def _accumulate_once(session: Session, rows: list[int], lengths: Sequence[int], supervised: int) -> tuple[float, int]:
+    most_rows, budget = session.training.micro_batch_size, session.budget.tokens
     nll, tokens = torch.zeros((), dtype=torch.float64), 0
-    for part in divide(rows, lengths, token_budget=session.token_budget, most_rows=most_rows, padded=session.padded):
+    for part in divide(rows, lengths, token_budget=budget, most_rows=most_rows, padded=session.padded):
         if session.stop():
             raise _Stopped
         batch = session.build(session.split, part).to(session.strategy.device)
@@ -158,7 +217,11 @@ def _accumulate(session: Session, rows: list[int], supervised: int) -> tuple[flo
 
 def _advanced(position: Position, outcome: StepOutcome, session: Session) -> Position:
     nll, supervised = position.epoch_nll + outcome.nll, position.epoch_tokens + outcome.supervised
-    update: dict[str, object] = {"step": position.step + 1, "tokens": position.tokens + outcome.tokens}
+    update: dict[str, object] = {
+        "step": position.step + 1,
+        "tokens": position.tokens + outcome.tokens,
+        "micro_batch_tokens": session.budget.tokens,
+    }
     if (position.step + 1) % session.steps_per_epoch == 0:
         update |= {"epoch_nll": 0.0, "epoch_tokens": 0, "last_epoch_loss": nll / supervised}
     else:

@@ -56,6 +56,8 @@ def train_result(manifest: Manifest, record: TrainingProvenance) -> TrainResult:
         loss=record.loss,
         evaluation_loss=record.evaluation_loss,
         dataset=record.counts,
+        best_step=record.best_step,
+        stopped_early=record.stopped_early,
         resumed_from_step=record.resumed_from_step,
         resumptions=record.resumptions,
     )

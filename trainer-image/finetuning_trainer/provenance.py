@@ -38,6 +38,8 @@ class TrainingProvenance(ContractModel):
     loss: float | None = None
     evaluation_loss: float | None = None
     evaluation_rows: int
+    best_step: int | None = None
+    stopped_early: bool = False
     resumed_from_step: int | None = None
     resumptions: int = 0
     started_at: datetime
@@ -51,9 +53,16 @@ def training_identity(config: TrainingInputs, data_digest: str) -> str:
         "tokenizer": config.model.tokenizer_provenance.digest,
         "data": data_digest,
         "method": config.method.model_dump(mode="json"),
-        "training": config.training.model_dump(mode="json", exclude=_NO_INFLUENCE),
+        "training": config.training.model_dump(mode="json", exclude=_without_influence(config.training)),
     }
     return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
+
+
+def _without_influence(training: TrainingSpec) -> set[str]:
+    """Return the fields that do not decide what is learned; early stopping decides by the evaluations."""
+    if training.early_stopping is None:
+        return {*_NO_INFLUENCE, "early_stopping"}
+    return _NO_INFLUENCE - {"evaluate_every_steps"}
 
 
 def versions() -> dict[str, str]:
@@ -61,6 +70,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _RECORDED}
 
 
-def plan_record(plan: TrainingPlan) -> dict[str, str | int | float | bool]:
-    """Return the plan as JSON has it."""
-    return asdict(plan)
+def plan_record(plan: TrainingPlan, *, micro_batch_tokens: int | None) -> dict[str, str | int | float | bool]:
+    """Return the plan as JSON has it, with the micro-batches that memory allowed in the end."""
+    return asdict(plan) | ({} if micro_batch_tokens is None else {"micro_batch_tokens": micro_batch_tokens})

@@ -33,6 +33,11 @@ class SingleProcess:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self._mixed):
             yield
 
+    def release(self) -> None:
+        """Give memory back that nothing uses."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @property
     def _mixed(self) -> bool:
         return self.dtype is not torch.float32

@@ -1,7 +1,7 @@
 """Training, from the inputs to the finished artifact."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -97,7 +97,15 @@ def _prepare(
     paths = choose_paths(model, strategy)
     trainee = attach(model, config.method, seed=config.training.seed)
     plan = make_plan(config, data=data, trainee=trainee, device=device, dtype=dtype, paths=paths, threads=threads)
-    return _Prepared(config, identity, tokenizer, data, checkpoint, trainee, strategy, plan, started_at)
+    return _Prepared(
+        config, identity, tokenizer, data, checkpoint, trainee, strategy, _resumed(plan, checkpoint), started_at
+    )
+
+
+def _resumed(plan: TrainingPlan, checkpoint: Checkpoint | None) -> TrainingPlan:
+    """Return the plan with micro-batches no larger than those of a checkpoint, which memory may have taught."""
+    known = checkpoint.position.micro_batch_tokens if checkpoint else None
+    return plan if known is None else replace(plan, micro_batch_tokens=min(plan.micro_batch_tokens, known))
 
 
 def _dtype(config: TrainConfig, device: torch.device, checkpoint: Checkpoint | None) -> DtypeChoice:
@@ -129,19 +137,20 @@ def _event_files(prepared: _Prepared) -> EventFiles:
 
 def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, events: EventFiles) -> Session:
     plan, weights = prepared.plan, prepared.trainee.trainable()
+    budget = batching.TokenBudget(plan.micro_batch_tokens)
     build, checkpoints = (batching.pack if plan.packed else batching.pad), Path(prepared.config.checkpoint_path)
     held_out = HeldOut(
         split=prepared.data.test,
         rows=chosen_rows(prepared.data.test),
         padded=not plan.packed,
         build=build,
-        token_budget=plan.micro_batch_tokens,
+        budget=budget,
     )
     _LOG.info("the held-out loss is taken on %d of %d held-out rows", len(held_out.rows), len(prepared.data.test))
     return Session(
         training=prepared.config.training,
         total_steps=plan.total_steps,
-        token_budget=plan.micro_batch_tokens,
+        budget=budget,
         split=prepared.data.train,
         held_out=held_out,
         build=build,
@@ -185,13 +194,15 @@ def _record(
         training=config.training,
         seed=config.training.seed,
         versions=versions(),
-        plan=plan_record(prepared.plan),
+        plan=plan_record(prepared.plan, micro_batch_tokens=position.micro_batch_tokens),
         counts=prepared.data.counts,
         steps=position.step,
         tokens=position.tokens,
         loss=running,
         evaluation_loss=position.evaluation_loss,
         evaluation_rows=evaluation_rows,
+        best_step=position.best_step,
+        stopped_early=position.step < prepared.plan.total_steps,
         resumed_from_step=resumed_from_step,
         resumptions=position.resumptions,
         started_at=prepared.started_at,

@@ -284,7 +284,19 @@ def _train(view: _View) -> Outcome:
     if not isinstance(result, TrainResult):
         message = "training ended without telling its result; its log has the details"
         return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
-    return replace(outcome, message=_interruptions(outcome.attempts, result))
+    return replace(outcome, message=_course(outcome.attempts, result))
+
+
+def _course(attempts: int, result: TrainResult) -> str:
+    return "; ".join(filter(None, (_interruptions(attempts, result), _choice(result))))
+
+
+def _choice(result: TrainResult) -> str:
+    """Return which weights early stopping chose; nothing where it was not asked for."""
+    if result.best_step is None:
+        return ""
+    end = "stopped early at" if result.stopped_early else "trained to"
+    return f"{end} step {result.steps}, kept step {result.best_step} with the lowest held-out loss"
 
 
 def _interruptions(attempts: int, result: TrainResult) -> str:

@@ -460,6 +460,26 @@ def test_a_training_that_was_interrupted_tells_how_often_and_goes_on_telling(
     assert (trained.message, stage.message, stage.attempts) == (told, told, attempts)
 
 
+@pytest.mark.parametrize(
+    ("stopped", "attempts", "told"),
+    [
+        (True, 1, "stopped early at step 5, kept"),
+        (False, 1, "trained to step 5, kept"),
+        (True, 2, "started 2 times, the last time from the beginning; stopped early at step 5, kept"),
+    ],
+)
+def test_a_training_with_early_stopping_tells_which_step_was_kept(stopped: bool, attempts: int, told: str) -> None:  # noqa: FBT001  (a parameter of pytest)
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    chosen = {"best_step": 3, "stopped_early": stopped}
+    result = TrainResult.model_validate(RESULTS["train"]).model_copy(update=chosen)
+    words = LastWords(reason=Reason.SUCCEEDED, result=result)
+    made.finish(KEY, "train", StepState(StepPhase.SUCCEEDED, attempts=attempts, last_words=words))
+
+    assert made.job().status.stages[2].message == f"{told} step 3 with the lowest held-out loss"
+
+
 def test_claim_that_goes_when_a_step_ends_is_told_while_it_runs() -> None:
     made = world()
     made.finish_relocations()

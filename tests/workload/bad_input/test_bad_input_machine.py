@@ -13,7 +13,9 @@ a state folder below a file or without rights           tests/unit/cli/test_cli_
 ======================================================  ==============================================================
 """
 
+import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetuning_api.reasons import Reason
 from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.lock import state_lock
+from finetuning_trainer.provenance import PROVENANCE_NAME
 from finetuning_workload.artifact import require_intact
 
 ADDRESS_SPACE = 5 << 30
@@ -111,18 +114,23 @@ def test_second_run_is_told_who_holds_the_state_folder_and_waits_or_fails(tmp_pa
     assert "ColumnNotFound" in output
 
 
-def test_memory_that_runs_out_in_training_is_told_with_what_to_lower(tmp_path: Path) -> None:
-    require_program("prlimit", install="apt-get install util-linux")
-    desk = Desk(tmp_path)
-    _write_model_with_large_activations(tmp_path / "wide")
-    desk.write_rows("long.jsonl", [{"message": f"case {n} " + "red green " * 150, "triage": "x"} for n in range(80)])
-    changes = {
-        "model.source": "wide",
-        "dataset.source": "long.jsonl",
-        "training.maxLength": 1024,
-        "training.batchSize": 48,
-        "training.microBatchSize": 48,
-    }
+def test_memory_that_runs_out_in_a_step_divides_it_further(tmp_path: Path) -> None:
+    desk, changes = _hungry(tmp_path, words=150)
+
+    ended = desk.run("hungry", changes, limits=(f"--as={ADDRESS_SPACE}",))
+
+    assert ended.code == 0, ended.errors
+    record = json.loads((desk.state / "volumes" / "hungry-adapter" / "adapter" / PROVENANCE_NAME).read_text())
+    assert (desk.steps("hungry")["train"].attempts, record["steps"]) == (1, 1)
+    pattern = r"out of memory in .* over (\d+) tokens: from step 1 on at most (\d+) tokens at once"
+    told = [(int(tried), int(left)) for tried, left in re.findall(pattern, desk.log("hungry", "train"))]
+    assert told
+    assert all(left < tried for tried, left in told)
+    assert told[-1][1] == record["plan"]["micro_batch_tokens"]
+
+
+def test_memory_that_a_single_row_exhausts_is_told_with_what_to_lower(tmp_path: Path) -> None:
+    desk, changes = _hungry(tmp_path, words=2000)
 
     ended = desk.run("hungry", changes, limits=(f"--as={ADDRESS_SPACE}",))
 
@@ -155,6 +163,24 @@ def test_trainer_that_the_kernel_kills_is_told_as_out_of_memory(tmp_path: Path) 
     assert (output + errors).count(message) == 1
 
 
+def _hungry(folder: Path, *, words: int) -> tuple[Desk, dict[str, object]]:
+    """Return a desk and what makes its job train one step of 14 rows with twice so many words on a wide model."""
+    require_program("prlimit", install="apt-get install util-linux")
+    desk = Desk(folder)
+    _write_model_with_large_activations(folder / "wide")
+    rows = [{"message": f"case {n} " + "red green " * words, "triage": "x"} for n in range(20)]
+    desk.write_rows("long.jsonl", rows)
+    return desk, {
+        "model.source": "wide",
+        "dataset.source": "long.jsonl",
+        "training.maxLength": 8192,
+        "training.maxSteps": 1,
+        "training.batchSize": 14,
+        "training.microBatchSize": 14,
+        "evaluation.enabled": False,
+    }
+
+
 def _write_model_with_large_activations(folder: Path) -> None:
     """Write a model of 13 MB whose activations take 256 kB for each token and projection."""
     tokenizer = tiny_tokenizer()
@@ -165,7 +191,7 @@ def _write_model_with_large_activations(folder: Path) -> None:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

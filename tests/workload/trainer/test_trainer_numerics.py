@@ -187,6 +187,31 @@ def test_a_row_longer_than_the_budget_goes_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("budget", "lengths", "padded", "left"),
+    [
+        (8192, [100] * 10, False, 500),
+        (8192, [10] * 9 + [100], False, 100),
+        (8192, [10] * 9 + [100], True, 500),
+        (300, [100] * 10, False, 150),
+        (150, [100] * 10, False, 100),
+    ],
+)
+def test_a_budget_is_halved_from_what_was_tried_down_to_the_longest_row(
+    budget: int, lengths: list[int], left: int, *, padded: bool
+) -> None:
+    made = batching.TokenBudget(budget)
+    assert made.halve(lengths, padded=padded)
+    assert made.tokens == left
+
+
+def test_a_single_row_cannot_be_divided() -> None:
+    for budget, lengths in ((8192, [100]), (100, [100, 100]), (50, [100, 20])):
+        made = batching.TokenBudget(budget)
+        assert not made.halve(lengths, padded=False)
+        assert made.tokens == budget
+
+
+@pytest.mark.parametrize(
     ("epochs", "max_steps", "expected"), [(1, None, 4), (2.5, None, 10), (0.1, None, 1), (3, 5, 5), (0.3, None, 2)]
 )
 def test_steps_follow_from_epochs_and_their_limit(epochs: float, max_steps: int | None, expected: int) -> None:

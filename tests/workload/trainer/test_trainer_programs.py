@@ -72,6 +72,10 @@ def losses(workshop: Workshop) -> list[tuple[float, float | None]]:
 def assert_same_training(one: Workshop, other: Workshop) -> None:
     """Bit for bit."""
     assert losses(one) == losses(other)
+    assert_same_weights(one, other)
+
+
+def assert_same_weights(one: Workshop, other: Workshop) -> None:
     assert weights(one).keys() == weights(other).keys()
     assert all(torch.equal(weight, weights(other)[name]) for name, weight in weights(one).items())
 
@@ -245,6 +249,73 @@ def test_a_checkpoint_of_another_configuration_is_not_used(
     straight = again(workshop)
     trained(straight.train_config(learning_rate=1e-3))
     assert_same_training(straight, workshop)
+
+
+OVERFITTED: dict[str, Any] = {
+    "epochs": 12,
+    "learning_rate": 0.05,
+    "schedule": "constant",
+    "warmup_ratio": 0,
+    "evaluate_every_steps": 3,
+    "checkpoint_every_steps": 1000,
+    "early_stopping": {"patience": 2},
+}
+"""A training that forgets what it knew of rows that it never sees."""
+
+
+def best_of(workshop: Workshop) -> tuple[int, float]:
+    """Return step and value of the lowest held-out loss that was written down."""
+    told = [(line["eval_loss"], int(line["step"])) for line in workshop.history() if "eval_loss" in line]
+    loss, step = min(told)
+    return step, loss
+
+
+def test_a_training_stops_when_the_held_out_loss_falls_no_more_and_keeps_its_best_weights(workshop: Workshop) -> None:
+    result = trained(workshop.train_config(**OVERFITTED))
+    best, loss = best_of(workshop)
+    assert (result.best_step, result.evaluation_loss) == (best, loss)
+    assert (result.stopped_early, result.steps) == (True, best + 2 * 3)
+
+    until_then = again(workshop)
+    trained(until_then.train_config(**OVERFITTED | {"max_steps": best}))
+    assert_same_weights(workshop, until_then)
+
+
+def test_a_training_that_stops_early_can_be_interrupted_anywhere(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = trained(workshop.train_config(**OVERFITTED))
+    assert straight.best_step is not None
+    for step in (straight.best_step, straight.best_step + 1, straight.steps - 1):
+        shutil.rmtree(workshop.folder / "again", ignore_errors=True)
+        resumed = again(workshop)
+        interrupt(resumed, monkeypatch, after=step, **OVERFITTED)
+        result = trained(resumed.train_config(**OVERFITTED))
+        assert (result.best_step, result.steps) == (straight.best_step, straight.steps)
+        assert_same_training(workshop, resumed)
+
+
+def test_the_best_weights_are_kept_where_the_last_step_is_reached(workshop: Workshop) -> None:
+    options = OVERFITTED | {"early_stopping": {"patience": 1000}, "keep_checkpoints": 1}
+    result = trained(workshop.train_config(**options))
+    assert (result.best_step, result.evaluation_loss) == best_of(workshop)
+    assert not result.stopped_early
+    assert result.best_step is not None
+    assert result.best_step < result.steps
+    kept = {int(path.name.removeprefix("step-")) for path in workshop.checkpoints.glob("step-*")}
+    assert kept == {result.best_step, result.steps}
+
+
+def test_best_weights_that_are_damaged_are_not_used(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+    options = OVERFITTED | {"early_stopping": {"patience": 1000}}
+    first = trained(workshop.train_config(**options))
+    shutil.rmtree(workshop.output)
+    (workshop.checkpoints / f"step-{first.best_step:08d}" / "weights.safetensors").write_bytes(b"cut")
+
+    second = trained(workshop.train_config(**options))
+
+    assert (second.best_step, second.steps) == (None, first.steps)
+    assert f"the weights of step {first.steps} are the result: those of step {first.best_step} are gone" in caplog.text
 
 
 def test_only_so_many_checkpoints_are_kept(workshop: Workshop) -> None:
