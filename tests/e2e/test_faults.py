@@ -160,13 +160,6 @@ def test_what_is_wrong_is_told_in_a_condition_within_a_minute(told: Mapping[str,
     assert found.seconds < TOLD_WITHIN
 
 
-def test_a_volume_that_stays_full_fails_the_job_after_some_tries(told: Mapping[str, Told], shared_place: Place) -> None:
-    assert "volume-for-inputs" in told
-    failed = shared_place.wait_for_job("volume-for-inputs", has_ended)
-    assert condition(failed, "Failed")["reason"] == "DiskFull"
-    assert "s3://models/tiny needs 411" in condition(failed, "Failed")["message"]
-
-
 def after(seconds: float) -> str:
     return f"told after {seconds:.0f} s"
 
@@ -244,6 +237,13 @@ def test_an_accelerator_is_waited_for_and_got_from_a_node_that_offers_it(shared_
         given = pod["spec"]["containers"][0]["resources"]
         assert (given["limits"][resource], given["requests"][resource]) == ("1", "1")
         record(f"Job with {resource}", place.kubectl("get", "ftj", done[name]["metadata"]["name"]))
+
+
+def test_a_volume_that_stays_full_fails_the_job_after_some_tries(told: Mapping[str, Told], shared_place: Place) -> None:
+    assert "volume-for-inputs" in told
+    failed = shared_place.wait_for_job("volume-for-inputs", has_ended)
+    assert condition(failed, "Failed")["reason"] == "DiskFull"
+    assert "s3://models/tiny needs 411" in condition(failed, "Failed")["message"]
 
 
 @contextmanager
