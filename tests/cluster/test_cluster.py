@@ -324,17 +324,28 @@ class TestProxy:
         assert answers[1].headers["retry-after"] == "7"
         assert [made["metadata"]["name"] for made in proxied.objects("Job", namespace)] == ["a", "c"]
 
-    @pytest.mark.parametrize(("trouble", "done"), [(Trouble.CUT_BEFORE, False), (Trouble.CUT_AFTER, True)])
+    @pytest.mark.parametrize(("trouble", "answered"), [(Trouble.CUT_BEFORE, 0), (Trouble.CUT_AFTER, 201)])
     def test_a_cut_connection_hides_whether_the_write_was_done(
-        self, proxied: Cluster, proxy: ApiProxy, *, namespace: str, trouble: Trouble, done: bool
+        self, proxied: Cluster, proxy: ApiProxy, *, namespace: str, trouble: Trouble, answered: int
     ) -> None:
         proxy.fail(Fault(trouble))
 
         with pytest.raises(httpx.TransportError):
             proxied.create(job(namespace))
 
-        assert (proxied.find("Job", "work", namespace) is not None) == done
-        assert [(seen.status, seen.reached) for seen in proxy.writes()] == [(0, done)]
+        assert (proxied.find("Job", "work", namespace) is not None) == (answered == 201)
+        assert [(seen.status, seen.answered) for seen in proxy.writes()] == [(0, answered)]
+
+    def test_a_cut_connection_of_a_refused_write_is_known_as_such(
+        self, proxied: Cluster, proxy: ApiProxy, namespace: str
+    ) -> None:
+        proxied.create(job(namespace))
+        proxy.fail(Fault(Trouble.CUT_AFTER))
+
+        with pytest.raises(httpx.TransportError):
+            proxied.create(job(namespace))
+
+        assert [(seen.status, seen.answered) for seen in proxy.writes()] == [(201, 201), (0, 409)]
 
     def test_an_unreachable_server_answers_nobody_until_it_is_healed(
         self, proxied: Cluster, proxy: ApiProxy, namespace: str

@@ -159,7 +159,7 @@ def test_told_to_stop_in_the_middle_of_a_write_it_ends_the_write_and_leaves_the_
         assert first.stop() == 0
         assert "holderIdentity" not in cluster.get("Lease", namespace, OPERATOR_NAMESPACE)["spec"]
         assert "Traceback" not in first.logs
-        assert [seen for seen in proxies[0].writes() if seen.reached and seen.status == 0] == []
+        assert [seen for seen in proxies[0].writes() if seen.answered and seen.status == 0] == []
 
         wait_until_it_leads(replica(proxies[1], lease_seconds=FOREVER))
         wait_until(lambda: is_told(cluster, namespace, served=False), what="the job is complete")

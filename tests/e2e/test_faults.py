@@ -87,7 +87,7 @@ FAULTS = (
     ),
     Fault(
         "volume-for-inputs",
-        ("Relocated", "Retrying"),
+        ("Relocated", "Pending"),
         ("tries again after: relocate: s3://models/tiny needs 411", " kB free", "larger size"),
         {
             "model": {"source": TINY_MODEL, "endpoint": STORE, "size": "64Ki", "exclude": ["nothing"]},
@@ -134,11 +134,11 @@ def told(shared_place: Place) -> Mapping[str, Told]:
 
 
 def tell(place: Place, fault: Fault) -> Told | None:
-    """Return what the condition of a fault says, None until it does."""
+    """Return what the condition of a fault says, None until it does; one that waits says other things before."""
     target = place.get(fault.kind, fault.name)
     kind, reason = fault.told
     found = condition(target, kind)
-    if found.get("reason") != reason:
+    if found.get("reason") != reason or (reason == "Pending" and fault.words[0] not in found["message"]):
         return None
     return Told(found["message"], time.time() - began(target))
 

@@ -65,9 +65,9 @@ class Seen:
     method: str
     query: str
     status: int
-    """0 when the client got no answer; see ``reached``."""
-    reached: bool
-    """Whether the API server got it."""
+    """What the client was answered, 0 where it got no answer."""
+    answered: int
+    """What the API server answered, 0 where it never got the request."""
     user_agent: str
     at: float
     """Seconds of the monotonic clock."""
@@ -275,9 +275,9 @@ class ApiProxy:
         body = await request.read()
         fault = self._due_fault(asked)
         if self._unreachable or (fault is not None and fault.trouble is Trouble.CUT_BEFORE):
-            return self._cut(request, asked, body=body, reached=False)
+            return self._cut(request, asked, body=body)
         if fault is not None and fault.trouble is Trouble.STATUS:
-            self._record(request, asked, status=fault.status, body=body, reached=False)
+            self._record(request, asked, status=fault.status, body=body)
             return _refusal(fault)
         if fault is not None and fault.trouble is Trouble.DELAY:
             await asyncio.sleep(fault.seconds)
@@ -285,12 +285,12 @@ class ApiProxy:
             async with self._forward(request, body) as answer:
                 if fault is not None and fault.trouble is Trouble.CUT_AFTER:
                     await answer.read()
-                    return self._cut(request, asked, body=body, reached=True)
-                self._record(request, asked, status=answer.status, body=body, reached=True)
+                    return self._cut(request, asked, body=body, answered=answer.status)
+                self._record(request, asked, status=answer.status, body=body, answered=answer.status)
                 return await self._answer(request, asked, answer)
         except (aiohttp.ClientError, ConnectionError):
             # The server is away: the client sees what it would see without us.
-            return self._cut(request, asked, body=body, reached=False)
+            return self._cut(request, asked, body=body)
 
     def _forward(self, request: web.Request, body: bytes) -> "aiohttp.client._RequestContextManager":
         headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP]
@@ -342,18 +342,18 @@ class ApiProxy:
                         due = fault
         return due
 
-    def _cut(self, request: web.Request, asked: Asked, *, body: bytes, reached: bool) -> web.Response:
-        self._record(request, asked, status=0, body=body, reached=reached)
+    def _cut(self, request: web.Request, asked: Asked, *, body: bytes, answered: int = 0) -> web.Response:
+        self._record(request, asked, status=0, body=body, answered=answered)
         _abort(request)
         return web.Response()
 
-    def _record(self, request: web.Request, asked: Asked, *, status: int, body: bytes, reached: bool) -> None:
+    def _record(self, request: web.Request, asked: Asked, *, status: int, body: bytes, answered: int = 0) -> None:
         seen = Seen(
             asked=asked,
             method=request.method,
             query=request.query_string,
             status=status,
-            reached=reached,
+            answered=answered,
             user_agent=request.headers.get("User-Agent", ""),
             at=time.monotonic(),
             body=body if self._keep_bodies and asked.verb in WRITES else b"",

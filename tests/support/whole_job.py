@@ -117,7 +117,7 @@ def made(proxy: ApiProxy, namespace: str) -> Counter[tuple[str, str]]:
     return Counter(
         (seen.asked.target, json.loads(seen.body)["metadata"]["name"])
         for seen in proxy.seen(verbs={"create"}, namespace=namespace)
-        if seen.status == HTTPStatus.CREATED or (seen.reached and seen.status == 0)
+        if seen.answered == HTTPStatus.CREATED
     )
 
 

@@ -43,6 +43,9 @@ def explain(facts: Iterable[Fact]) -> LastWords | None:
 
 def explain_pod(pod: PodFacts) -> LastWords | None:
     """Return why a pod failed or does not run, None where it says nothing of note."""
+    if pod.end and pod.end.exit_code != ExitCode.DONE and not pod.waits:
+        # Of a program that ends at once the kubelet may tell while its pod is still said to be pending.
+        return explain_ended_pod(pod)
     return explain(_facts_of(pod))
 
 

@@ -87,6 +87,11 @@ class TestLife:
             StepPhase.RUNNING, attempts=1, started_at=after(7), progress=PROGRESS
         )
 
+    def test_a_program_that_ended_before_its_pod_was_told_to_run_speaks_for_itself(self) -> None:
+        ended = ended_pod(exit_code=203, words=FULL)
+        ended["status"]["phase"] = "Pending"
+        assert hindrance(batch_job(), ended) == FULL
+
     def test_a_complete_job_speaks_with_the_words_of_its_pod(self) -> None:
         assert observe(batch_job(COMPLETE, succeeded=1), ended_pod(words=DONE, started=3)) == StepState(
             StepPhase.SUCCEEDED,
