@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetuning_api.metrics import LOWER_IS_BETTER, GateRule, Metric
-from finetuning_evaluator.gate import DEFAULT_AGAINST, Measured, decide, is_relative
-from finetuning_evaluator.inputs import TUNED, CandidateInputs, comparable
+from finetuning_evaluator.gate import DEFAULT_AGAINST, Measured, decide, is_relative, more_units
+from finetuning_evaluator.inputs import TUNED, CandidateInputs, comparable, has_own_texts
 from finetuning_evaluator.observations import Observed
+from finetuning_evaluator.power import holm, minimum_detectable_effect
 from finetuning_evaluator.results import GateDecision, MetricComparison, MetricResult, MetricValue
 from finetuning_evaluator.statistics import Interval, Side, bootstrap, compare, level_interval
 
@@ -15,7 +16,7 @@ ObservedByMetric = Mapping[Metric, Mapping[str, Observed]]
 
 FEW_ROWS = 30
 """Independent rows, or groups of rows, below which intervals are rough."""
-ANALYSIS_VERSION = 2
+ANALYSIS_VERSION = 3
 """Raised when the same parts give other intervals or p-values, so that older results are not taken for current ones."""
 
 
@@ -39,6 +40,7 @@ def analyse(
             signature=next(iter(by_candidate.values())).signature,
             values=tuple(_value(name, found, sides[metric][name]) for name, found in by_candidate.items()),
             comparisons=_comparisons(metric, inputs, sides=sides[metric], resampling=resampling),
+            units=next(iter(by_candidate.values())).observations.units,
         )
         for metric, by_candidate in observed.items()
     )
@@ -54,7 +56,42 @@ def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 def judge(rules: Sequence[GateRule], metrics: Sequence[MetricResult]) -> tuple[GateDecision, ...]:
     """Return the decision of every rule."""
     by_name = {result.metric: result for result in metrics}
-    return tuple(GateDecision(rule=rule, result=decide(rule, _measured(rule, by_name[rule.metric]))) for rule in rules)
+    measured = [_measured(rule, by_name[rule.metric]) for rule in rules]
+    return tuple(
+        GateDecision(rule=rule, result=decide(rule, found), more_units=more_units(rule, found))
+        for rule, found in zip(rules, measured, strict=True)
+    )
+
+
+def adjusted(rules: Sequence[GateRule], metrics: Sequence[MetricResult]) -> tuple[MetricResult, ...]:
+    """Return the metrics with Holm's p-values in the comparisons that the gate looks at.
+
+    The family is every gated metric once for each candidate that its rules compare with; an absolute rule counts as a
+    comparison with the base. The verdict itself needs no correction: it passes only if every rule passes, and then no
+    rule is a further chance (R. L. Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling", Technometrics
+    24, 1982).
+    """
+    wanted = {(rule.metric, rule.against or DEFAULT_AGAINST) for rule in rules}
+    family = {
+        (result.metric, item.against): item.p_value
+        for result in metrics
+        for item in result.comparisons
+        if item.candidate == TUNED and (result.metric, item.against) in wanted
+    }
+    corrected = dict(zip(family, holm(list(family.values())), strict=True))
+    return tuple(
+        result.model_copy(
+            update={
+                "comparisons": tuple(
+                    item.model_copy(update={"p_value_holm": corrected.get((result.metric, item.against))})
+                    if item.candidate == TUNED
+                    else item
+                    for item in result.comparisons
+                )
+            }
+        )
+        for result in metrics
+    )
 
 
 def _resampled(observed: ObservedByMetric, resampling: Resampling) -> dict[Metric, dict[str, Side]]:
@@ -114,6 +151,7 @@ def _comparison(
         ci_high=None if found.interval is None else found.interval.high,
         relative=found.delta / against if against else None,
         p_value=found.p_value,
+        minimum_detectable_effect=minimum_detectable_effect(found.interval),
         test=found.test,
         wins=found.wins,
         ties=found.ties,
@@ -128,14 +166,22 @@ def _measured(rule: GateRule, result: MetricResult) -> Measured:
         value = result.value(TUNED)
         if value is None:
             raise LookupError(rule.metric)
-        return Measured(value.value, _interval(value.ci_low, value.ci_high))
+        return _with_units(result, value.value, _interval(value.ci_low, value.ci_high))
     comparison = result.comparison(TUNED, rule.against or DEFAULT_AGAINST)
     if comparison is None:
         raise LookupError(rule.metric)
     interval = _interval(comparison.ci_low, comparison.ci_high)
     if not result.lower_is_better:
-        return Measured(comparison.delta, interval)
-    return Measured(-comparison.delta, None if interval is None else Interval(-interval.high, -interval.low))
+        return _with_units(result, comparison.delta, interval)
+    improvement = None if interval is None else Interval(-interval.high, -interval.low)
+    return _with_units(result, -comparison.delta, improvement)
+
+
+def _with_units(result: MetricResult, value: float, interval: Interval | None) -> Measured:
+    if has_own_texts(result.metric):
+        return Measured(value, interval)
+    grouped = result.units is not None and result.units < max(value.samples for value in result.values)
+    return Measured(value, interval, units=result.units, unit="groups" if grouped else "rows")
 
 
 def _interval(low: float | None, high: float | None) -> Interval | None:

@@ -13,7 +13,7 @@ import torch
 from finetuning_api.metrics import Metric
 from finetuning_api.runconfig import EvaluateConfig, EvaluateResult
 from finetuning_evaluator import gate, report, warnings
-from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, analyse, judge
+from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, adjusted, analyse, judge
 from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, number_format
 from finetuning_evaluator.inputs import Task, read_inputs, task_of, tasks_of
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
@@ -99,7 +99,7 @@ def _results(
     inputs = [found.inputs for found in measured]
     tokenizer = choose_tokenizer([row.completion for row in inputs[0].rows])
     observed = _observe(config, measured, tokenizer)
-    metrics = analyse(observed, inputs, Resampling(config.bootstrap_samples, config.seed))
+    metrics = adjusted(config.gate, analyse(observed, inputs, Resampling(config.bootstrap_samples, config.seed)))
     gates = judge(config.gate, metrics)
     results = Results(
         job=config.job,

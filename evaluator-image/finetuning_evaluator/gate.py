@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetuning_api.metrics import GateResult, GateRule, Verdict
+from finetuning_evaluator import power
 from finetuning_evaluator.statistics import Interval
 
 DEFAULT_AGAINST = "base"
@@ -15,6 +16,10 @@ class Measured:
 
     value: float
     interval: Interval | None
+    units: int | None = None
+    """Independent units behind the interval; None where a user cannot add any: the metric has its own sentences."""
+    unit: str = "rows"
+    """What the units are."""
 
 
 def decide(rule: GateRule, measured: Measured) -> GateResult:
@@ -24,12 +29,18 @@ def decide(rule: GateRule, measured: Measured) -> GateResult:
     is better, also where lower values are) for ``minDelta`` and ``nonInferior``. The verdict is Pass when the whole
     interval satisfies the rule, Fail when the whole interval violates it, and Inconclusive otherwise.
     """
-    if rule.max is not None:
-        bound, interval = -rule.max, _negated(measured.interval)
-    else:
-        bound, interval = _lower_bound(rule), measured.interval
+    bound, interval = _bound_and_interval(rule, measured)
     verdict = _verdict(bound, interval)
     return GateResult(metric=rule.metric, verdict=verdict, message=_message(rule, measured, verdict))
+
+
+def more_units(rule: GateRule, measured: Measured) -> int | None:
+    """Return how many more units would probably decide an inconclusive rule; None where it is decided or none would."""
+    bound, interval = _bound_and_interval(rule, measured)
+    if measured.units is None or _verdict(bound, interval) is not Verdict.INCONCLUSIVE:
+        return None
+    value = measured.value if rule.max is None else -measured.value
+    return power.more_units(value, interval, bound=bound, units=measured.units)
 
 
 def overall(gates: Sequence[GateResult]) -> Verdict | None:
@@ -43,6 +54,13 @@ def overall(gates: Sequence[GateResult]) -> Verdict | None:
 def is_relative(rule: GateRule) -> bool:
     """Whether a rule compares with another candidate."""
     return rule.min_delta is not None or rule.non_inferior is not None
+
+
+def _bound_and_interval(rule: GateRule, measured: Measured) -> tuple[float, Interval | None]:
+    """Return the rule as a lower bound, and the interval on the same scale."""
+    if rule.max is not None:
+        return -rule.max, _negated(measured.interval)
+    return _lower_bound(rule), measured.interval
 
 
 def _lower_bound(rule: GateRule) -> float:
@@ -66,7 +84,8 @@ def _verdict(bound: float, interval: Interval | None) -> Verdict:
 
 
 def _message(rule: GateRule, measured: Measured, verdict: Verdict) -> str:
-    return f"{_subject(rule, measured)}{_span(measured.interval)}; {_condition(rule)}: {_because(verdict, measured)}"
+    because = _because(verdict) if verdict is not Verdict.INCONCLUSIVE else _undecided(rule, measured)
+    return f"{_subject(rule, measured)}{_span(measured.interval)}; {_condition(rule)}: {because}"
 
 
 def _subject(rule: GateRule, measured: Measured) -> str:
@@ -89,11 +108,24 @@ def _condition(rule: GateRule) -> str:
     return f"nonInferior {rule.non_inferior:g}"
 
 
-def _because(verdict: Verdict, measured: Measured) -> str:
+def _because(verdict: Verdict) -> str:
+    return "the whole interval satisfies it" if verdict is Verdict.PASS else "the whole interval violates it"
+
+
+def _undecided(rule: GateRule, measured: Measured) -> str:
+    """Return why nothing is decided, and what would decide it."""
     if measured.interval is None:
         return "too few rows or groups for an interval"
-    return {
-        Verdict.PASS: "the whole interval satisfies it",
-        Verdict.FAIL: "the whole interval violates it",
-        Verdict.INCONCLUSIVE: "the interval reaches both sides; more rows may decide",
-    }[verdict]
+    reaches = "the interval reaches both sides"
+    if measured.units is None:
+        return f"{reaches}; {rule.metric} has its own sentences, so more rows do not narrow it"
+    lacking = more_units(rule, measured)
+    if lacking is None:
+        return f"{reaches}, and the value lies so near the bound that no number of {measured.unit} decides"
+    return f"{reaches}; about {_rounded_up(lacking)} more {measured.unit} would decide it (80 % power)"
+
+
+def _rounded_up(count: int) -> int:
+    """Return a count with two significant digits, never smaller."""
+    step: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // step) * step

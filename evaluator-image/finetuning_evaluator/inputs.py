@@ -34,6 +34,9 @@ class Task(StrEnum):
     COLA = "cola"
 
 
+_OWN_TEXTS = frozenset({Task.COLA})
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateInputs:
     """One candidate with the rows that it is evaluated on."""
@@ -69,6 +72,11 @@ def task_of(metric: Metric) -> Task:
     if metric in (*ROUGE_METRICS, Metric.EXACT_MATCH):
         return Task.GENERATION
     return Task(metric.value)
+
+
+def has_own_texts(metric: Metric) -> bool:
+    """Return whether a metric is about texts of its own rather than the data set's rows."""
+    return task_of(metric) in _OWN_TEXTS
 
 
 def tasks_of(metrics: Sequence[Metric]) -> tuple[Task, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from finetuning_api.metrics import Metric
 from finetuning_api.reasons import Reason
-from finetuning_evaluator.inputs import CandidateInputs, Task, task_of
+from finetuning_evaluator.inputs import CandidateInputs, Task, has_own_texts, task_of
 from finetuning_evaluator.metrics import accuracy, cola, matching, perplexity, rouge
 from finetuning_evaluator.statistics import Observations
 from finetuning_evaluator.tasks import TaskPart
@@ -30,7 +30,7 @@ def observe(
     """Return what a candidate scored on every row. Raises UserError(METRIC_UNAVAILABLE) for a value without meaning."""
     references = [row.completion for row in inputs.rows]
     observed = _observe(metric, references, part=part, tokenizer=tokenizer, max_length=max_length)
-    if task_of(metric) is not Task.COLA:  # which is about its own sentences, not about the data set's rows
+    if not has_own_texts(metric):
         observed = replace(observed, observations=replace(observed.observations, clusters=inputs.clusters))
     value = observed.observations.value()
     if not math.isfinite(value):

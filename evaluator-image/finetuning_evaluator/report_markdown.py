@@ -7,11 +7,13 @@ from finetuning_evaluator.gate import DEFAULT_AGAINST
 from finetuning_evaluator.results import Results
 from finetuning_evaluator.samples import Sample, telling
 from finetuning_evaluator.wording import (
+    COMPARISON_NOTE,
+    detectable,
     evaluated,
     headline,
     interval,
     outcome,
-    p_value,
+    p_values,
     resampled,
     shown,
     signed,
@@ -52,8 +54,9 @@ def _table(results: Results) -> Iterator[str]:
 def _comparisons(results: Results) -> Iterator[str]:
     if not any(metric.comparisons for metric in results.metrics):
         return
-    yield _row(["metric", "difference", "delta", "95 % interval", "p", "wins / ties / losses", "outcome"])
-    yield _row(["---"] * 7)
+    header = ["metric", "difference", "delta", "95 % interval", "p (Holm)", "detectable", "wins / ties / losses"]
+    yield _row([*header, "outcome"])
+    yield _row(["---"] * 8)
     for metric in results.metrics:
         for item in metric.comparisons:
             yield _row(
@@ -62,11 +65,14 @@ def _comparisons(results: Results) -> Iterator[str]:
                     f"{item.candidate} - {item.against}",
                     signed(item.delta),
                     interval(item.ci_low, item.ci_high),
-                    p_value(item.p_value),
+                    p_values(item),
+                    detectable(item),
                     f"{item.wins} / {item.ties} / {item.losses}",
                     outcome(metric, item),
                 ]
             )
+    yield ""
+    yield COMPARISON_NOTE
 
 
 def _gate(results: Results) -> Iterator[str]:

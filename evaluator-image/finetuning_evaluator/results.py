@@ -97,6 +97,10 @@ class MetricComparison(ContractModel):
     relative: float | None = None
     """delta / value of ``against``."""
     p_value: float
+    p_value_holm: float | None = None
+    """Adjusted for all metrics that the gate names (Holm); None where the gate does not look at this comparison."""
+    minimum_detectable_effect: float | None = None
+    """True difference that as many rows find in 80 % of cases at level 0.05; None without an interval."""
     test: str
     wins: int
     ties: int
@@ -112,6 +116,8 @@ class MetricResult(ContractModel):
     signature: str
     values: tuple[MetricValue, ...]
     comparisons: tuple[MetricComparison, ...] = ()
+    units: int | None = None
+    """Independent units behind intervals and tests: rows, groups of rows, or sentences of the metric's own."""
 
     def value(self, candidate: str) -> MetricValue | None:
         """Return a candidate's value, None where it has none."""
@@ -128,6 +134,8 @@ class GateDecision(ContractModel):
 
     rule: GateRule
     result: GateResult
+    more_units: int | None = None
+    """Further rows (or groups, where there are any) that would probably decide an inconclusive rule."""
 
 
 class Results(ContractModel):

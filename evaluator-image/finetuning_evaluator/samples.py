@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from finetuning_api.metrics import LOWER_IS_BETTER, Metric
 from finetuning_api.runconfig import ContractModel
 from finetuning_evaluator.candidates import Measured
-from finetuning_evaluator.inputs import TUNED, Task
+from finetuning_evaluator.inputs import TUNED, Task, has_own_texts
 from finetuning_evaluator.observations import Observed
 
 
@@ -64,7 +64,7 @@ def _row_values(name: str, observed: Mapping[Metric, Mapping[str, Observed]]) ->
     return {
         metric: by_candidate[name].observations.row_values().tolist()
         for metric, by_candidate in observed.items()
-        if metric is not Metric.COLA
+        if not has_own_texts(metric)
     }
 
 

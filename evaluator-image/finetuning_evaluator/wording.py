@@ -4,6 +4,10 @@ from finetuning_api.metrics import Verdict
 from finetuning_evaluator.results import DatasetSummary, MetricComparison, MetricResult, MetricValue, Results
 
 SIGNIFICANT = 0.05
+COMPARISON_NOTE = (
+    "p (Holm): two-sided, in parentheses adjusted for all metrics of the gate. detectable: the smallest true difference"
+    " that this many rows find in 80 % of cases; a smaller one may be there and unseen."
+)
 
 
 def number(value: float) -> str:
@@ -35,13 +39,27 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 1e-3 else f"{value:.3f}"  # noqa: PLR2004  (what readers of p-values expect)
 
 
+def p_values(comparison: MetricComparison) -> str:
+    """Return the p-value, and in parentheses the one adjusted for all gated metrics, where the gate looks at it."""
+    plain, corrected = p_value(comparison.p_value), comparison.p_value_holm
+    return plain if corrected is None else f"{plain} ({p_value(corrected)})"
+
+
+def detectable(comparison: MetricComparison) -> str:
+    """Return the smallest difference that as many rows would find, or a dash where that cannot be told."""
+    effect = comparison.minimum_detectable_effect
+    return "–" if effect is None else number(effect)  # noqa: RUF001  (a dash for a person)
+
+
 def outcome(result: MetricResult, comparison: MetricComparison) -> str:
     """Return better or worse when the interval leaves out zero and the p-value agrees, else unclear.
 
-    Where few rows differ, a bootstrap interval alone is too sure of itself; the permutation test is not.
+    Where few rows differ, a bootstrap interval alone is too sure of itself; the permutation test is not. Among the
+    metrics of a gate Holm's p-value counts: with many metrics one would look better by chance.
     """
     low, high = comparison.ci_low, comparison.ci_high
-    if low is None or high is None or low <= 0 <= high or comparison.p_value >= SIGNIFICANT:
+    certain = comparison.p_value if comparison.p_value_holm is None else comparison.p_value_holm
+    if low is None or high is None or low <= 0 <= high or certain >= SIGNIFICANT:
         return "unclear"
     return "better" if (comparison.delta < 0) == result.lower_is_better else "worse"
 

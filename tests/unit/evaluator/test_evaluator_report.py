@@ -41,6 +41,8 @@ def metric_result(metric: Metric, *, base: float = 0.2, tuned: float = 0.6) -> M
         ci_low=0.3123456,
         ci_high=0.4876543,
         p_value=0.0001,
+        p_value_holm=0.02,
+        minimum_detectable_effect=0.2505,
         test="paired permutation",
         wins=70,
         ties=20,
@@ -154,7 +156,10 @@ def test_the_markdown_report_holds_values_intervals_differences_gate_warnings_an
     report = render_markdown(results(), [sample()])
 
     assert "| rougeL | higher | 0.2000 [0.1000, 0.3000] | 0.6000 [0.5000, 0.7000] |" in report
-    assert "| rougeL | tuned - base | +0.4000 | [0.3123, 0.4877] | < 0.001 | 70 / 20 / 10 | better |" in report
+    assert (
+        "| rougeL | tuned - base | +0.4000 | [0.3123, 0.4877] | < 0.001 (0.020) | 0.2505 | 70 / 20 / 10 | better |"
+        in report
+    )
     assert "- **Pass** rougeL improved" in report
     assert "- only 12 held-out rows" in report
     assert f"hf://owner/name {DIGEST}" in report
@@ -184,7 +189,8 @@ def test_a_difference_is_better_only_when_interval_and_test_agree() -> None:
     (found,) = metric.comparisons
 
     assert outcome(metric, found) == "better"
-    assert outcome(metric, found.model_copy(update={"p_value": 0.12})) == "unclear"
+    assert outcome(metric, found.model_copy(update={"p_value_holm": 0.12})) == "unclear"
+    assert outcome(metric, found.model_copy(update={"p_value": 0.12, "p_value_holm": None})) == "unclear"
     assert outcome(metric, found.model_copy(update={"ci_low": -0.01})) == "unclear"
     assert outcome(metric.model_copy(update={"lower_is_better": True}), found) == "worse"
 
