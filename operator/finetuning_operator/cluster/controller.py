@@ -12,7 +12,7 @@ from finetuning_operator.cluster.api import ClusterApi, Propagation
 from finetuning_operator.cluster.apply import Applied, Applier
 from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.errors import ApiError, Conflict, NamespaceTerminating, NotFound, NotLeader
-from finetuning_operator.cluster.inquiries import Answers
+from finetuning_operator.cluster.inquiries import Answers, Inquirer
 from finetuning_operator.cluster.jsonlog import about
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import CLAIM, NETWORK_POLICY, OWN_KINDS
@@ -76,6 +76,7 @@ class Controller:
         view: View,
         applier: Applier,
         reporter: Reporter,
+        inquirer: Inquirer,
         progress: ProgressStore,
         metrics: Metrics,
         settings: Settings,
@@ -87,6 +88,7 @@ class Controller:
         self._view = view
         self._applier = applier
         self._reporter = reporter
+        self._inquirer = inquirer
         self._progress = progress
         self._metrics = metrics
         self._settings = settings
@@ -233,10 +235,10 @@ class Controller:
         self, resource: Resource, memory: _Memory, *, jobs: tuple[StepJob, ...], now: datetime
     ) -> float | None:
         """Find out what the cache does not tell; return the seconds until there is more to find out."""
-        waits = [await memory.answers.ask_about_jobs(self._api, jobs, now=now)]
+        waits = [await self._inquirer.ask_about_jobs(memory.answers, jobs, now=now)]
         for _, deployment in self._view.deployments(resource):
             pods = self._view.server_pods(resource)
-            waits.append(await memory.answers.ask_about_server(self._api, deployment, pods, now=now))
+            waits.append(await self._inquirer.ask_about_server(memory.answers, deployment, pods, now=now))
         return soonest(*waits)
 
     async def _lost(self, key: ObjectKey, resource: Resource) -> frozenset[str]:

@@ -6,6 +6,7 @@ last diagnosis of a Job with the inquiry that it answers, and asks again when th
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -14,15 +15,17 @@ from typing import Any, Protocol, TypeVar
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
 from finetuning_operator.cluster.api import ListResult
-from finetuning_operator.cluster.errors import ApiError
-from finetuning_operator.cluster.facts import PodFacts, find_condition, moment, part, parts, read_pod, text
+from finetuning_operator.cluster.errors import ApiError, NotServed
+from finetuning_operator.cluster.facts import JobFacts, PodFacts, find_condition, moment, part, parts, read_pod, text
 from finetuning_operator.cluster.failures import explain_event, explain_pod, explain_queue, own_words
 from finetuning_operator.cluster.jobview import JobView, seconds
 from finetuning_operator.cluster.kinds import CLAIM, EVENT, KindRef
 from finetuning_operator.cluster.texts import LOG_READ_BYTES, TAIL_LINES, log_tail
 
-WORKLOAD = KindRef("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
-"""What Kueue makes of a Job with a queue's name."""
+WORKLOADS = tuple(
+    KindRef("kueue.x-k8s.io", version, "workloads", "Workload") for version in ("v1beta2", "v1beta1")
+)
+"""What Kueue makes of a Job with a queue's name, newest version first: releases before 0.15 serve the older alone."""
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
 _FIRST_SECONDS = 5.0
@@ -236,15 +239,22 @@ async def _ask_events(api: Reads, namespace: str, selector: str, *, about: str =
 
 
 async def _ask_queue(api: Reads, view: JobView) -> LastWords | None:
-    selector = f"{_JOB_UID_LABEL}={view.job.uid}"
-    found = await _patiently(api.list(WORKLOAD, view.job.namespace, label_selector=selector))
-    for workload in found.items if found else ():
+    found = await _patiently(_list_workloads(api, view.job))
+    for workload in found or ():
         conditions = parts(part(workload, "status"), "conditions")
         for kind in ("QuotaReserved", "Admitted"):
             told = find_condition(conditions, kind, status="False")
             if told is not None:
                 return explain_queue(told, queue=view.job.queue)
     return None
+
+
+async def _list_workloads(api: Reads, job: JobFacts) -> list[Any]:
+    """Return what Kueue made of a Job, in the newest version that is served; nothing where none is."""
+    for kind in WORKLOADS:
+        with suppress(NotServed):
+            return (await api.list(kind, job.namespace, label_selector=f"{_JOB_UID_LABEL}={job.uid}")).items
+    return []
 
 
 async def _patiently(reading: Awaitable[_T]) -> _T | None:

@@ -18,6 +18,7 @@ from finetuning_operator.cluster.doorway import Doorway
 from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.health import HealthServer, at_most, must
 from finetuning_operator.cluster.idle import IdleWatch
+from finetuning_operator.cluster.inquiries import INQUIRY_BURST, INQUIRY_SHARE, Inquirer
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import NETWORK_POLICY, OWN_KINDS
 from finetuning_operator.cluster.lease import Leadership, LeaseTiming
@@ -144,6 +145,7 @@ class Operator:
                 wake=self._wake,
                 waiting=lambda: self._queue.depth,
             ),
+            inquirer=Inquirer(api, TokenBucket(rate=options.api_qps * INQUIRY_SHARE, burst=INQUIRY_BURST)),
             progress=self._progress,
             metrics=metrics,
             settings=options.settings,

@@ -173,9 +173,9 @@ def _timed(outcome: Outcome, clock: Clock) -> tuple[Outcome, float | None]:
 
 
 def _waiting_since(outcome: Outcome, clock: Clock) -> datetime | None:
-    """Return since when a stage waits for a pod to run; one that is being stopped waits for none."""
+    """Return since when a stage waits for a pod to run; one that is being stopped, or has not its turn, waits for none."""
     since = outcome.pending_since
-    if since is None or outcome.reason is Reason.STOPPING:
+    if since is None or outcome.reason in {Reason.STOPPING, Reason.QUEUED}:
         return None
     return since if clock.active_since is None else max(since, clock.active_since)
 

@@ -11,6 +11,7 @@ from tests.support.fake_api import FakeApi
 from tests.support.lifecycle import job, relocation
 from tests.support.objects import DIGEST, NOW
 
+from finetuning_operator.cluster.api import TokenBucket
 from finetuning_operator.cluster.apply import Applier
 from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.controller import Controller
@@ -22,6 +23,7 @@ from finetuning_operator.cluster.errors import (
     QuotaExceeded,
     Unavailable,
 )
+from finetuning_operator.cluster.inquiries import Inquirer
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.metrics import Metrics
 from finetuning_operator.cluster.options import Options
@@ -72,6 +74,7 @@ class Core:
                 wake=self.wake,
                 clock=self.clock,
             ),
+            inquirer=Inquirer(self.api, TokenBucket(rate=1.0, burst=2, clock=self.clock)),
             progress=progress,
             metrics=metrics,
             settings=Options().settings,

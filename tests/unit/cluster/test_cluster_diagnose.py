@@ -51,6 +51,8 @@ class Answers:
     lists: Mapping[str, list[Object] | Exception] = field(default_factory=dict)
     """By selector."""
     log: str | Exception = ""
+    not_served: frozenset[str] = frozenset()
+    """Versions that this API does not have."""
     asked: list[str] = field(default_factory=list)
 
     async def list(
@@ -63,6 +65,8 @@ class Answers:
     ) -> ListResult:
         selector = label_selector or field_selector or ""
         self.asked.append(f"{kind.plural} {namespace} {selector}")
+        if kind.version in self.not_served:
+            raise NotServed("404 page not found")
         found = self.lists.get(selector, [])
         if isinstance(found, Exception):
             raise found
@@ -274,6 +278,15 @@ class TestQueue:
             ),
         )
         assert api.asked == [f"workloads team {self.SELECTOR}"]
+
+    def test_an_older_kueue_is_asked_in_its_own_version(self) -> None:
+        told = condition("QuotaReserved", status="False", reason="Pending", message="insufficient unused quota")
+        workload = {"status": {"conditions": [told]}}
+        api = Answers(lists={self.SELECTOR: [workload]}, not_served=frozenset({"v1beta2"}))
+        diagnosis = found(api, QUEUED_JOB)
+        assert diagnosis is not None
+        assert diagnosis.hindrance is not None
+        assert diagnosis.hindrance.message == "waits in the queue gpus: insufficient unused quota"
 
     @pytest.mark.parametrize("answer", [[], [{}], NotServed("404 page not found"), Forbidden("no")])
     def test_a_queue_that_says_nothing_is_just_a_queue(self, answer: list[Object] | Exception) -> None:
