@@ -15,9 +15,10 @@ from finetuning_api.runconfig import EvaluateConfig, EvaluateResult
 from finetuning_evaluator import gate, report, warnings
 from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, adjusted, analyse, judge
 from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, number_format
-from finetuning_evaluator.inputs import Task, read_inputs, task_of, tasks_of
+from finetuning_evaluator.inputs import CandidateInputs, Task, read_inputs, task_of, tasks_of
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
 from finetuning_evaluator.observations import Observed, observe
+from finetuning_evaluator.overlap import Overlap, measure
 from finetuning_evaluator.parts import PARTS_FOLDER, Parts, digest_of
 from finetuning_evaluator.progress import Progress
 from finetuning_evaluator.results import (
@@ -29,6 +30,7 @@ from finetuning_evaluator.results import (
     Settings,
 )
 from finetuning_workload.candidates import adapter_digest, require_distinct
+from finetuning_workload.data import training_rows
 from finetuning_workload.hardware import choose_device, set_threads
 from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.program import Context
@@ -54,6 +56,7 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
     inputs = read_inputs(config)
     parts, device, tasks = Parts(folder / PARTS_FOLDER), choose_device(), tasks_of(config.metrics)
     chosen = number_format(parts, device)
+    shared = _overlap(config, inputs[0])
     reporter = context.reporter("evaluate")
     try:
         progress = Progress(reporter, context.stop, tasks=tasks, candidates=len(inputs))
@@ -62,7 +65,10 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
             measured = runner.measure(inputs)
         progress.note("intervals")
         environment = _environment(device, chosen, threads)
-        results, observed = _results(config, measured, environment=environment, config_digest=digest, started=started)
+        dataset = _dataset(config, inputs[0], shared)
+        results, observed = _results(
+            config, measured, environment=environment, dataset=dataset, config_digest=digest, started=started
+        )
         reporter.update(1.0, note="done")
     finally:
         reporter.close()
@@ -93,6 +99,7 @@ def _results(
     measured: Sequence[Measured],
     *,
     environment: Environment,
+    dataset: DatasetSummary,
     config_digest: str,
     started: float,
 ) -> tuple[Results, dict[Metric, dict[str, Observed]]]:
@@ -108,12 +115,12 @@ def _results(
         wall_seconds=time.monotonic() - started,
         verdict=gate.overall([decision.result for decision in gates]),
         environment=environment,
-        dataset=_dataset(config, measured),
+        dataset=dataset,
         settings=_settings(config, measured),
         candidates=tuple(_candidate(found) for found in measured),
         metrics=metrics,
         gates=gates,
-        warnings=warnings.collect(metrics, inputs, rouge_tokenizer=tokenizer),
+        warnings=warnings.collect(metrics, inputs, rouge_tokenizer=tokenizer, overlap=dataset.overlap),
     )
     return results, observed
 
@@ -136,15 +143,21 @@ def _observe(
     }
 
 
-def _dataset(config: EvaluateConfig, measured: Sequence[Measured]) -> DatasetSummary:
-    rows = measured[0].inputs.rows
+def _overlap(config: EvaluateConfig, inputs: CandidateInputs) -> Overlap | None:
+    training = list(training_rows(config.dataset, inputs.tokenizer))
+    return measure(inputs.rows, training) if training else None
+
+
+def _dataset(config: EvaluateConfig, inputs: CandidateInputs, overlap: Overlap | None) -> DatasetSummary:
+    rows = inputs.rows
     listing = "\n".join(row.row_id for row in rows)
     return DatasetSummary(
         provenance=config.dataset.provenance,
         rows=len(rows),
-        groups=measured[0].inputs.groups,
+        groups=inputs.groups,
         row_ids_digest=f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}",
         limit=config.limit,
+        overlap=overlap,
     )
 
 

@@ -13,6 +13,7 @@ from finetuning_evaluator.wording import (
     headline,
     interval,
     outcome,
+    overlap,
     p_values,
     resampled,
     shown,
@@ -40,6 +41,9 @@ def _head(results: Results) -> Iterator[str]:
         f"{evaluated(results.dataset)}, {len(results.candidates)} candidates;"
         f" intervals are 95 %, {results.settings.bootstrap_samples} resamples of {resampled(results.dataset)}."
     )
+    if results.dataset.overlap is not None:
+        yield ""
+        yield overlap(results.dataset)
 
 
 def _table(results: Results) -> Iterator[str]:

@@ -13,6 +13,7 @@ from finetuning_api.runconfig import (
     JobIdentity,
     Provenance,
 )
+from finetuning_evaluator.overlap import Overlap
 
 SCHEMA_VERSION: Literal["eval/v1"] = "eval/v1"
 _LAST_WORDS_FRAME = 256
@@ -61,6 +62,8 @@ class DatasetSummary(ContractModel):
     row_ids_digest: str
     """sha256 over the ids of the held-out rows: equal means the same rows."""
     limit: int | None = None
+    overlap: Overlap | None = None
+    """Rows that the training side of the data has as well; None where it has no row."""
 
 
 class Settings(ContractModel):

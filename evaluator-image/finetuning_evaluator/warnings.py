@@ -6,20 +6,27 @@ from finetuning_api.metrics import Metric
 from finetuning_evaluator.analysis import FEW_ROWS, pairs
 from finetuning_evaluator.inputs import CandidateInputs, comparable
 from finetuning_evaluator.metrics.rouge import ROUGE_METRICS, RougeTokenizer
+from finetuning_evaluator.overlap import Overlap
 from finetuning_evaluator.results import MetricResult
 
 _MANY = 0.1
 _FEW_DIFFERENCES = 10
+_MUCH_OVERLAP = 0.01
 
 
 def collect(
-    metrics: Sequence[MetricResult], inputs: Sequence[CandidateInputs], *, rouge_tokenizer: RougeTokenizer
+    metrics: Sequence[MetricResult],
+    inputs: Sequence[CandidateInputs],
+    *,
+    rouge_tokenizer: RougeTokenizer,
+    overlap: Overlap | None,
 ) -> tuple[str, ...]:
     """Return the warnings, those about the rows first."""
     return tuple(
         dict.fromkeys(
             [
                 *_about_rows(metrics, inputs, rouge_tokenizer),
+                *_about_overlap(overlap),
                 *_about_tokenizers(metrics, inputs),
                 *_about_differences(metrics),
                 *_about_outputs(metrics),
@@ -39,6 +46,14 @@ def _about_rows(
         yield f"only {rows} held-out rows: intervals are rough below {FEW_ROWS}"
     if rouge_tokenizer is RougeTokenizer.UNICODE and any(result.metric in ROUGE_METRICS for result in metrics):
         yield "ROUGE uses Unicode words: over 5 % of the references' letters are not ASCII, which rouge_score drops"
+
+
+def _about_overlap(overlap: Overlap | None) -> Iterator[str]:
+    if overlap is not None and overlap.share > _MUCH_OVERLAP:
+        yield (
+            f"{overlap.share:.1%} of the held-out rows are in the training rows as well ({overlap.exact} exactly,"
+            f" {overlap.near} nearly): values may be too good; set dataset.split.groupBy to what such rows share"
+        )
 
 
 def _about_tokenizers(metrics: Sequence[MetricResult], inputs: Sequence[CandidateInputs]) -> Iterator[str]:

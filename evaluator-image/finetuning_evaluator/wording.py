@@ -80,6 +80,17 @@ def resampled(dataset: DatasetSummary) -> str:
     return "rows" if dataset.groups is None else "groups"
 
 
+def overlap(dataset: DatasetSummary) -> str:
+    """Return how many of the rows training may have seen, as a sentence; empty where nothing was compared."""
+    found = dataset.overlap
+    if found is None:
+        return ""
+    return (
+        f"{found.exact} of {dataset.rows} rows stand word by word in the {found.training_rows} rows of the training"
+        f" side, {found.near} more nearly."
+    )
+
+
 def headline(results: Results) -> str:
     """Return the first sentence of a report."""
     if results.verdict is None:

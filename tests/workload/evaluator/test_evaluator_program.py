@@ -224,6 +224,26 @@ def test_rows_of_one_group_are_resampled_together(world: Path, tmp_path: Path) -
     assert single.dataset.groups is None
 
 
+def test_rows_on_both_sides_of_the_split_are_told(world: Path, tmp_path: Path) -> None:
+    lines = write_rows(tmp_path / "once.jsonl").read_text().splitlines()
+    twice = [json.dumps(json.loads(line) | {"half": half}) for half in "abcd" for line in lines]
+    (tmp_path / "twice.jsonl").write_text("\n".join(twice))
+    rows = RowFormat(prompt="{message}\n", completion="{triage}", split=DatasetSplit(test=0.5, seed=2, group_by="half"))
+    config = evaluate_config(
+        [base(world), tuned(world)], data=tmp_path / "twice.jsonl", output=tmp_path / "report", rows=rows
+    )
+
+    result = evaluate(config, context())
+
+    found = results_of(config).dataset
+    assert found.overlap is not None
+    assert (found.overlap.exact, found.overlap.share) == (found.rows, 1.0)
+    assert found.overlap.training_rows + found.rows == len(twice)
+    assert any(
+        warning.startswith("100.0% of the held-out rows are in the training rows") for warning in result.warnings
+    )
+
+
 @pytest.mark.parametrize("metric", [Metric.ROUGE1, Metric.EXACT_MATCH, Metric.ACCURACY])
 def test_plain_text_has_no_answers_to_compare(world: Path, tmp_path: Path, metric: Metric) -> None:
     plain = RowFormat(text="message", split=DatasetSplit(test=0.2, seed=1))

@@ -7,6 +7,7 @@ from finetuning_workload.data.preparing import (
     preparation_digest,
     prepare,
     tokenizer_digest,
+    training_rows,
 )
 from finetuning_workload.data.prompting import count_prompts, iterate_prompts
 from finetuning_workload.data.reading import Table, load_table
@@ -36,4 +37,5 @@ __all__ = [
     "side_of",
     "split_rows",
     "tokenizer_digest",
+    "training_rows",
 ]

@@ -93,6 +93,19 @@ def held_out_rows(
     return held_out[:limit]
 
 
+def training_rows(dataset: DatasetInput, tokenizer: "PreTrainedTokenizerBase") -> Iterator[RenderedRow]:
+    """Go through the usable rows that ``prepare`` trains on, in the order of the data, too long ones included.
+
+    Raises UserError as reading and rendering do.
+    """
+    table = load_table(Path(dataset.path), dataset.rows)
+    return (
+        row
+        for _, row in _selected(table, dataset, tokenizer)
+        if row.usable and side_of(row, dataset.rows.split) is Side.TRAIN
+    )
+
+
 def preparation_digest(dataset: DatasetInput, tokenizer: "PreTrainedTokenizerBase", *, training: TrainingSpec) -> str:
     """Return the sha256 of everything that shapes tokenised data: bytes, rendering, split, tokenizer and lengths."""
     identity = {
