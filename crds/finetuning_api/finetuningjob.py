@@ -436,7 +436,10 @@ class RunOptions(ApiModel):
         description="Seconds that the job may be active; it saves before it is stopped.",
     )
     pending_deadline_seconds: int | None = Field(
-        default=None, ge=1, le=INT32_MAX, description="Seconds that a stage may wait for its pod to run."
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description="Seconds that a stage may wait for its pod to run; waiting its turn in a queue does not count.",
     )
     backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries of a stage after an environment fault.")
     ttl_seconds_after_finished: int | None = Field(

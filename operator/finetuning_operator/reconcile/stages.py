@@ -173,7 +173,7 @@ def _timed(outcome: Outcome, clock: Clock) -> tuple[Outcome, float | None]:
 
 
 def _waiting_since(outcome: Outcome, clock: Clock) -> datetime | None:
-    """Return since when a stage waits for a pod to run; one that is being stopped, or has not its turn, waits for none."""
+    """Return since when a stage waits for a pod to run: not one that is stopped, nor one whose turn is to come."""
     since = outcome.pending_since
     if since is None or outcome.reason in {Reason.STOPPING, Reason.QUEUED}:
         return None

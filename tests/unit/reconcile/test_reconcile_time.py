@@ -275,6 +275,20 @@ def test_neither_a_step_that_is_gone_nor_one_that_is_being_stopped_waits_for_its
     assert [step.name for step in made.plans[KEY].steps] == ["train"]
 
 
+@pytest.mark.parametrize(
+    ("reason", "failed"),
+    [pytest.param(Reason.QUEUED, False, id="turn"), pytest.param(Reason.QUEUE_INADMISSIBLE, True, id="never")],
+)
+def test_time_in_a_queue_is_not_waiting_unless_the_queue_does_not_admit(reason: Reason, *, failed: bool) -> None:
+    made = world(job(pending_deadline_seconds=60, queue_name="team"))
+    queued = LastWords(reason=reason, message="the queue speaks")
+    settle_once(made, KEY, "train", StepState(StepPhase.PENDING, started_at=made.now, hindrance=queued))
+    made.now += timedelta(hours=1)
+    made.apply(KEY)
+
+    assert made.holds(ConditionType.FAILED) is failed
+
+
 def test_waiting_for_a_relocations_pod_counts_as_waiting() -> None:
     made = World()
     made.add(job(pending_deadline_seconds=60))
