@@ -16,6 +16,7 @@ from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.controller import Controller
 from finetuning_operator.cluster.doorway import Doorway
 from finetuning_operator.cluster.errors import ApiError
+from finetuning_operator.cluster.garbage import search_all, survivors_spared
 from finetuning_operator.cluster.health import HealthServer, at_most, must
 from finetuning_operator.cluster.idle import IdleWatch
 from finetuning_operator.cluster.inquiries import INQUIRY_BURST, INQUIRY_SHARE, Inquirer
@@ -161,6 +162,7 @@ class Operator:
         """Start everything, and end when told to: 0 for a stop, 1 for the loss of leadership or of a part."""
         self._show()
         async with AsyncExitStack() as stack:
+            stack.enter_context(survivors_spared())
             await self._serve_health(stack)
             await self._serve_progress(stack)
             await self._serve_doorway(stack)
@@ -205,9 +207,13 @@ class Operator:
         self._controller.prime()
         async with asyncio.TaskGroup() as group:
             self._workers = [group.create_task(self._controller.work()) for _ in range(self._options.workers)]
-            group.create_task(self._resync.run(self._options.resync_seconds, after=self._controller.revisit))
+            group.create_task(self._resync.run(self._options.resync_seconds, after=self._revisit))
             group.create_task(self._trash.run(self._options.resync_seconds))
             group.create_task(self._idle.run())
+
+    def _revisit(self) -> None:
+        self._controller.revisit()
+        search_all()
 
     async def _finish(self, parts: list[asyncio.Task[None]]) -> None:
         """Begin nothing more, end what has begun, and leave the Lease to the next."""

@@ -236,7 +236,9 @@ class ProgressServer:
     @web.middleware
     async def _close_beyond_limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
-        if len(cast("web.Server", self._runner.server).connections) > _KEPT_CONNECTIONS:
+        server = self._runner.server
+        # While it is being closed there is none, and requests that have begun are still answered.
+        if server is None or len(server.connections) > _KEPT_CONNECTIONS:
             response.force_close()
         return response
 
