@@ -27,7 +27,7 @@ from finetuning_api.base import (
     keyed_by,
 )
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
-from finetuning_api.metrics import EvaluationRow, GateRule, RequestedMetric, Verdict
+from finetuning_api.metrics import EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
 from finetuning_api.notification import MOST_NOTIFICATIONS, NotificationSpec, NotificationStatus
 from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.sources import SourceRef
@@ -228,7 +228,7 @@ class EvaluationOptions(ApiModel):
     metrics: list[RequestedMetric] = Field(
         default=[RequestedMetric.PERPLEXITY, RequestedMetric.COMPLETION_PERPLEXITY],
         min_length=1,
-        max_length=16,
+        max_length=32,
         description="Metrics to compute on the held-out rows.",
         json_schema_extra=A_SET,
     )
@@ -256,11 +256,15 @@ def gated_metrics_rule(*, unless: str = "false") -> CelRule:
     )
 
 
+_METRICS_OF_PLAIN_TEXT = [metric.value for metric in Metric if not metric.facts.needs_completions]
+"""In CEL: a list of strings in single quotes, as Python writes it too."""
+
+
 def completions_rule(metrics: str, *, unless: str) -> CelRule:
     """Return the rule that metrics on completions need data that has some; ``metrics`` is their place in CEL."""
     return CelRule(
         rule=f"{unless} || has(self.dataset.prompt) || has(self.dataset.messages)"
-        f" || {metrics}.all(m, m in ['perplexity', 'bits-per-byte', 'completion-perplexity', 'cola'])",
+        f" || {metrics}.all(m, m in {_METRICS_OF_PLAIN_TEXT})",
         message="plain text has no completions to compare: set metrics to perplexity and bits-per-byte, or give"
         " dataset.prompt and dataset.completion",
         field=metrics.removeprefix("self."),

@@ -1,5 +1,7 @@
 """Names of metrics, gate rules and the table of results: one vocabulary from manifest to report."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
@@ -12,21 +14,101 @@ class Metric(StrEnum):
     """Every metric that the evaluator computes."""
 
     PERPLEXITY = "perplexity"
-    """exp of the mean NLL per token over the held-out text (natural logarithm)."""
     COMPLETION_PERPLEXITY = "completion-perplexity"
-    """The same over completion tokens and their closing EOS only."""
     BITS_PER_BYTE = "bits-per-byte"
-    """NLL in bits per UTF-8 byte of the held-out text: comparable between tokenizers."""
+    GENERAL_PERPLEXITY = "general-perplexity"
     ROUGE1 = "rouge1"
     ROUGE2 = "rouge2"
     ROUGE_L = "rougeL"
     ROUGE_LSUM = "rougeLsum"
+    BLEU = "bleu"
+    CHRF = "chrf"
     EXACT_MATCH = "exact-match"
-    """Share of rows whose greedy completion equals the reference after trimming white space."""
+    NORMALIZED_MATCH = "normalized-match"
+    JSON_MATCH = "json-match"
     ACCURACY = "accuracy"
-    """Share of rows whose most likely completion, among the data set's distinct ones, is the right one."""
+    MACRO_F1 = "macro-f1"
     COLA = "cola"
-    """Matthews correlation of acceptability judgements by log-likelihood."""
+    COLA_PAIRS = "cola-pairs"
+    LATENCY = "latency"
+
+    @property
+    def facts(self) -> "MetricFacts":
+        """What the metric measures, in what unit, and which direction is better."""
+        return _FACTS[self]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricFacts:
+    """What a reader of a metric's values needs to know."""
+
+    description: str
+    unit: str
+    lower_is_better: bool = False
+    needs_completions: bool = True
+    """Whether plain text, which has no prompts and no answers, lacks what is measured."""
+
+
+_SHARE = "share, 0 to 1"
+_POINTS = "points, 0 to 100"
+_PERPLEXITY = "per token, 1 or more"
+
+_FACTS: Mapping[Metric, MetricFacts] = {
+    Metric.PERPLEXITY: MetricFacts(
+        "exp of the mean NLL per token over the held-out text (natural logarithm)",
+        _PERPLEXITY,
+        lower_is_better=True,
+        needs_completions=False,
+    ),
+    Metric.COMPLETION_PERPLEXITY: MetricFacts(
+        "the same over completion tokens and their closing EOS only",
+        _PERPLEXITY,
+        lower_is_better=True,
+        needs_completions=False,
+    ),
+    Metric.BITS_PER_BYTE: MetricFacts(
+        "NLL in bits per UTF-8 byte of the held-out text: comparable between tokenizers",
+        "bits per byte",
+        lower_is_better=True,
+        needs_completions=False,
+    ),
+    Metric.GENERAL_PERPLEXITY: MetricFacts(
+        "perplexity of built-in general text: rises when a model forgets what it knew",
+        _PERPLEXITY,
+        lower_is_better=True,
+        needs_completions=False,
+    ),
+    Metric.ROUGE1: MetricFacts("mean F1 of shared words", _SHARE),
+    Metric.ROUGE2: MetricFacts("mean F1 of shared pairs of words", _SHARE),
+    Metric.ROUGE_L: MetricFacts("mean F1 of the longest common subsequence of words", _SHARE),
+    Metric.ROUGE_LSUM: MetricFacts("the same, sentence by sentence; sentences are lines", _SHARE),
+    Metric.BLEU: MetricFacts("BLEU of all rows as sacrebleu computes it", _POINTS),
+    Metric.CHRF: MetricFacts("F2 of shared character n-grams of all rows as sacrebleu computes it", _POINTS),
+    Metric.EXACT_MATCH: MetricFacts(
+        "share of rows whose greedy completion equals the reference after trimming white space", _SHARE
+    ),
+    Metric.NORMALIZED_MATCH: MetricFacts(
+        "the same without case, punctuation, articles and further white space, as SQuAD compares", _SHARE
+    ),
+    Metric.JSON_MATCH: MetricFacts(
+        "share of rows whose greedy completion is JSON and equals the reference as JSON", _SHARE
+    ),
+    Metric.ACCURACY: MetricFacts(
+        "share of rows whose most likely completion, among the data set's distinct ones, is the right one", _SHARE
+    ),
+    Metric.MACRO_F1: MetricFacts("mean over the distinct completions of the F1 of the same choices", _SHARE),
+    Metric.COLA: MetricFacts(
+        "Matthews correlation of acceptability judgements by log-likelihood",
+        "correlation, -1 to 1",
+        needs_completions=False,
+    ),
+    Metric.COLA_PAIRS: MetricFacts(
+        "share of sentence pairs whose acceptable member is the more likely one", _SHARE, needs_completions=False
+    ),
+    Metric.LATENCY: MetricFacts(
+        "mean time of a completion that is generated alone, over at most 16 rows", "seconds", lower_is_better=True
+    ),
+}
 
 
 class RequestedMetric(StrEnum):
@@ -35,23 +117,28 @@ class RequestedMetric(StrEnum):
     PERPLEXITY = "perplexity"
     COMPLETION_PERPLEXITY = "completion-perplexity"
     BITS_PER_BYTE = "bits-per-byte"
+    GENERAL_PERPLEXITY = "general-perplexity"
     ROUGE = "rouge"
     ROUGE1 = "rouge1"
     ROUGE2 = "rouge2"
     ROUGE_L = "rougeL"
     ROUGE_LSUM = "rougeLsum"
+    BLEU = "bleu"
+    CHRF = "chrf"
     EXACT_MATCH = "exact-match"
+    NORMALIZED_MATCH = "normalized-match"
+    JSON_MATCH = "json-match"
     ACCURACY = "accuracy"
+    MACRO_F1 = "macro-f1"
     COLA = "cola"
+    COLA_PAIRS = "cola-pairs"
+    LATENCY = "latency"
 
     def metrics(self) -> tuple[Metric, ...]:
         """Return the metrics that this request stands for."""
         if self is RequestedMetric.ROUGE:
             return (Metric.ROUGE1, Metric.ROUGE2, Metric.ROUGE_L, Metric.ROUGE_LSUM)
         return (Metric(self.value),)
-
-
-LOWER_IS_BETTER: frozenset[Metric] = frozenset({Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY, Metric.BITS_PER_BYTE})
 
 
 class Verdict(StrEnum):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetuning_api.metrics import LOWER_IS_BETTER, GateRule, Metric
+from finetuning_api.metrics import GateRule, Metric
 from finetuning_evaluator.gate import DEFAULT_AGAINST, Measured, decide, is_relative, more_units
-from finetuning_evaluator.inputs import TUNED, CandidateInputs, comparable, has_own_texts
+from finetuning_evaluator.inputs import TUNED, CandidateInputs, comparable, is_per_row
 from finetuning_evaluator.observations import Observed
 from finetuning_evaluator.power import holm, minimum_detectable_effect
 from finetuning_evaluator.results import GateDecision, MetricComparison, MetricResult, MetricValue
@@ -36,7 +36,8 @@ def analyse(
     return tuple(
         MetricResult(
             metric=metric,
-            lower_is_better=metric in LOWER_IS_BETTER,
+            lower_is_better=metric.facts.lower_is_better,
+            unit=metric.facts.unit,
             signature=next(iter(by_candidate.values())).signature,
             values=tuple(_value(name, found, sides[metric][name]) for name, found in by_candidate.items()),
             comparisons=_comparisons(metric, inputs, sides=sides[metric], resampling=resampling),
@@ -138,7 +139,7 @@ def _comparison(
     found = compare(
         sides[first],
         sides[second],
-        lower_is_better=metric in LOWER_IS_BETTER,
+        lower_is_better=metric.facts.lower_is_better,
         samples=resampling.samples,
         seed=resampling.seed,
     )
@@ -178,7 +179,7 @@ def _measured(rule: GateRule, result: MetricResult) -> Measured:
 
 
 def _with_units(result: MetricResult, value: float, interval: Interval | None) -> Measured:
-    if has_own_texts(result.metric):
+    if not is_per_row(result.metric):
         return Measured(value, interval)
     grouped = result.units is not None and result.units < max(value.samples for value in result.values)
     return Measured(value, interval, units=result.units, unit="groups" if grouped else "rows")

@@ -11,6 +11,7 @@ from finetuning_api.finetuningjob import Precision
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
 from finetuning_evaluator.inputs import CandidateInputs, Task
+from finetuning_evaluator.metrics.built_in import built_in_digest
 from finetuning_evaluator.parts import Parts, digest_of
 from finetuning_evaluator.progress import Progress
 from finetuning_evaluator.score import probe_logits
@@ -159,6 +160,7 @@ class Runner:
                 "maxLength": config.max_length,
                 "generation": config.generation.to_wire(),
                 "format": self._format.dtype,
+                "builtIn": built_in_digest(),
             }
         )
 

@@ -16,6 +16,7 @@ from finetuning_evaluator import gate, report, warnings
 from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, adjusted, analyse, judge
 from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, number_format
 from finetuning_evaluator.inputs import CandidateInputs, Task, read_inputs, task_of, tasks_of
+from finetuning_evaluator.metrics.built_in import built_in_digest
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
 from finetuning_evaluator.observations import Observed, observe
 from finetuning_evaluator.overlap import Overlap, measure
@@ -81,6 +82,7 @@ def config_digest(config: EvaluateConfig) -> str:
     data = config.model_dump(mode="json", exclude={"job", "output_path", "candidates", "dataset"})
     data["schema"] = SCHEMA_VERSION
     data["analysis"] = ANALYSIS_VERSION
+    data["builtIn"] = built_in_digest()
     data["dataset"] = [config.dataset.provenance.digest, config.dataset.rows.model_dump(mode="json")]
     data["candidates"] = [
         [

@@ -17,7 +17,7 @@ class Measured:
     value: float
     interval: Interval | None
     units: int | None = None
-    """Independent units behind the interval; None where a user cannot add any: the metric has its own sentences."""
+    """Independent units behind the interval; None where a user cannot add any: the metric has a fixed set."""
     unit: str = "rows"
     """What the units are."""
 
@@ -118,7 +118,7 @@ def _undecided(rule: GateRule, measured: Measured) -> str:
         return "too few rows or groups for an interval"
     reaches = "the interval reaches both sides"
     if measured.units is None:
-        return f"{reaches}; {rule.metric} has its own sentences, so more rows do not narrow it"
+        return f"{reaches}; {rule.metric} is measured on a fixed set, so more rows do not narrow it"
     lacking = more_units(rule, measured)
     if lacking is None:
         return f"{reaches}, and the value lies so near the bound that no number of {measured.unit} decides"

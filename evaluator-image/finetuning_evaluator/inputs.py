@@ -14,15 +14,19 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CandidateInput, EvaluateConfig
 from finetuning_evaluator.gate import DEFAULT_AGAINST, is_relative
 from finetuning_evaluator.metrics.accuracy import choices_of
+from finetuning_evaluator.metrics.general import passages
+from finetuning_evaluator.metrics.matching import is_json
+from finetuning_evaluator.metrics.pairs import prefix_token
 from finetuning_evaluator.metrics.perplexity import LIKELIHOOD_METRICS
 from finetuning_evaluator.metrics.rouge import ROUGE_METRICS
+from finetuning_evaluator.metrics.translation import TRANSLATION_METRICS
 from finetuning_evaluator.statistics import IntArray
 from finetuning_workload.data import Encoder, RenderedRow, held_out_rows, load_table, render_rows
 from finetuning_workload.errors import UserError
 from finetuning_workload.models import load_tokenizer
 
 TUNED = "tuned"
-_PER_TOKEN = frozenset({Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY})
+_PER_TOKEN = frozenset({Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY, Metric.GENERAL_PERPLEXITY})
 
 
 class Task(StrEnum):
@@ -32,9 +36,15 @@ class Task(StrEnum):
     GENERATION = "generation"
     ACCURACY = "accuracy"
     COLA = "cola"
+    PAIRS = "cola-pairs"
+    GENERAL = "general-perplexity"
+    LATENCY = "latency"
 
 
-_OWN_TEXTS = frozenset({Task.COLA})
+_NOT_PER_ROW = frozenset({Task.COLA, Task.PAIRS, Task.GENERAL, Task.LATENCY})
+_GENERATED = frozenset(
+    {*ROUGE_METRICS, *TRANSLATION_METRICS, Metric.EXACT_MATCH, Metric.NORMALIZED_MATCH, Metric.JSON_MATCH}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,8 @@ class CandidateInputs:
     choices: tuple[str, ...]
     """The data set's distinct completions, where accuracy is asked for."""
     encoding_digest: str
-    """sha256 over the rows' token ids: equal means that values per token are comparable."""
+    """sha256 over the token ids of the rows, and of the general text where it is asked for: equal means that values per
+    token are comparable."""
 
     @property
     def clusters(self) -> IntArray | None:
@@ -69,14 +80,16 @@ def task_of(metric: Metric) -> Task:
     """Return the work that a metric is read from."""
     if metric in LIKELIHOOD_METRICS:
         return Task.LIKELIHOOD
-    if metric in (*ROUGE_METRICS, Metric.EXACT_MATCH):
+    if metric in _GENERATED:
         return Task.GENERATION
+    if metric is Metric.MACRO_F1:
+        return Task.ACCURACY
     return Task(metric.value)
 
 
-def has_own_texts(metric: Metric) -> bool:
-    """Return whether a metric is about texts of its own rather than the data set's rows."""
-    return task_of(metric) in _OWN_TEXTS
+def is_per_row(metric: Metric) -> bool:
+    """Return whether a metric scores every held-out row, and not texts of its own or a fixed number of rows."""
+    return task_of(metric) not in _NOT_PER_ROW
 
 
 def tasks_of(metrics: Sequence[Metric]) -> tuple[Task, ...]:
@@ -112,13 +125,16 @@ def _read(config: EvaluateConfig, candidate: CandidateInput) -> CandidateInputs:
     tokenizer = load_tokenizer(Path(candidate.model.tokenizer_path))
     rows = tuple(row for row in held_out_rows(config.dataset, tokenizer, limit=config.limit) if row.usable)
     _require_rows(rows, config.metrics)
+    if Metric.COLA_PAIRS in config.metrics:
+        prefix_token(tokenizer)
     choices: tuple[str, ...] = ()
-    if Metric.ACCURACY in config.metrics:
+    if Task.ACCURACY in tasks_of(config.metrics):
         table = load_table(Path(config.dataset.path), config.dataset.rows)
         rendered = render_rows(table, config.dataset.rows, tokenizer)
         choices = choices_of([row for row in rendered if row.usable])
     digest = hashlib.sha256()
-    for sample in Encoder(tokenizer).encode(rows):
+    texts = [*rows, *passages()] if Metric.GENERAL_PERPLEXITY in config.metrics else rows
+    for sample in Encoder(tokenizer).encode(texts):
         digest.update(np.array([*sample.ids, -1], dtype=np.int64).tobytes())
     return CandidateInputs(candidate, tokenizer, rows, choices, digest.hexdigest())
 
@@ -131,11 +147,22 @@ def _require_rows(rows: Sequence[RenderedRow], metrics: Sequence[Metric]) -> Non
     if not rows:
         hint = "Hold out more rows: raise dataset.split.test or use more data."
         raise UserError(Reason.SPLIT_EMPTY, "no held-out row can be evaluated", hint)
-    needing = [metric for metric in metrics if task_of(metric) in {Task.GENERATION, Task.ACCURACY}]
+    needing = [metric for metric in metrics if metric.facts.needs_completions]
     if needing and any(not row.prompt for row in rows):
         names = ", ".join(needing)
         message = f"{names} cannot be computed: rows of plain text have no prompt to complete and no reference answer"
         hint = f"Remove {names} from evaluation.metrics, or set dataset.prompt and dataset.completion."
+        raise UserError(Reason.METRIC_UNAVAILABLE, message, hint)
+    if Metric.JSON_MATCH in metrics:
+        _require_json(rows)
+
+
+def _require_json(rows: Sequence[RenderedRow]) -> None:
+    wrong = [row for row in rows if not is_json(row.completion)]
+    if wrong:
+        example = f"row {wrong[0].row_id}: {wrong[0].completion[:80]!r}"
+        message = f"json-match cannot be computed: {len(wrong)} of {len(rows)} references are no JSON, as {example}"
+        hint = "Remove json-match from evaluation.metrics, or make dataset.completion JSON; exact-match suits any text."
         raise UserError(Reason.METRIC_UNAVAILABLE, message, hint)
 
 

@@ -1,13 +1,23 @@
 """From finished parts to observations: every requested metric of every candidate, row by row."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from finetuning_api.metrics import Metric
 from finetuning_api.reasons import Reason
-from finetuning_evaluator.inputs import CandidateInputs, Task, has_own_texts, task_of
-from finetuning_evaluator.metrics import accuracy, cola, matching, perplexity, rouge
+from finetuning_evaluator.inputs import CandidateInputs, Task, is_per_row, task_of
+from finetuning_evaluator.metrics import (
+    accuracy,
+    cola,
+    general,
+    latency,
+    matching,
+    pairs,
+    perplexity,
+    rouge,
+    translation,
+)
 from finetuning_evaluator.statistics import Observations
 from finetuning_evaluator.tasks import TaskPart
 from finetuning_workload.errors import UserError
@@ -28,9 +38,8 @@ def observe(
     metric: Metric, inputs: CandidateInputs, *, part: TaskPart, tokenizer: rouge.RougeTokenizer, max_length: int
 ) -> Observed:
     """Return what a candidate scored on every row. Raises UserError(METRIC_UNAVAILABLE) for a value without meaning."""
-    references = [row.completion for row in inputs.rows]
-    observed = _observe(metric, references, part=part, tokenizer=tokenizer, max_length=max_length)
-    if not has_own_texts(metric):
+    observed = _observe(metric, inputs, part=part, tokenizer=tokenizer, max_length=max_length)
+    if is_per_row(metric):
         observed = replace(observed, observations=replace(observed.observations, clusters=inputs.clusters))
     value = observed.observations.value()
     if not math.isfinite(value):
@@ -41,24 +50,66 @@ def observe(
 
 
 def _observe(
-    metric: Metric, references: Sequence[str], *, part: TaskPart, tokenizer: rouge.RougeTokenizer, max_length: int
+    metric: Metric, inputs: CandidateInputs, *, part: TaskPart, tokenizer: rouge.RougeTokenizer, max_length: int
 ) -> Observed:
     match task_of(metric):
         case Task.LIKELIHOOD:
             signature = perplexity.signature(metric, max_length=max_length)
             return Observed(perplexity.observe(metric, part.likelihood), signature)
+        case Task.GENERATION:
+            return _generated(metric, inputs, part, tokenizer)
+        case Task.ACCURACY:
+            return _chosen(metric, inputs, part)
+        case other:
+            return _apart_from_rows(other, part, max_length=max_length)
+
+
+def _apart_from_rows(task: Task, part: TaskPart, *, max_length: int) -> Observed:
+    """Return what is measured on sentences and passages of our own, or with a clock."""
+    match task:
         case Task.COLA:
             found = cola.observe(cola.sentences(), part.judgements)
             return Observed(found, cola.SIGNATURE, cola.details(found))
-        case Task.ACCURACY:
-            right = [chosen == reference for chosen, reference in zip(part.chosen, references, strict=True)]
-            return Observed(matching.observe(right), accuracy.SIGNATURE)
-    pairs = list(zip(references, (output.text for output in part.outputs), strict=True))
-    if metric is Metric.EXACT_MATCH:
-        matches = [matching.is_match(reference, text) for reference, text in pairs]
-        return Observed(matching.observe(matches), "exact-match|white space trimmed", _output_details(part))
-    scores = [rouge.score_text(reference, text, tokenizer) for reference, text in pairs]
-    return Observed(rouge.observe(metric, scores), rouge.signature(tokenizer), _output_details(part))
+        case Task.PAIRS:
+            details = pairs.details(pairs.pairs_of(cola.sentences()), part.pair_scores)
+            return Observed(pairs.observe(part.pair_scores), pairs.SIGNATURE, details)
+        case Task.GENERAL:
+            signature = general.signature(max_length=max_length)
+            return Observed(general.observe(part.general), signature, general.details(part.general))
+        case Task.LATENCY:
+            return Observed(latency.observe(part.timings), latency.SIGNATURE, latency.details(part.timings))
+    raise LookupError(task)
+
+
+def _chosen(metric: Metric, inputs: CandidateInputs, part: TaskPart) -> Observed:
+    references = [row.completion for row in inputs.rows]
+    if metric is Metric.MACRO_F1:
+        return Observed(accuracy.observe_f1(inputs.choices, part.chosen, references), accuracy.F1_SIGNATURE)
+    right = [chosen == reference for chosen, reference in zip(part.chosen, references, strict=True)]
+    return Observed(matching.observe(right), accuracy.SIGNATURE)
+
+
+def _generated(metric: Metric, inputs: CandidateInputs, part: TaskPart, tokenizer: rouge.RougeTokenizer) -> Observed:
+    references = [row.completion for row in inputs.rows]
+    texts = [output.text for output in part.outputs]
+    details = _output_details(part)
+    if metric in _MATCHES:
+        is_match, signature = _MATCHES[metric]
+        matches = [is_match(reference, text) for reference, text in zip(references, texts, strict=True)]
+        if metric is Metric.JSON_MATCH:
+            details["jsonShare"] = sum(map(matching.is_json, texts)) / len(texts)
+        return Observed(matching.observe(matches), signature, details)
+    if metric in translation.TRANSLATION_METRICS:
+        return Observed(translation.observe(metric, references, texts), translation.signature(metric), details)
+    scores = [rouge.score_text(reference, text, tokenizer) for reference, text in zip(references, texts, strict=True)]
+    return Observed(rouge.observe(metric, scores), rouge.signature(tokenizer), details)
+
+
+_MATCHES: Mapping[Metric, tuple[Callable[[str, str], bool], str]] = {
+    Metric.EXACT_MATCH: (matching.is_match, matching.EXACT),
+    Metric.NORMALIZED_MATCH: (matching.is_normalized_match, matching.NORMALIZED),
+    Metric.JSON_MATCH: (matching.is_json_match, matching.JSON),
+}
 
 
 def _output_details(part: TaskPart) -> dict[str, float]:

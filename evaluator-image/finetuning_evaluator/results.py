@@ -116,6 +116,8 @@ class MetricResult(ContractModel):
 
     metric: Metric
     lower_is_better: bool
+    unit: str = ""
+    """What values count, for a person."""
     signature: str
     values: tuple[MetricValue, ...]
     comparisons: tuple[MetricComparison, ...] = ()

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from finetuning_api.metrics import LOWER_IS_BETTER, Metric
+from finetuning_api.metrics import Metric
 from finetuning_api.runconfig import ContractModel
 from finetuning_evaluator.candidates import Measured
-from finetuning_evaluator.inputs import TUNED, Task, has_own_texts
+from finetuning_evaluator.inputs import TUNED, Task, is_per_row
 from finetuning_evaluator.observations import Observed
 
 
@@ -49,7 +49,7 @@ def telling(samples: Sequence[Sample], metric: Metric, *, against: str, count: i
     """Return rows worth reading: where tuned gained most, where it lost most, and the rest evenly spread between."""
     if len(samples) <= count:
         return tuple(samples)
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if metric.facts.lower_is_better else 1
 
     def gain(sample: Sample) -> float:
         mine, theirs = (sample.scores.get(name, {}).get(metric) for name in (TUNED, against))
@@ -64,7 +64,7 @@ def _row_values(name: str, observed: Mapping[Metric, Mapping[str, Observed]]) ->
     return {
         metric: by_candidate[name].observations.row_values().tolist()
         for metric, by_candidate in observed.items()
-        if not has_own_texts(metric)
+        if is_per_row(metric)
     }
 
 

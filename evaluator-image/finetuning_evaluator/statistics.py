@@ -1,8 +1,8 @@
 """Intervals and paired comparisons, by resampling rows or whole clusters of rows: vectorised and seeded.
 
-Every metric here is a function of sums over rows (a mean, a ratio of sums, a confusion matrix). So one matrix of
-resampling weights serves all metrics and all candidates at once, and differences between candidates are paired by
-construction: each resample holds the same rows for everyone.
+Every metric is a function of sums over rows, see aggregates. So one matrix of resampling weights serves all metrics and
+all candidates at once, and differences between candidates are paired by construction: each resample holds the same rows
+for everyone.
 
 Rows of one cluster are not independent; what is resampled and swapped is the *unit*: a cluster, or a row where there
 are none. Sums over rows are sums over units, so only the matrix of components changes.
@@ -16,28 +16,14 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from finetuning_evaluator.aggregates import FloatArray, Statistic, aggregate, row_values
+
 IntArray = NDArray[np.int64]
 
 Z_95 = 1.959963984540054
 _TIE = 1e-9
 _CELLS_PER_CHUNK = 1 << 22
 """Resampling weights held in memory at once (32 MB of float64)."""
-
-
-class Statistic(StrEnum):
-    """How the sums over rows become the value of a metric, and which components they sum."""
-
-    MEAN = "mean"
-    """Components: value, 1."""
-    PROPORTION = "proportion"
-    """Components: 0 or 1, 1."""
-    PERPLEXITY = "perplexity"
-    """Components: NLL in nats, tokens. Value: exp(sum NLL / sum tokens)."""
-    BITS_PER_BYTE = "bits-per-byte"
-    """Components: NLL in nats, UTF-8 bytes. Value: sum NLL / (ln 2 * sum bytes)."""
-    MATTHEWS = "matthews"
-    """Components: true positive, false positive, false negative, true negative. 0 when a margin is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +67,7 @@ class Observations:
 
     def row_values(self) -> FloatArray:
         """Return a value per row for win and loss counts: the metric itself, or 1 for a right judgement."""
-        if self.statistic is Statistic.MATTHEWS:
-            return np.asarray(self.components[:, 0] + self.components[:, 3], dtype=np.float64)
-        return aggregate(self.statistic, self.components)
+        return row_values(self.statistic, self.components)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,31 +97,6 @@ class PairedComparison:
     ties: int
     losses: int
     rows: int
-
-
-def aggregate(statistic: Statistic, sums: FloatArray) -> FloatArray:
-    """Return the metric for sums of shape [..., components]; NaN where nothing was summed."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if statistic is Statistic.MATTHEWS:
-            return _matthews(sums)
-        ratio = np.asarray(sums[..., 0] / sums[..., 1], dtype=np.float64)
-        if statistic is Statistic.PERPLEXITY:
-            return np.asarray(np.exp(ratio))
-        if statistic is Statistic.BITS_PER_BYTE:
-            return np.asarray(ratio / math.log(2))
-        return ratio
-
-
-def _matthews(sums: FloatArray) -> FloatArray:
-    true_positive, false_positive, false_negative, true_negative = np.moveaxis(sums, -1, 0)
-    numerator = true_positive * true_negative - false_positive * false_negative
-    margins = (
-        (true_positive + false_positive)
-        * (true_positive + false_negative)
-        * (true_negative + false_positive)
-        * (true_negative + false_negative)
-    )
-    return np.where(margins > 0, numerator / np.sqrt(np.where(margins > 0, margins, 1.0)), 0.0)
 
 
 def _weight_chunks(units: int, *, samples: int, seed: int) -> Iterator[FloatArray]:

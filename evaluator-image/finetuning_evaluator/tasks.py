@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
 from finetuning_evaluator.inputs import CandidateInputs, Task
-from finetuning_evaluator.metrics import accuracy, cola, perplexity
+from finetuning_evaluator.metrics import accuracy, cola, general, latency, pairs, perplexity
 from finetuning_workload.candidates import LoadedCandidate
 from finetuning_workload.data import Encoder, RenderedRow
 from finetuning_workload.generation import complete
@@ -15,7 +15,15 @@ OnProgress = Callable[[int, int], None]
 
 _MARGIN = 1.2
 _LEAST_NEW_TOKENS = 8
-_RELATIVE_COST = {Task.LIKELIHOOD: 1.0, Task.GENERATION: 4.0, Task.ACCURACY: 4.0, Task.COLA: 2.0}
+_RELATIVE_COST = {
+    Task.LIKELIHOOD: 1.0,
+    Task.GENERATION: 4.0,
+    Task.ACCURACY: 4.0,
+    Task.COLA: 2.0,
+    Task.PAIRS: 1.0,
+    Task.GENERAL: 0.5,
+    Task.LATENCY: 4.0,
+}
 
 
 class Output(ContractModel):
@@ -36,6 +44,9 @@ class TaskPart(ContractModel):
     max_new_tokens: int | None = None
     chosen: tuple[str, ...] = ()
     judgements: tuple[cola.Judgement, ...] = ()
+    pair_scores: tuple[pairs.PairScore, ...] = ()
+    general: tuple[perplexity.RowLikelihood, ...] = ()
+    timings: tuple[latency.Timing, ...] = ()
 
 
 def cost(task: Task) -> float:
@@ -115,4 +126,44 @@ def _cola(
     return TaskPart(seconds=0, judgements=tuple(judgements))
 
 
-_WORK = {Task.LIKELIHOOD: _likelihood, Task.GENERATION: _generation, Task.ACCURACY: _accuracy, Task.COLA: _cola}
+def _pairs(
+    loaded: LoadedCandidate, inputs: CandidateInputs, _config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    asked = pairs.pairs_of(cola.sentences())
+    return TaskPart(
+        seconds=0, pair_scores=tuple(pairs.score(loaded.model, inputs.tokenizer, asked, on_progress=on_progress))
+    )
+
+
+def _general(
+    loaded: LoadedCandidate, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    rows = general.score(loaded.model, inputs.tokenizer, max_length=config.max_length, on_progress=on_progress)
+    return TaskPart(seconds=0, general=tuple(rows))
+
+
+def _latency(
+    loaded: LoadedCandidate, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    encoder = Encoder(inputs.tokenizer)
+    timings = latency.measure(
+        loaded.model,
+        inputs.tokenizer,
+        [encoder.encode_prompt(row) for row in inputs.rows[: latency.TIMED_ROWS]],
+        max_new_tokens=planned_new_tokens(inputs, config),
+        stop=config.generation.stop,
+        closing_tokens=_closing_tokens(inputs, inputs.rows),
+        on_progress=on_progress,
+    )
+    return TaskPart(seconds=0, timings=tuple(timings))
+
+
+_WORK = {
+    Task.LIKELIHOOD: _likelihood,
+    Task.GENERATION: _generation,
+    Task.ACCURACY: _accuracy,
+    Task.COLA: _cola,
+    Task.PAIRS: _pairs,
+    Task.GENERAL: _general,
+    Task.LATENCY: _latency,
+}

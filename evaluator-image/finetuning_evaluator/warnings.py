@@ -8,6 +8,7 @@ from finetuning_evaluator.inputs import CandidateInputs, comparable
 from finetuning_evaluator.metrics.rouge import ROUGE_METRICS, RougeTokenizer
 from finetuning_evaluator.overlap import Overlap
 from finetuning_evaluator.results import MetricResult
+from finetuning_evaluator.wording import outcome
 
 _MANY = 0.1
 _FEW_DIFFERENCES = 10
@@ -31,6 +32,7 @@ def collect(
                 *_about_differences(metrics),
                 *_about_outputs(metrics),
                 *_about_judgements(metrics),
+                *_about_forgetting(metrics),
             ]
         )
     )
@@ -89,3 +91,15 @@ def _about_judgements(metrics: Sequence[MetricResult]) -> Iterator[str]:
         for value in result.values:
             if value.details["predictedPositiveRate"] in {0.0, 1.0}:
                 yield f"{value.candidate} gives every sentence the same judgement: its cola is 0 by definition"
+
+
+def _about_forgetting(metrics: Sequence[MetricResult]) -> Iterator[str]:
+    for result in metrics:
+        if result.metric is not Metric.GENERAL_PERPLEXITY:
+            continue
+        for item in result.comparisons:
+            if outcome(result, item) == "worse" and item.relative is not None:
+                yield (
+                    f"{item.candidate} is worse than {item.against} on general text: its perplexity is"
+                    f" {item.relative:.1%} higher, so it may have forgotten what it knew"
+                )

@@ -98,7 +98,7 @@ MISTAKES: tuple[tuple[Manifest, str], ...] = (
         "spec.adapters[1]: Duplicate value",
     ),
     (evaluation(metrics=["cola", "cola"]), 'spec.metrics[1]: Duplicate value: "cola"'),
-    (job(evaluation={"metrics": ["bleu"]}), 'spec.evaluation.metrics[0]: Unsupported value: "bleu"'),
+    (job(evaluation={"metrics": ["meteor"]}), 'spec.evaluation.metrics[0]: Unsupported value: "meteor"'),
 )
 
 

@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetuning_api.reasons import Reason
+from finetuning_evaluator.aggregates import Statistic
 from finetuning_evaluator.score import OnProgress, Window, log_probabilities
+from finetuning_evaluator.statistics import Observations
 from finetuning_workload.data import Encoder, RenderedRow, TokenizedSample
 from finetuning_workload.errors import UserError
 
 MAX_CHOICES = 64
 SIGNATURE = "accuracy|argmax of summed log-likelihood incl. closing EOS|choices=distinct completions of the data set"
+F1_SIGNATURE = f"macro-f1|mean of F1 over choices that are right or chosen|{SIGNATURE.partition('|')[2]}"
 
 
 def choices_of(rows: Sequence[RenderedRow]) -> tuple[str, ...]:
@@ -42,6 +46,13 @@ def choose(
     scores = [float(found.sum()) for found in log_probabilities(model, items, on_progress=on_progress)]
     per_row = [scores[start : start + len(choices)] for start in range(0, len(scores), len(choices))]
     return [choices[row_scores.index(max(row_scores))] for row_scores in per_row]
+
+
+def observe_f1(choices: Sequence[str], chosen: Sequence[str], references: Sequence[str]) -> Observations:
+    """Return for every row and choice whether it is the right one, the chosen one, and both: [rows, 3 x choices]."""
+    right = np.array([[reference == choice for choice in choices] for reference in references], dtype=np.float64)
+    taken = np.array([[answer == choice for choice in choices] for answer in chosen], dtype=np.float64)
+    return Observations(Statistic.MACRO_F1, np.concatenate([right, taken, right * taken], axis=1))
 
 
 def _with_completion(row: RenderedRow, completion: str) -> RenderedRow:

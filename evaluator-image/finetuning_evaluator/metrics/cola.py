@@ -6,16 +6,16 @@ CoLA corpus cannot be shipped. Values are comparable between candidates, not wit
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from finetuning_api.runconfig import ContractModel
+from finetuning_evaluator.aggregates import Statistic
+from finetuning_evaluator.metrics.built_in import ACCEPTABILITY, read_lines
 from finetuning_evaluator.score import OnProgress, Window, log_probabilities
-from finetuning_evaluator.statistics import Observations, Statistic
+from finetuning_evaluator.statistics import Observations
 
 SIGNATURE = "cola|own sentences|lm-eval template 1.0|shots=0|choices= no/ yes|mcc"
 CHOICES = (" no", " yes")
@@ -43,9 +43,8 @@ class Judgement(ContractModel):
 
 @cache
 def sentences() -> tuple[Sentence, ...]:
-    """Return the built-in sentences: as many acceptable as not."""
-    text = resources.files("finetuning_evaluator.metrics").joinpath("acceptability.jsonl").read_text(encoding="utf-8")
-    return TypeAdapter(tuple[Sentence, ...]).validate_json(f"[{','.join(text.splitlines())}]")
+    """Return the built-in sentences: each acceptable one, and after it the same sentence broken."""
+    return read_lines(ACCEPTABILITY, Sentence)
 
 
 def judge(

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from finetuning_api.metrics import Metric
 from finetuning_api.runconfig import ContractModel
+from finetuning_evaluator.aggregates import FloatArray, Statistic
 from finetuning_evaluator.score import OnProgress, document_log_probabilities
-from finetuning_evaluator.statistics import FloatArray, Observations, Statistic
+from finetuning_evaluator.statistics import Observations
 from finetuning_workload.data import Encoder, RenderedRow, TokenizedSample
 
 LIKELIHOOD_METRICS = (Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY, Metric.BITS_PER_BYTE)

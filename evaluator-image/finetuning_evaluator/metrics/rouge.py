@@ -15,7 +15,8 @@ import numpy as np
 from rapidfuzz.distance import LCSseq
 
 from finetuning_api.metrics import Metric
-from finetuning_evaluator.statistics import FloatArray, Observations, Statistic
+from finetuning_evaluator.aggregates import FloatArray, Statistic
+from finetuning_evaluator.statistics import Observations
 
 ROUGE_METRICS = (Metric.ROUGE1, Metric.ROUGE2, Metric.ROUGE_L, Metric.ROUGE_LSUM)
 

@@ -132,6 +132,12 @@ RULE_CASES: tuple[RuleCase, ...] = (
     RuleCase(
         "plain text has no completions",
         "spec.evaluation.metrics",
+        job(evaluation={"metrics": ["general-perplexity", "cola-pairs"]}),
+        job(evaluation={"metrics": ["general-perplexity", "latency"]}),
+    ),
+    RuleCase(
+        "plain text has no completions",
+        "spec.evaluation.metrics",
         job(dataset={"source": "rows.jsonl", "messages": "turns"}, evaluation={"metrics": ["rouge"]}),
         job(dataset={"source": "rows.jsonl", "completion": "{a}"}, evaluation={"metrics": ["rouge"]}),
     ),

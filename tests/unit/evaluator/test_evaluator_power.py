@@ -98,7 +98,7 @@ def test_a_decided_rule_lacks_nothing() -> None:
             "about 360 more groups would decide it (80 % power)",
         ),
         (Measured(0.5, Interval(0.45, 0.55), units=100), "so near the bound that no number of rows decides"),
-        (Measured(0.6, Interval(0.45, 0.75)), "has its own sentences, so more rows do not narrow it"),
+        (Measured(0.6, Interval(0.45, 0.75)), "is measured on a fixed set, so more rows do not narrow it"),
         (Measured(0.6, None, units=1), "too few rows or groups for an interval"),
     ],
 )

@@ -9,16 +9,14 @@ import pytest
 from scipy.stats import binomtest, permutation_test
 from sklearn.metrics import matthews_corrcoef
 
+from finetuning_evaluator.aggregates import FloatArray, Statistic, aggregate
 from finetuning_evaluator.statistics import (
-    FloatArray,
     IntArray,
     Interval,
     Observations,
     PairedComparison,
     PairedTest,
     Side,
-    Statistic,
-    aggregate,
     bonett_price_interval,
     bootstrap,
     compare,

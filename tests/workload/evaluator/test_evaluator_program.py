@@ -101,7 +101,12 @@ def test_base_tuned_and_reference_are_compared_on_every_metric(world: Path, tmp_
     assert len((tmp_path / "report" / "samples.jsonl").read_text().splitlines()) == results.dataset.rows
     first = json.loads((tmp_path / "report" / "samples.jsonl").read_text().splitlines()[0])
     assert set(first["outputs"]) == {"base", "tuned", "reference"}
-    assert set(first["scores"]["tuned"]) == {metric.value for metric in ALL_METRICS} - {"cola"}
+    assert set(first["scores"]["tuned"]) == {metric.value for metric in ALL_METRICS} - {
+        "cola",
+        "cola-pairs",
+        "general-perplexity",
+        "latency",
+    }
 
 
 def test_with_its_adapter_off_a_shared_load_is_the_base_model_and_with_it_on_the_tuned_one(world: Path) -> None:
@@ -244,7 +249,7 @@ def test_rows_on_both_sides_of_the_split_are_told(world: Path, tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize("metric", [Metric.ROUGE1, Metric.EXACT_MATCH, Metric.ACCURACY])
+@pytest.mark.parametrize("metric", [metric for metric in Metric if metric.facts.needs_completions])
 def test_plain_text_has_no_answers_to_compare(world: Path, tmp_path: Path, metric: Metric) -> None:
     plain = RowFormat(text="message", split=DatasetSplit(test=0.2, seed=1))
     config = evaluate_config(
@@ -259,6 +264,78 @@ def test_plain_text_has_no_answers_to_compare(world: Path, tmp_path: Path, metri
 
     assert error.reason is Reason.METRIC_UNAVAILABLE
     assert metric.value in error.message
+
+
+def test_references_that_are_no_json_are_refused_with_an_example(world: Path, tmp_path: Path) -> None:
+    free = RowFormat(prompt="{triage}", completion="{message}", split=DatasetSplit(test=0.2, seed=3))
+    config = evaluate_config(
+        [base(world), tuned(world)],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.JSON_MATCH,),
+        rows=free,
+    )
+
+    error = refused(config)
+
+    assert error.reason is Reason.METRIC_UNAVAILABLE
+    assert "references are no JSON" in error.message
+    assert "'Message " in error.message
+
+
+def test_pairs_are_refused_where_nothing_can_come_before_a_sentence(world: Path, tmp_path: Path) -> None:
+    bare = tiny_llama(tmp_path / "bare", seed=4)
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": None, "eos_token": None}))
+    config = evaluate_config(
+        [candidate("base", bare)], data=world / "rows.jsonl", output=tmp_path / "report", metrics=(Metric.COLA_PAIRS,)
+    )
+
+    error = refused(config)
+
+    assert error.reason is Reason.METRIC_UNAVAILABLE
+    assert "neither a BOS nor an EOS" in error.message
+
+
+def test_general_text_cut_differently_by_two_tokenizers_is_not_subtracted(world: Path, tmp_path: Path) -> None:
+    stranger = tiny_llama(tmp_path / "stranger", seed=9)
+    core = json.loads((stranger / "tokenizer.json").read_text())
+    # A merge that the general text needs and the rows do not: the rows alone look alike to both tokenizers.
+    core["model"]["vocab"]["Tw"] = core["model"]["vocab"].pop(list(core["model"]["vocab"])[-1])
+    core["model"]["merges"] = [["T", "w"], *core["model"]["merges"][:-1]]
+    (stranger / "tokenizer.json").write_text(json.dumps(core))
+    config = evaluate_config(
+        [base(world), tuned(world), candidate("reference", stranger)],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.PERPLEXITY, Metric.GENERAL_PERPLEXITY),
+    )
+
+    evaluate(config, context())
+
+    for result in results_of(config).metrics:
+        assert result.comparison("tuned", "base") is not None
+        assert result.comparison("tuned", "reference") is None
+
+
+def test_a_model_that_lost_its_general_knowledge_is_pointed_out(world: Path, tmp_path: Path) -> None:
+    sure = tiny_llama(tmp_path / "sure", seed=2, tied=False)
+    model = AutoModelForCausalLM.from_pretrained(sure)
+    with torch.no_grad():
+        # Sure of random guesses: far worse than a model that knows nothing and spreads its probabilities.
+        model.lm_head.weight.mul_(50)
+    model.save_pretrained(sure)
+    config = evaluate_config(
+        [base(world), candidate("tuned", sure)],
+        data=world / "rows.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.GENERAL_PERPLEXITY,),
+    )
+
+    result = evaluate(config, context())
+
+    assert any(warning.startswith("tuned is worse than base on general text") for warning in result.warnings)
+    assert results_of(config).metrics[0].units == 36
 
 
 def test_accuracy_over_free_text_is_refused(world: Path, tmp_path: Path) -> None:

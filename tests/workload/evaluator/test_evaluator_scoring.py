@@ -13,7 +13,7 @@ from tests.support.models import tiny_gpt2, tiny_llama
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetuning_api.metrics import Metric
-from finetuning_evaluator.metrics import accuracy, cola, perplexity
+from finetuning_evaluator.metrics import accuracy, cola, general, pairs, perplexity
 from finetuning_evaluator.score import Window, document_log_probabilities, log_probabilities, windows
 from finetuning_workload.data import RenderedRow, Segment, encode_row
 from finetuning_workload.models import load_base_model, load_tokenizer
@@ -181,3 +181,38 @@ def test_acceptability_scores_are_those_of_lm_eval(model: PreTrainedModel, token
     found = [score for judgement in cola.judge(model, tokenizer, judged) for score in (judgement.no, judgement.yes)]
 
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_sentences_of_pairs_score_as_lm_eval_scores_them_after_nothing(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asked = pairs.pairs_of(cola.sentences())[:9]
+    requests = [
+        Instance(request_type="loglikelihood", doc={}, arguments=("", sentence.sentence), idx=index)
+        for index, sentence in enumerate(sentence for pair in asked for sentence in pair)
+    ]
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=5)
+    expected = [score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+
+    found = pairs.score(model, tokenizer, asked)
+
+    assert [score for pair in found for score in (pair.acceptable, pair.broken)] == pytest.approx(expected, abs=1e-4)
+    assert [pair.right for pair in found] == [
+        first > second for first, second in zip(*[iter(expected)] * 2, strict=True)
+    ]
+
+
+def test_general_text_scores_as_lm_eval_scores_all_but_its_first_token(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "roomy", positions=1024)
+    model, tokenizer = load_base_model(folder, dtype=torch.float32, device=torch.device("cpu")), load_tokenizer(folder)
+    requests = []
+    for index, passage in enumerate(general.passages()):
+        first = str(tokenizer.decode(tokenizer(passage.text)["input_ids"][:1]))
+        arguments = (first, passage.text.removeprefix(first))
+        requests.append(Instance(request_type="loglikelihood", doc={}, arguments=arguments, idx=index))
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=1024)
+    expected = [score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+
+    found = general.score(model, tokenizer, max_length=1024)
+
+    assert [-row.text_nll for row in found] == pytest.approx(expected, rel=1e-6)
