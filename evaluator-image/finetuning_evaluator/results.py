@@ -1,5 +1,6 @@
 """What an evaluation leaves behind: the typed form of results.json, and the short form for status."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal
 
@@ -19,7 +20,7 @@ SCHEMA_VERSION: Literal["eval/v1"] = "eval/v1"
 _LAST_WORDS_FRAME = 256
 """Bytes kept free in the last words for what surrounds the result."""
 _SHORT_MESSAGE = 96
-_DIGITS = 6
+_DIGITS, _FEWER_DIGITS = 6, 4
 _MAX_WARNINGS = 32
 """As many as a status holds."""
 
@@ -169,10 +170,12 @@ class Results(ContractModel):
             verdict=self.verdict,
             warnings=self.warnings[:_MAX_WARNINGS],
         )
-        for shortened in (whole, _with_short_messages(whole), _without_words(whole)):
-            if len(shortened.model_dump_json(by_alias=True).encode()) <= TERMINATION_LOG_BYTES - _LAST_WORDS_FRAME:
+        wordless = _without_words(whole)
+        for shortened in (whole, _with_short_messages(whole), wordless, *_with_fewer_rows(_coarse(wordless))):
+            encoded = shortened.model_dump_json(by_alias=True, exclude_none=True).encode()
+            if len(encoded) <= TERMINATION_LOG_BYTES - _LAST_WORDS_FRAME:
                 return shortened
-        return _without_words(whole)
+        return wordless.model_copy(update={"rows": ()})
 
 
 def _row(metric: MetricResult) -> EvaluationRow:
@@ -190,8 +193,30 @@ def _row(metric: MetricResult) -> EvaluationRow:
     )
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{_DIGITS}g}")
+def _rounded(value: float | None, digits: int = _DIGITS) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
+
+
+def _coarse(result: EvaluateResult) -> EvaluateResult:
+    """Return a result whose numbers have fewer digits."""
+    numbers = ("base", "tuned", "reference", "delta", "ci_low", "ci_high")
+    rows = (
+        row.model_copy(update={name: _rounded(getattr(row, name), _FEWER_DIGITS) for name in numbers})
+        for row in result.rows
+    )
+    return result.model_copy(update={"rows": tuple(rows)})
+
+
+def _with_fewer_rows(result: EvaluateResult) -> Iterator[EvaluateResult]:
+    """Yield a result, and then the same with ever fewer rows, the last one that no rule is about left out first."""
+    yield result
+    gated = {gate.metric for gate in result.gates}
+    rows = list(result.rows)
+    for row in reversed([row for row in rows if row.metric not in gated]):
+        rows.remove(row)
+        yield result.model_copy(
+            update={"rows": tuple(rows), "warnings": ("see report.md for more metrics, messages and warnings",)}
+        )
 
 
 def _with_short_messages(result: EvaluateResult) -> EvaluateResult:

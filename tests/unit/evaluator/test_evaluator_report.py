@@ -248,6 +248,33 @@ def test_last_words_hold_all_rows_and_verdicts_however_many_rules_and_warnings_t
     assert [gate.verdict for gate in read.gates] == [Verdict.PASS] * 16
 
 
+def test_last_words_keep_every_gated_row_where_long_numbers_leave_no_room_for_all() -> None:
+    def long(metric: Metric) -> MetricResult:
+        made = metric_result(metric, base=-0.000123456789, tuned=-0.000123456789)
+        reference = MetricValue(candidate="reference", value=-1.23456789e-12, samples=123_456)
+        (found,) = made.comparisons
+        changes = {"delta": -0.000123456789, "ci_low": -1.23456789e-11, "ci_high": -0.000123456789}
+        return made.model_copy(
+            update={"values": (*made.values, reference), "comparisons": (found.model_copy(update=changes),)}
+        )
+
+    rule = GateRule(metric=Metric.LATENCY, max=1)
+    decided = GateResult(metric=Metric.LATENCY, verdict=Verdict.INCONCLUSIVE, message="long " * 200)
+    crowded = results(
+        metrics=tuple(map(long, Metric)), gates=tuple(GateDecision(rule=rule, result=decided) for _ in range(16))
+    )
+
+    encoded = encode_last_words(LastWords(reason=Reason.SUCCEEDED, result=crowded.summary()))
+    read = LastWords.model_validate_json(encoded).result
+
+    assert len(encoded) <= TERMINATION_LOG_BYTES
+    assert isinstance(read, EvaluateResult)
+    assert len(read.gates) == 16
+    assert len(read.rows) > 12
+    assert Metric.LATENCY in {row.metric for row in read.rows}
+    assert read.warnings == ("see report.md for more metrics, messages and warnings",)
+
+
 def test_results_are_read_back_as_they_were_written() -> None:
     written = results()
 
