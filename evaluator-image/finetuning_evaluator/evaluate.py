@@ -19,6 +19,7 @@ from finetuning_evaluator.inputs import CandidateInputs, Task, read_inputs, task
 from finetuning_evaluator.metrics.built_in import built_in_digest
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
 from finetuning_evaluator.observations import Observed, observe
+from finetuning_evaluator.outputs import speed, summarise
 from finetuning_evaluator.overlap import Overlap, measure
 from finetuning_evaluator.parts import PARTS_FOLDER, Parts, digest_of
 from finetuning_evaluator.progress import Progress
@@ -110,6 +111,7 @@ def _results(
     observed = _observe(config, measured, tokenizer)
     metrics = adjusted(config.gate, analyse(observed, inputs, Resampling(config.bootstrap_samples, config.seed)))
     gates = judge(config.gate, metrics)
+    candidates = tuple(_candidate(found) for found in measured)
     results = Results(
         job=config.job,
         config_digest=config_digest,
@@ -119,10 +121,12 @@ def _results(
         environment=environment,
         dataset=dataset,
         settings=_settings(config, measured),
-        candidates=tuple(_candidate(found) for found in measured),
+        candidates=candidates,
         metrics=metrics,
         gates=gates,
-        warnings=warnings.collect(metrics, inputs, rouge_tokenizer=tokenizer, overlap=dataset.overlap),
+        warnings=warnings.collect(
+            metrics, inputs, candidates=candidates, rouge_tokenizer=tokenizer, overlap=dataset.overlap
+        ),
     )
     return results, observed
 
@@ -180,6 +184,7 @@ def _settings(config: EvaluateConfig, measured: Sequence[Measured]) -> Settings:
 
 def _candidate(found: Measured) -> CandidateSummary:
     candidate = found.inputs.candidate
+    written, references = found.parts.get(Task.GENERATION), [row.completion for row in found.inputs.rows]
     return CandidateSummary(
         name=candidate.name,
         model=candidate.model.provenance,
@@ -188,6 +193,8 @@ def _candidate(found: Measured) -> CandidateSummary:
         parameters=found.facts.parameters,
         load_seconds=found.facts.load_seconds,
         seconds={task: part.seconds for task, part in found.parts.items()},
+        speed=speed(found.parts),
+        outputs=None if written is None else summarise(written.outputs, references),
     )
 
 

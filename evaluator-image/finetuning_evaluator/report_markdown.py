@@ -8,6 +8,9 @@ from finetuning_evaluator.results import Results
 from finetuning_evaluator.samples import Sample, telling
 from finetuning_evaluator.wording import (
     COMPARISON_NOTE,
+    COST_HEADER,
+    COST_NOTE,
+    costs,
     detectable,
     evaluated,
     headline,
@@ -28,7 +31,7 @@ _LONGEST = 600
 def render_markdown(results: Results, samples: Sequence[Sample]) -> str:
     """Return the report as Markdown."""
     sections = (_head(results), _table(results), _comparisons(results), _gate(results), _warnings(results))
-    parts = [*sections, _examples(results, samples), _reproduction(results)]
+    parts = [*sections, _costs(results), _examples(results, samples), _reproduction(results)]
     return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines) + "\n"
 
 
@@ -48,11 +51,11 @@ def _head(results: Results) -> Iterator[str]:
 
 def _table(results: Results) -> Iterator[str]:
     names = [candidate.name for candidate in results.candidates]
-    yield _row(["metric", "better", *names])
-    yield _row(["---"] * (len(names) + 2))
+    yield _row(["metric", "unit", "better", *names])
+    yield _row(["---"] * (len(names) + 3))
     for metric in results.metrics:
         better = "lower" if metric.lower_is_better else "higher"
-        yield _row([metric.metric, better, *(with_interval(metric.value(name)) for name in names)])
+        yield _row([metric.metric, metric.unit, better, *(with_interval(metric.value(name)) for name in names)])
 
 
 def _comparisons(results: Results) -> Iterator[str]:
@@ -93,6 +96,17 @@ def _warnings(results: Results) -> Iterator[str]:
         yield ""
         for warning in results.warnings:
             yield f"- {warning}"
+
+
+def _costs(results: Results) -> Iterator[str]:
+    yield "## Speed and outputs"
+    yield ""
+    yield _row(["candidate", *COST_HEADER])
+    yield _row(["---"] * (len(COST_HEADER) + 1))
+    for candidate in results.candidates:
+        yield _row([candidate.name, *costs(candidate)])
+    yield ""
+    yield COST_NOTE
 
 
 def _examples(results: Results, samples: Sequence[Sample]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from finetuning_api.runconfig import (
     JobIdentity,
     Provenance,
 )
+from finetuning_evaluator.outputs import OutputSummary, Speed
 from finetuning_evaluator.overlap import Overlap
 
 SCHEMA_VERSION: Literal["eval/v1"] = "eval/v1"
@@ -51,6 +52,9 @@ class CandidateSummary(ContractModel):
     load_seconds: float
     seconds: dict[str, float]
     """Wall time by task; of the run that computed it, where a run was interrupted."""
+    speed: Speed = Field(default_factory=Speed)
+    outputs: OutputSummary | None = None
+    """None where nothing was generated."""
 
 
 class DatasetSummary(ContractModel):

@@ -7,7 +7,7 @@ from finetuning_evaluator.analysis import FEW_ROWS, pairs
 from finetuning_evaluator.inputs import CandidateInputs, comparable
 from finetuning_evaluator.metrics.rouge import ROUGE_METRICS, RougeTokenizer
 from finetuning_evaluator.overlap import Overlap
-from finetuning_evaluator.results import MetricResult
+from finetuning_evaluator.results import CandidateSummary, MetricResult
 from finetuning_evaluator.wording import outcome
 
 _MANY = 0.1
@@ -19,6 +19,7 @@ def collect(
     metrics: Sequence[MetricResult],
     inputs: Sequence[CandidateInputs],
     *,
+    candidates: Sequence[CandidateSummary],
     rouge_tokenizer: RougeTokenizer,
     overlap: Overlap | None,
 ) -> tuple[str, ...]:
@@ -30,7 +31,7 @@ def collect(
                 *_about_overlap(overlap),
                 *_about_tokenizers(metrics, inputs),
                 *_about_differences(metrics),
-                *_about_outputs(metrics),
+                *_about_outputs(candidates, rows=len(inputs[0].rows)),
                 *_about_judgements(metrics),
                 *_about_forgetting(metrics),
             ]
@@ -75,13 +76,18 @@ def _about_differences(metrics: Sequence[MetricResult]) -> Iterator[str]:
                 yield f"{result.metric}: {who} differ in only {item.wins + item.losses} rows: the interval is rough"
 
 
-def _about_outputs(metrics: Sequence[MetricResult]) -> Iterator[str]:
-    generated = [value for result in metrics for value in result.values if "emptyShare" in value.details]
-    for value in generated:
-        if value.details["emptyShare"] > _MANY:
-            yield f"{value.candidate} wrote nothing for {value.details['emptyShare']:.0%} of the rows"
-        if value.details["cutShare"] > _MANY:
-            yield f"{value.candidate} did not stop by itself in {value.details['cutShare']:.0%} of the rows"
+def _about_outputs(candidates: Sequence[CandidateSummary], *, rows: int) -> Iterator[str]:
+    for candidate in candidates:
+        if candidate.outputs is None:
+            continue
+        empty, cut = candidate.outputs.empty / rows, candidate.outputs.cut / rows
+        refused = (candidate.outputs.refused - candidate.outputs.refused_references) / rows
+        if empty > _MANY:
+            yield f"{candidate.name} wrote nothing for {empty:.0%} of the rows"
+        if cut > _MANY:
+            yield f"{candidate.name} did not stop by itself in {cut:.0%} of the rows"
+        if refused > _MANY:
+            yield f"{candidate.name} refused to answer {refused:.0%} of the rows that the references answer"
 
 
 def _about_judgements(metrics: Sequence[MetricResult]) -> Iterator[str]:

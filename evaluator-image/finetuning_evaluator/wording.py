@@ -1,9 +1,17 @@
 """How numbers and outcomes are said, the same in every report."""
 
 from finetuning_api.metrics import Verdict
-from finetuning_evaluator.results import DatasetSummary, MetricComparison, MetricResult, MetricValue, Results
+from finetuning_evaluator.results import (
+    CandidateSummary,
+    DatasetSummary,
+    MetricComparison,
+    MetricResult,
+    MetricValue,
+    Results,
+)
 
 SIGNIFICANT = 0.05
+_DASH = "\N{EN DASH}"
 COMPARISON_NOTE = (
     "p (Holm): two-sided, in parentheses adjusted for all metrics of the gate. detectable: the smallest true difference"
     " that this many rows find in 80 % of cases; a smaller one may be there and unseen."
@@ -26,12 +34,12 @@ def signed(value: float) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """Return a 95 % interval, or a dash where there are too few rows for one."""
-    return "–" if low is None or high is None else f"[{number(low)}, {number(high)}]"  # noqa: RUF001  (a dash for a person)
+    return _DASH if low is None or high is None else f"[{number(low)}, {number(high)}]"
 
 
 def with_interval(value: MetricValue | None) -> str:
     """Return a value and its interval."""
-    return "–" if value is None else f"{number(value.value)} {interval(value.ci_low, value.ci_high)}"  # noqa: RUF001
+    return _DASH if value is None else f"{number(value.value)} {interval(value.ci_low, value.ci_high)}"
 
 
 def p_value(value: float) -> str:
@@ -48,7 +56,7 @@ def p_values(comparison: MetricComparison) -> str:
 def detectable(comparison: MetricComparison) -> str:
     """Return the smallest difference that as many rows would find, or a dash where that cannot be told."""
     effect = comparison.minimum_detectable_effect
-    return "–" if effect is None else number(effect)  # noqa: RUF001  (a dash for a person)
+    return _or_dash(effect)
 
 
 def outcome(result: MetricResult, comparison: MetricComparison) -> str:
@@ -89,6 +97,38 @@ def overlap(dataset: DatasetSummary) -> str:
         f"{found.exact} of {dataset.rows} rows stand word by word in the {found.training_rows} rows of the training"
         f" side, {found.near} more nearly."
     )
+
+
+COST_HEADER = (
+    "load s",
+    "scored tokens/s",
+    "generated tokens/s",
+    "one at a time",
+    "tokens per output",
+    "length ratio",
+    "empty",
+    "cut",
+    "refusals",
+)
+COST_NOTE = (
+    "Tokens per second are of whole batches, but for one at a time. length ratio: characters of all outputs over"
+    " those of all references. cut: ended by the limit. refusals: begin with one of a list of English phrases, a rough"
+    " count."
+)
+
+
+def costs(candidate: CandidateSummary) -> tuple[str, ...]:
+    """Return what a candidate took and how its outputs look, in the order of COST_HEADER."""
+    speed, outputs = candidate.speed, candidate.outputs
+    rates = tuple(map(_or_dash, (candidate.load_seconds, speed.scored, speed.generated, speed.alone)))
+    if outputs is None:
+        return (*rates, *[_DASH] * 5)
+    lengths = _or_dash(outputs.mean_tokens), _or_dash(outputs.length_ratio)
+    return (*rates, *lengths, str(outputs.empty), str(outputs.cut), str(outputs.refused))
+
+
+def _or_dash(value: float | None) -> str:
+    return _DASH if value is None else number(value)
 
 
 def headline(results: Results) -> str:

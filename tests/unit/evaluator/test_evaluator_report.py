@@ -50,7 +50,12 @@ def metric_result(metric: Metric, *, base: float = 0.2, tuned: float = 0.6) -> M
         samples=100,
     )
     return MetricResult(
-        metric=metric, lower_is_better=False, signature="s", values=tuple(values), comparisons=(comparison,)
+        metric=metric,
+        lower_is_better=False,
+        unit=metric.facts.unit,
+        signature="s",
+        values=tuple(values),
+        comparisons=(comparison,),
     )
 
 
@@ -155,7 +160,7 @@ def test_the_verdict_comes_before_every_number(verdict: Verdict | None, word: st
 def test_the_markdown_report_holds_values_intervals_differences_gate_warnings_and_digests() -> None:
     report = render_markdown(results(), [sample()])
 
-    assert "| rougeL | higher | 0.2000 [0.1000, 0.3000] | 0.6000 [0.5000, 0.7000] |" in report
+    assert "| rougeL | share, 0 to 1 | higher | 0.2000 [0.1000, 0.3000] | 0.6000 [0.5000, 0.7000] |" in report
     assert (
         "| rougeL | tuned - base | +0.4000 | [0.3123, 0.4877] | < 0.001 (0.020) | 0.2505 | 70 / 20 / 10 | better |"
         in report

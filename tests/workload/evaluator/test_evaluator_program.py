@@ -99,6 +99,10 @@ def test_base_tuned_and_reference_are_compared_on_every_metric(world: Path, tmp_
     results = results_of(config)
     assert [found.name for found in results.candidates] == ["base", "tuned", "reference"]
     assert len((tmp_path / "report" / "samples.jsonl").read_text().splitlines()) == results.dataset.rows
+    for found in results.candidates:
+        assert found.outputs is not None
+        assert found.outputs.length_ratio is not None
+        assert None not in (found.speed.scored, found.speed.generated, found.speed.alone)
     first = json.loads((tmp_path / "report" / "samples.jsonl").read_text().splitlines()[0])
     assert set(first["outputs"]) == {"base", "tuned", "reference"}
     assert set(first["scores"]["tuned"]) == {metric.value for metric in ALL_METRICS} - {
@@ -469,6 +473,9 @@ def test_a_candidate_that_writes_nothing_scores_zero_and_is_pointed_out(world: P
 
     assert {row.metric: row.tuned for row in result.rows} == {Metric.ROUGE_L: 0.0, Metric.EXACT_MATCH: 0.0}
     assert "tuned wrote nothing for 100% of the rows" in result.warnings
+    told = results_of(config).candidates[1].outputs
+    assert told is not None
+    assert (told.empty, told.length_ratio) == (results_of(config).dataset.rows, 0.0)
 
 
 def test_the_reason_of_a_refusal_reaches_the_last_words(world: Path, tmp_path: Path) -> None:
