@@ -22,9 +22,7 @@ from finetuning_operator.cluster.jobview import JobView, seconds
 from finetuning_operator.cluster.kinds import CLAIM, EVENT, KindRef
 from finetuning_operator.cluster.texts import LOG_READ_BYTES, TAIL_LINES, log_tail
 
-WORKLOADS = tuple(
-    KindRef("kueue.x-k8s.io", version, "workloads", "Workload") for version in ("v1beta2", "v1beta1")
-)
+WORKLOADS = tuple(KindRef("kueue.x-k8s.io", version, "workloads", "Workload") for version in ("v1beta2", "v1beta1"))
 """What Kueue makes of a Job with a queue's name, newest version first: releases before 0.15 serve the older alone."""
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
@@ -242,10 +240,12 @@ async def _ask_queue(api: Reads, view: JobView) -> LastWords | None:
     found = await _patiently(_list_workloads(api, view.job))
     for workload in found or ():
         conditions = parts(part(workload, "status"), "conditions")
-        for kind in ("QuotaReserved", "Admitted"):
-            told = find_condition(conditions, kind, status="False")
-            if told is not None:
-                return explain_queue(told, queue=view.job.queue)
+        waits = (find_condition(conditions, kind, status="False") for kind in ("QuotaReserved", "Admitted"))
+        # That stays until the Job is let go again.
+        evicted = find_condition(conditions, "Evicted", status="True")
+        told = next((wait for wait in waits if wait is not None), evicted)
+        if told is not None:
+            return explain_queue(told, queue=view.job.queue, evicted=evicted)
     return None
 
 

@@ -129,9 +129,12 @@ def explain_event(reason: str, message: str, *, about: str = "") -> LastWords | 
     return explain([Fact(Source.EVENT, reason, message, details={"about": about})])
 
 
-def explain_queue(told: Told, *, queue: str) -> LastWords | None:
-    """Return why Kueue does not admit a Job."""
-    return explain([Fact(Source.QUEUE, told.reason, told.message, details={"queue": queue})])
+def explain_queue(told: Told, *, queue: str, evicted: Told | None = None) -> LastWords | None:
+    """Return why Kueue does not admit a Job, and why it stopped it where it had admitted it before."""
+    words = explain([Fact(Source.QUEUE, told.reason, told.message, details={"queue": queue})])
+    if words is None or evicted is None or evicted is told:
+        return words
+    return words.model_copy(update={"message": f"{words.message}. Kueue took it back: {clean(evicted.message)}"})
 
 
 def explain_api_error(error: ApiError) -> LastWords:

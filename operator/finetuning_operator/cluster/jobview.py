@@ -71,10 +71,12 @@ class JobView:
 
     @property
     def pending_since(self) -> datetime | None:
-        """Since when the step waits for a pod to run: each wait counts for itself."""
+        """Since when the step waits for a pod to run, where that is known: each wait counts for itself."""
         if self.job.suspended:
             told = self.job.condition("Suspended")
             return (told.at if told else None) or self.job.created_at
+        if self.job.condition("Suspended"):
+            return None  # It was just let go, and has not started: the time before was not for its pods to use.
         times = (
             self.job.started_at or self.job.created_at,
             *(pod.ended_at for pod in self.ended),

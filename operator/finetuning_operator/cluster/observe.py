@@ -139,7 +139,7 @@ def _pending(view: JobView, progress: TrainerStatus | None, *, hindrance: LastWo
 def _has_told_its_result(view: JobView) -> bool:
     """Return whether the only worker left its result, which the Job's own status repeats a second later."""
     pod = view.success
-    if pod is None or view.job.indexed or view.job.suspended or view.job.condition("FailureTarget"):
+    if pod is None or view.job.indexed or view.job.condition("FailureTarget"):
         return False
     words = explain_ended_pod(pod)
     return words.reason is Reason.SUCCEEDED and words.result is not None

@@ -279,6 +279,17 @@ class TestQueue:
         )
         assert api.asked == [f"workloads team {self.SELECTOR}"]
 
+    def test_kueue_says_why_it_took_a_job_back(self) -> None:
+        waits = condition("QuotaReserved", status="False", reason="Pending", message="1 more needed")
+        evicted = condition("Evicted", reason="Preempted", message="Preempted to accommodate a workload")
+        again = Answers(lists={self.SELECTOR: [{"status": {"conditions": [waits, evicted]}}]})
+        at_once = Answers(lists={self.SELECTOR: [{"status": {"conditions": [evicted]}}]})
+        told = [found(api, QUEUED_JOB) for api in (again, at_once)]
+        assert [each and each.hindrance and each.hindrance.message for each in told] == [
+            "waits in the queue gpus: 1 more needed. Kueue took it back: Preempted to accommodate a workload",
+            "waits in the queue gpus: Preempted to accommodate a workload",
+        ]
+
     def test_an_older_kueue_is_asked_in_its_own_version(self) -> None:
         told = condition("QuotaReserved", status="False", reason="Pending", message="insufficient unused quota")
         workload = {"status": {"conditions": [told]}}

@@ -106,6 +106,12 @@ class TestLife:
         early = observe(batch_job(), ended_pod(words=DONE))
         assert early == observe(batch_job(COMPLETE, succeeded=1), ended_pod(words=DONE))
 
+    def test_a_success_stays_one_when_a_queue_takes_the_job_back_in_the_same_moment(self) -> None:
+        taken = batch_job(condition("Suspended", at=10), labels=QUEUED, suspend=True, started=None)
+        state = observe(taken, ended_pod(words=DONE))
+        assert state is not None
+        assert (state.phase, state.last_words) == (StepPhase.SUCCEEDED, DONE)
+
     def test_a_job_that_met_its_criteria_is_as_good_as_complete(self) -> None:
         met = condition("SuccessCriteriaMet", reason="CompletionsReached")
         state = observe(batch_job(met), ended_pod(words="done"))
@@ -273,6 +279,12 @@ class TestWaiting:
             progress=PROGRESS,
             hindrance=LastWords(reason=Reason.QUEUED, message="waits in the queue gpus"),
         )
+
+    def test_a_job_that_its_queue_just_let_go_has_not_waited_for_a_pod(self) -> None:
+        suspended = condition("Suspended", reason="JobSuspended", at=5)
+        state = observe(batch_job(suspended, labels=QUEUED, started=None), seconds=3600)
+        assert state is not None
+        assert (state.phase, state.started_at, state.hindrance) == (StepPhase.PENDING, None, None)
 
     def test_a_queue_speaks_for_itself(self) -> None:
         told = LastWords(reason=Reason.QUEUE_INADMISSIBLE, message="no such queue")
