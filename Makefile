@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench e2e images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
+.PHONY: bench e2e images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries kueue-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -29,7 +29,7 @@ test-workload: venv ## Run the tests that run programs, servers and small models
 	@hack/test-deps.sh
 	$(PYTEST) tests/workload
 
-test-cluster: cluster-binaries ## Run the operator against a real control plane with fake nodes.
+test-cluster: kueue-binaries ## Run the operator against a real control plane with fake nodes.
 	$(PYTEST) tests/cluster
 
 cluster-binaries: venv ## Build etcd, kube-apiserver and so on: ten minutes, once per machine.
@@ -46,6 +46,9 @@ kind-up: ## Start a kind cluster to try things in; `skaffold run` goes on from t
 
 kind-down: ## Remove it.
 	@hack/kind.sh down
+
+kueue-binaries: cluster-binaries ## Build Kueue: a few minutes, once per machine.
+	@$(BIN)/python -m hack.cluster kueue-build
 
 node-binaries: cluster-binaries ## Build kubelet, kube-proxy, CoreDNS and so on: five minutes more, once per machine.
 	@hack/test-deps.sh node

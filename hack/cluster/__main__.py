@@ -2,6 +2,7 @@
 
 ``python -m hack.cluster up | down | build``: a control plane with fake nodes.
 ``python -m hack.cluster node-up | node-down | node-build``: a cluster with one real node, which runs containers.
+``python -m hack.cluster kueue-build``: what tests add to a control plane to have queues.
 """
 
 import argparse
@@ -9,11 +10,11 @@ import logging
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hack.cluster import client, machine
-from hack.cluster.binaries import NODE, PLANE, BuildError, build_missing, require_binaries
+from hack.cluster.binaries import NODE, PLANE, QUEUE, BuildError, Module, build_missing, require_binaries
 from hack.cluster.node import real_node
 from hack.cluster.plane import ControlPlane, Running, StartError, supervise, wanted
 
@@ -53,7 +54,15 @@ def _hold(options: argparse.Namespace) -> None:
 
 
 def _node_build(_: argparse.Namespace) -> None:
-    for path in sorted({path.parent for path in build_missing((*PLANE, *NODE)).values()}):
+    _build_all((*PLANE, *NODE))
+
+
+def _kueue_build(_: argparse.Namespace) -> None:
+    _build_all((*PLANE, *QUEUE))
+
+
+def _build_all(modules: Sequence[Module]) -> None:
+    for path in sorted({path.parent for path in build_missing(modules).values()}):
         _LOG.info("programs are in %s", path)
 
 
@@ -102,6 +111,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "down": _down,
     "hold": _hold,
     "node-build": _node_build,
+    "kueue-build": _kueue_build,
     "node-up": _node_up,
     "node-down": _node_down,
     "node-load": _node_load,

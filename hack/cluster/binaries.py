@@ -33,6 +33,8 @@ class Module:
     """By name of the program, in the order in which they are built."""
     facts: Mapping[str, str]
     """Values of variables that the linker sets, by their full names."""
+    manifests: str = ""
+    """Folder beside the programs' source that is copied beside the programs, as ``module/folder``."""
 
     @property
     def options(self) -> list[str]:
@@ -49,6 +51,11 @@ class Module:
         inputs = [path.read_bytes() for path in (self.folder / "go.mod", *sums, *sources)]
         digest = hashlib.sha256(b"\0".join([*inputs, repr(self.options).encode()])).hexdigest()[:12]
         return _cache() / f"{self.name}-{self.version}-{digest}" / "bin"
+
+    @property
+    def installation(self) -> Path:
+        """Where the copied manifests lie: whoever has the programs can install them without Go or their source."""
+        return self.binaries.with_name("manifests")
 
 
 def _kubernetes(version: str) -> dict[str, str]:
@@ -68,7 +75,7 @@ def _helm(version: str, *, kubernetes: str) -> dict[str, str]:
 
 
 KUBERNETES, _KWOK_VERSION, _HELM_VERSION = "v1.35.4", "v0.7.0", "v3.22.0"
-_CNI_VERSION, _COREDNS_VERSION = "v1.9.1", "v1.14.7"
+_CNI_VERSION, _COREDNS_VERSION, _KUEUE_VERSION = "v1.9.1", "v1.14.7", "v0.16.1"
 _CNI_PLUGINS = "github.com/containernetworking/plugins/plugins"
 PLANE = (
     Module(
@@ -137,6 +144,18 @@ NODE = (
     ),
 )
 """What a real node runs beside."""
+QUEUE = (
+    Module(
+        name="kueue",
+        folder=_FOLDER / "kueue",
+        version=_KUEUE_VERSION,
+        packages={"kueue": "sigs.k8s.io/kueue/cmd/kueue"},
+        facts={"sigs.k8s.io/kueue/pkg/version.GitVersion": _KUEUE_VERSION},
+        manifests="sigs.k8s.io/kueue/config",
+    ),
+)
+"""What decides about queues in a cluster that has them."""
+_TARGETS = {"cluster-binaries": PLANE, "node-binaries": (*PLANE, *NODE), "kueue-binaries": (*PLANE, *QUEUE)}
 
 
 class BuildError(Exception):
@@ -164,7 +183,7 @@ def require_binaries(modules: Sequence[Module] = PLANE) -> dict[str, Path]:
     """
     found = find_binaries(modules)
     if missing := [name for module in modules for name in module.packages if name not in found]:
-        target = "cluster-binaries" if modules == PLANE else "node-binaries"
+        target = next(name for name, built in _TARGETS.items() if all(module in built for module in modules))
         names = ", ".join(missing)
         raise BuildError(f"not built yet: {names}. Run `make {target}` (about ten minutes, once per machine).")
     return found
@@ -198,7 +217,25 @@ def _build(go: str, module: Module, name: str) -> None:
         done = subprocess.run(command, cwd=module.folder, env={**os.environ, "CGO_ENABLED": "0"}, check=False)
         if done.returncode != 0:
             raise BuildError(f"`{' '.join(command)}` in {module.folder} failed with exit code {done.returncode}.")
+        _copy_manifests(go, module)
         output.replace(folder / name)
+
+
+def _copy_manifests(go: str, module: Module) -> None:
+    """Copy what a module's programs are installed by, before there is a program to install."""
+    if not module.manifests:
+        return
+    source, _, folder = module.manifests.rpartition("/")
+    command = [go, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", source]
+    asked = subprocess.run(command, cwd=module.folder, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        raise BuildError(f"`{' '.join(command)}` in {module.folder}: {asked.stderr.strip()}")
+    place = module.installation
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(Path(asked.stdout.strip()) / folder, place, copy_function=shutil.copyfile)
+    for path in (place, *place.rglob("*")):  # Go keeps its modules read-only.
+        if path.is_dir():
+            path.chmod(0o755)
 
 
 def find_go() -> str:

@@ -58,20 +58,6 @@ def training(site: Site, name: str = "demo", **spec: object) -> Object:
     return site.wait_for_job(name, where=is_running("train"))
 
 
-def rests(served: Pool, site: Site) -> bool:
-    """Return once nothing was written in a namespace while something was done for an object of another one."""
-
-    def is_at_rest() -> bool:
-        before = len(served.writes(site))
-        other = served.lend()
-        other.job(suspend=True)
-        other.wait_for_job(where=lambda found: has_condition(found, "Suspended"))
-        return len(served.writes(site)) == before
-
-    tries = (is_at_rest() for _ in range(5))
-    return any(tries)
-
-
 class TestGone:
     """What is deleted, by whomever."""
 
@@ -177,7 +163,7 @@ class TestGone:
             site.wait_for_uid(kind, "answers", other_than=before)
 
         site.wait("InferenceServer", "answers", where=lambda found: has_condition(found, "Ready"))
-        assert rests(served, site)
+        assert served.rests(site)
 
     def test_network_policies_come_back_also_when_they_are_opened(self, site: Site, served: Pool) -> None:
         training(site)
@@ -189,7 +175,7 @@ class TestGone:
 
         site.wait("NetworkPolicy", "finetuning-isolated", where=lambda found: found["spec"] == isolated["spec"])
         site.wait("NetworkPolicy", "finetuning-open")
-        assert rests(served, site)
+        assert served.rests(site)
 
 
 def server(site: Site, **spec: object) -> Object:
@@ -220,7 +206,7 @@ class TestEditedByHand:
         done = [seen for seen in served.seen(site) if seen.asked.target == "deployments" and seen.status < 300]
         assert [seen.asked.verb for seen in done] == ["create", "patch", "patch"]
         site.wait("InferenceServer", "answers", where=lambda now: has_condition(now, "Ready"))
-        assert rests(served, site)
+        assert served.rests(site)
 
     @pytest.mark.parametrize(
         "ports",
@@ -238,7 +224,7 @@ class TestEditedByHand:
 
         site.wait("Service", "answers", where=lambda now: now["spec"]["ports"] == before["spec"]["ports"])
         assert uid(site.get("Service", "answers")) == uid(before)
-        assert rests(served, site)
+        assert served.rests(site)
 
     def test_what_somebody_adds_is_taken_out_again(self, site: Site, served: Pool) -> None:
         server(site)
@@ -252,7 +238,7 @@ class TestEditedByHand:
 
         site.wait("Service", "answers", where=lambda now: now["spec"] == service["spec"])
         site.wait("Deployment", "answers", where=lambda now: now["spec"] == deployment["spec"])
-        assert rests(served, site)
+        assert served.rests(site)
 
     def test_a_variable_that_is_no_longer_wanted_is_gone(self, site: Site) -> None:
         made = server(site, env=[{"name": "ONE", "value": "1"}, {"name": "TWO", "value": "2"}])
@@ -399,7 +385,7 @@ class TestStatusOfAStranger:
         site.patch_status(running, conditions=told)
 
         site.wait_gone("Job", "demo-train")
-        assert rests(served, site)
+        assert served.rests(site)
         assert condition(site.get("FineTuningJob"), "Complete")["message"] == "by hand"
         assert site.job_names() == {"demo-preflight"}
 
@@ -437,7 +423,7 @@ class TestStopping:
         made = site.job(suspend=True)
         told = site.wait_for_job(where=lambda now: has_condition(now, "Suspended"))
         assert (told["status"]["phase"], condition(told, "Suspended")["message"]) == ("Suspended", SUSPENDED)
-        assert rests(served, site)
+        assert served.rests(site)
         assert site.job_names() | site.names("PersistentVolumeClaim") <= set(site.names("Relocation"))
 
         site.patch(made, spec={"suspend": False})
@@ -541,7 +527,7 @@ class TestKueue:
         assert child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
         told = site.wait_for_job(where=lambda now: "queue" in stage(now, "preflight").get("message", ""))
         assert stage(told, "preflight")["message"] == "waits in the queue team"
-        assert rests(served, site)
+        assert served.rests(site)
 
         for step in ("demo-preflight", "demo-train"):
             site.patch(site.wait("Job", step), spec={"suspend": False})
@@ -618,7 +604,7 @@ class TestNewerDefinitions:
         assert (told["status"], told["reason"]) == ("False", "InvalidSpec")
         assert told["message"].startswith("spec.method.type: ")
         assert told["message"].endswith("; this version of the operator cannot read the object")
-        assert rests(served, site)
+        assert served.rests(site)
         training(site)
         assert site.job_names() == {"demo-preflight", "demo-train"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support import pods
 from tests.support.api_proxy import ApiProxy, Seen
-from tests.support.cluster import Cluster, Object, new_namespace
+from tests.support.cluster import Cluster, Object, has_condition, new_namespace
 from tests.support.lifecycle import has_ended, job, resource
 from tests.support.objects import DIGEST, RESULTS
 from tests.support.operator_process import Identity, OperatorProcess, running_operator
@@ -161,6 +161,18 @@ class Pool:
     def writes(self, site: Site) -> list[str]:
         """Return what the operator wrote in a namespace."""
         return [f"{seen.asked.verb} {seen.asked.target}" for seen in self.seen(site)]
+
+    def rests(self, site: Site) -> bool:
+        """Return once nothing was written in a namespace while something was done for an object of another one."""
+
+        def is_at_rest() -> bool:
+            before = len(self.writes(site))
+            other = self.lend()
+            other.job(suspend=True)
+            other.wait_for_job(where=lambda found: has_condition(found, "Suspended"))
+            return len(self.writes(site)) == before
+
+        return any(is_at_rest() for _ in range(5))
 
     def seen(self, site: Site) -> list[Seen]:
         """Return the write requests of the operator in a namespace."""
