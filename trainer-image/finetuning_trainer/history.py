@@ -1,10 +1,12 @@
 """The course of a training: one JSON line a step, beside the checkpoints."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetuning_trainer.events import EventFiles
+from finetuning_trainer.spikes import Spike
 
 if TYPE_CHECKING:
     from finetuning_trainer.loop import StepOutcome
@@ -18,11 +20,17 @@ class History:
     def __init__(self, folder: Path, *, content: bytes = b"", events: EventFiles | None = None) -> None:
         self._events = events or EventFiles(None)
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / HISTORY_NAME
-        self._path.write_bytes(content)
+        self.path = folder / HISTORY_NAME
+        self.path.write_bytes(content)
 
     def append(
-        self, step: int, outcome: "StepOutcome", *, seconds: float, evaluation_loss: float | None = None
+        self,
+        step: int,
+        outcome: "StepOutcome",
+        *,
+        seconds: float,
+        evaluation_loss: float | None = None,
+        spike: Spike | None = None,
     ) -> None:
         """Add a step: losses in nats per supervised token, speed in tokens per second."""
         line: dict[str, float] = {
@@ -36,9 +44,21 @@ class History:
         if evaluation_loss is not None:
             line["eval_loss"] = evaluation_loss
         self._events.add(step, line)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        extra = {"spike": asdict(spike)} if spike else {}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line | extra) + "\n")
+
+    def losses(self) -> list[float]:
+        """Return the loss of every step up to now."""
+        return [line["loss"] for line in self._lines()]
+
+    def spikes(self) -> tuple[int, ...]:
+        """Return the steps whose loss stood out."""
+        return tuple(line["step"] for line in self._lines() if "spike" in line)
 
     def read(self) -> bytes:
         """Return everything up to now."""
-        return self._path.read_bytes()
+        return self.path.read_bytes()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.read().splitlines()]

@@ -28,6 +28,7 @@ from finetuning_trainer.guard import require_finite, training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.optim import clip_gradients, learning_rate, set_learning_rate
+from finetuning_trainer.spikes import Spike, SpikeWatch
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import TokenizedSplit
 from finetuning_workload.errors import Interrupted, UserError
@@ -45,6 +46,8 @@ class Session:
     total_steps: int
     budget: TokenBudget
     split: TokenizedSplit
+    text: Callable[[int], str]
+    """Returns how a row of the split begins."""
     held_out: HeldOut
     build: Build
     padded: bool
@@ -55,6 +58,7 @@ class Session:
     checkpoints: Path
     identity: str
     history: History
+    spikes: SpikeWatch
     reporter: Reporter
     stop: Stop
 
@@ -68,6 +72,7 @@ class Session:
 class StepOutcome:
     """What one optimizer step computed."""
 
+    rows: list[int]
     nll: float
     supervised: int
     tokens: int
@@ -137,12 +142,22 @@ def _one_step(session: Session, position: Position, *, saved: _Saved) -> Positio
     evaluation_loss = _evaluation_loss(session, position.step, saved)
     if evaluation_loss is not None:
         position = _judged(position, evaluation_loss, session.training.early_stopping)
-    session.history.append(position.step, outcome, seconds=seconds, evaluation_loss=evaluation_loss)
+    spike = _spike(session, position.step, outcome)
+    session.history.append(position.step, outcome, seconds=seconds, evaluation_loss=evaluation_loss, spike=spike)
     _report(session, position, outcome, seconds)
     due = position.step % session.training.checkpoint_every_steps == 0
     if due or position.step == position.best_step or _is_over(session, position):
         _save(session, position, saved)
     return position
+
+
+def _spike(session: Session, step: int, outcome: StepOutcome) -> Spike | None:
+    usual = session.spikes.judge(outcome.loss)
+    if usual is None:
+        return None
+    message = "the loss of step %d is %.3f, and %.3f was usual before it: look at its rows in %s"
+    _LOG.warning(message, step, outcome.loss, usual, session.history.path)
+    return Spike(usual=usual, rows={str(session.split.row_ids[row]): session.text(row) for row in outcome.rows})
 
 
 def _judged(position: Position, loss: float, stopping: EarlyStoppingSpec | None) -> Position:
@@ -172,7 +187,7 @@ def compute_step(session: Session, step: int, *, saved_step: int | None) -> Step
     rate = learning_rate(step, training=training, total=session.total_steps)
     set_learning_rate(session.optimizer, rate)
     session.optimizer.step()
-    return StepOutcome(nll=nll, supervised=supervised, tokens=tokens, gradient_norm=norm, rate=rate)
+    return StepOutcome(rows=rows, nll=nll, supervised=supervised, tokens=tokens, gradient_norm=norm, rate=rate)
 
 
 def _accumulate(session: Session, step: int, rows: list[int], supervised: int) -> tuple[float, int]:

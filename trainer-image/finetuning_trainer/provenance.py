@@ -38,6 +38,8 @@ class TrainingProvenance(ContractModel):
     loss: float | None = None
     evaluation_loss: float | None = None
     evaluation_rows: int
+    loss_spikes: tuple[int, ...] = ()
+    """Steps whose loss stood far above those before; metrics.jsonl has the ids of their rows."""
     best_step: int | None = None
     stopped_early: bool = False
     resumed_from_step: int | None = None

@@ -24,6 +24,7 @@ from finetuning_trainer.output import finished_result, save_output, train_result
 from finetuning_trainer.plan import TrainingPlan, make_plan
 from finetuning_trainer.probe import choose_paths
 from finetuning_trainer.provenance import TrainingProvenance, plan_record, training_identity, versions
+from finetuning_trainer.spikes import SpikeWatch
 from finetuning_trainer.strategy import SingleProcess, require_single_process
 from finetuning_workload.data import PreparedData, preparation_digest, prepare
 from finetuning_workload.hardware import DtypeChoice, choose_device, choose_dtype, set_threads
@@ -32,6 +33,8 @@ from finetuning_workload.program import Context
 from finetuning_workload.progress import Reporter
 
 _LOG = logging.getLogger(__name__)
+_SHOWN_TOKENS = 64
+"""Of a row that somebody should look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainRe
         saved_step = position.step or None
         with prepared.strategy.prepared(prepared.trainee):
             position = train(session, position, saved_step=saved_step)
-    record = _record(prepared, position, resumed_from_step=saved_step, evaluation_rows=len(session.held_out.rows))
+    record = _record(prepared, position, session, resumed_from_step=saved_step)
     manifest = save_output(
         Path(prepared.config.output_path), trainee=prepared.trainee, tokenizer=prepared.tokenizer, record=record
     )
@@ -146,12 +149,14 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         build=build,
         budget=budget,
     )
+    history = History(checkpoints, content=prepared.checkpoint.history if prepared.checkpoint else b"", events=events)
     _LOG.info("the held-out loss is taken on %d of %d held-out rows", len(held_out.rows), len(prepared.data.test))
     return Session(
         training=prepared.config.training,
         total_steps=plan.total_steps,
         budget=budget,
         split=prepared.data.train,
+        text=lambda row: str(prepared.tokenizer.decode(prepared.data.train.sample(row).ids[:_SHOWN_TOKENS])),
         held_out=held_out,
         build=build,
         padded=not plan.packed,
@@ -161,9 +166,8 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         optimizer=make_optimizer(weights.values(), prepared.config.training),
         checkpoints=checkpoints,
         identity=prepared.identity,
-        history=History(
-            checkpoints, content=prepared.checkpoint.history if prepared.checkpoint else b"", events=events
-        ),
+        history=history,
+        spikes=SpikeWatch(history.losses()),
         reporter=reporter,
         stop=lambda: bool(context.stop),
     )
@@ -179,7 +183,7 @@ def _start(prepared: _Prepared, session: Session) -> Position:
 
 
 def _record(
-    prepared: _Prepared, position: Position, *, resumed_from_step: int | None, evaluation_rows: int
+    prepared: _Prepared, position: Position, session: Session, *, resumed_from_step: int | None
 ) -> TrainingProvenance:
     config = prepared.config
     running = position.epoch_nll / position.epoch_tokens if position.epoch_tokens else position.last_epoch_loss
@@ -200,7 +204,8 @@ def _record(
         tokens=position.tokens,
         loss=running,
         evaluation_loss=position.evaluation_loss,
-        evaluation_rows=evaluation_rows,
+        evaluation_rows=len(session.held_out.rows),
+        loss_spikes=session.history.spikes(),
         best_step=position.best_step,
         stopped_early=position.step < prepared.plan.total_steps,
         resumed_from_step=resumed_from_step,

@@ -93,6 +93,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> StopFlag:
     return flag
 
 
+def provenance(workshop: Workshop) -> TrainingProvenance:
+    return TrainingProvenance.model_validate_json((workshop.output / "provenance.json").read_bytes())
+
+
 def interrupt(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, *, after: int, **training: Any) -> None:  # noqa: ANN401  (fields of TrainingSpec)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"step {after} of"):
         trained(workshop.train_config(**training), stop_after(patch, after))
@@ -156,7 +160,7 @@ def test_full_fine_tuning_leaves_a_whole_model_with_its_tokenizer(workshop: Work
 def test_the_provenance_tells_what_the_adapter_was_made_of(workshop: Workshop) -> None:
     config = workshop.train_config(seed=11)
     result = trained(config)
-    record = TrainingProvenance.model_validate_json((workshop.output / "provenance.json").read_bytes())
+    record = provenance(workshop)
     assert record.seed == 11
     assert (record.model, record.dataset) == (config.model.provenance, config.dataset.provenance)
     assert (record.steps, record.loss, record.counts) == (result.steps, result.loss, result.dataset)
@@ -394,3 +398,36 @@ def test_the_trained_model_is_peft_s_own(workshop: Workshop) -> None:
     trained(workshop.train_config())
     base = load_base_model(workshop.model, dtype=torch.float32, device=torch.device("cpu"))
     assert isinstance(load_adapter(base, workshop.output), PeftModel)
+
+
+BROKEN = "\x00\x7f zq \x01" * 6
+
+
+@pytest.fixture
+def broken(workshop: Workshop) -> Workshop:
+    rows = [{"message": f"say it {number}", "answer": "it is red"} for number in range(120)]
+    rows[70]["answer"] = BROKEN
+    write_rows(workshop.data, rows)
+    return workshop
+
+
+WITH_SPIKE: dict[str, Any] = {"epochs": 2, "batch_size": 2, "learning_rate": 0.02}
+
+
+def test_a_step_with_a_broken_row_is_told_and_shown(broken: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+    trained(broken.train_config(**WITH_SPIKE))
+
+    (spike,) = [line for line in broken.history() if "spike" in line]
+    assert any(BROKEN in text for text in spike["spike"]["rows"].values())
+    assert len(spike["spike"]["rows"]) == 2
+    assert provenance(broken).loss_spikes == (spike["step"],)
+    assert f"the loss of step {spike['step']} is {spike['loss']:.3f}" in caplog.text
+
+
+def test_a_resumed_training_knows_what_was_usual(broken: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(broken.train_config(**WITH_SPIKE))
+    (step,) = provenance(broken).loss_spikes
+    resumed = again(broken)
+    interrupt(resumed, monkeypatch, after=step - 1, **WITH_SPIKE)
+    trained(resumed.train_config(**WITH_SPIKE))
+    assert provenance(resumed).loss_spikes == (step,)
