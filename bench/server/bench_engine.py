@@ -44,7 +44,8 @@ from finetuning_server.engine.batching import BatchingEngine, EngineSettings
 from finetuning_workload.models import load_base_model, load_tokenizer, quiet_libraries
 
 _CLIENTS = (1, 8, 32)
-_ROUNDS = 2
+_ROUNDS = 4
+"""Questions of a client: with few, what is measured is how clients begin and end rather than how many share steps."""
 _NEW_TOKENS = 64
 _LONG_WORDS = 1200
 _HEAD_START_SECONDS = 0.05

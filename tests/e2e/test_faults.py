@@ -88,7 +88,7 @@ FAULTS = (
     Fault(
         "volume-for-inputs",
         ("Relocated", "Pending"),
-        ("tries again after: relocate: s3://models/tiny needs 411", " kB free", "larger size"),
+        ("tries again after: ", "s3://models/tiny needs 411", " kB free", "larger size"),
         {
             "model": {"source": TINY_MODEL, "endpoint": STORE, "size": "64Ki", "exclude": ["nothing"]},
             "storage.model.storageClassName": SMALL,
