@@ -62,6 +62,11 @@ class RowFormat(ApiModel):
             message="set one of completion, messages and text: they are three ways to make a sample of a row",
             field="completion",
         ),
+        CelRule(
+            rule="!has(self.choices) || has(self.prompt) || has(self.messages)",
+            message="choices are answers to a prompt; set prompt and completion, or messages",
+            field="choices",
+        ),
     )
 
     format: DataFormat = Field(default=DataFormat.AUTO, description="File format; auto decides by file name.")
@@ -92,6 +97,13 @@ class RowFormat(ApiModel):
         min_length=1,
         max_length=128,
         description="Column of plain text. With none of completion, messages and text, the column text is used.",
+    )
+    choices: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Column that holds each row's own list of answers to choose from, the right one among them, for the"
+        " metric accuracy; unset compares all distinct completions of the data.",
     )
     split: DatasetSplit = Field(default_factory=DatasetSplit, description="Which rows are held out.")
     limit: int | None = Field(

@@ -157,6 +157,7 @@ class Runner:
                 "rows": [row.row_id for row in inputs.rows],
                 "tokens": inputs.encoding_digest,
                 "choices": inputs.choices,
+                "rowChoices": [row.choices for row in inputs.rows],
                 "maxLength": config.max_length,
                 "generation": config.generation.to_wire(),
                 "format": self._format.dtype,

@@ -13,7 +13,7 @@ from finetuning_api.metrics import GateRule, Metric
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CandidateInput, EvaluateConfig
 from finetuning_evaluator.gate import DEFAULT_AGAINST, is_relative
-from finetuning_evaluator.metrics.accuracy import choices_of
+from finetuning_evaluator.metrics.accuracy import choices_of, shared_choices
 from finetuning_evaluator.metrics.general import passages
 from finetuning_evaluator.metrics.matching import is_json
 from finetuning_evaluator.metrics.pairs import prefix_token
@@ -55,7 +55,7 @@ class CandidateInputs:
     tokenizer: PreTrainedTokenizerBase
     rows: tuple[RenderedRow, ...]
     choices: tuple[str, ...]
-    """The data set's distinct completions, where accuracy is asked for."""
+    """What all rows choose from, where accuracy is asked for; none where every row has answers of its own."""
     encoding_digest: str
     """sha256 over the token ids of the rows, and of the general text where it is asked for: equal means that values per
     token are comparable."""
@@ -127,16 +127,26 @@ def _read(config: EvaluateConfig, candidate: CandidateInput) -> CandidateInputs:
     _require_rows(rows, config.metrics)
     if Metric.COLA_PAIRS in config.metrics:
         prefix_token(tokenizer)
-    choices: tuple[str, ...] = ()
-    if Task.ACCURACY in tasks_of(config.metrics):
-        table = load_table(Path(config.dataset.path), config.dataset.rows)
-        rendered = render_rows(table, config.dataset.rows, tokenizer)
-        choices = choices_of([row for row in rendered if row.usable])
+    choices = _choices(config, tokenizer, rows) if Task.ACCURACY in tasks_of(config.metrics) else ()
     digest = hashlib.sha256()
     texts = [*rows, *passages()] if Metric.GENERAL_PERPLEXITY in config.metrics else rows
     for sample in Encoder(tokenizer).encode(texts):
         digest.update(np.array([*sample.ids, -1], dtype=np.int64).tobytes())
     return CandidateInputs(candidate, tokenizer, rows, choices, digest.hexdigest())
+
+
+def _choices(
+    config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[RenderedRow]
+) -> tuple[str, ...]:
+    if config.dataset.rows.choices is None:
+        table = load_table(Path(config.dataset.path), config.dataset.rows)
+        rendered = render_rows(table, config.dataset.rows, tokenizer)
+        return choices_of([row for row in rendered if row.usable])
+    shared = shared_choices(rows)
+    if Metric.MACRO_F1 in config.metrics and not shared:
+        message = "macro-f1 needs the same answers in every row; those in the column of dataset.choices differ"
+        raise UserError(Reason.METRIC_UNAVAILABLE, message, "Remove macro-f1 from evaluation.metrics.")
+    return shared
 
 
 def _renamed(known: CandidateInputs, candidate: CandidateInput) -> CandidateInputs:

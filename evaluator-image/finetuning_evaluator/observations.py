@@ -83,10 +83,11 @@ def _apart_from_rows(task: Task, part: TaskPart, *, max_length: int) -> Observed
 
 def _chosen(metric: Metric, inputs: CandidateInputs, part: TaskPart) -> Observed:
     references = [row.completion for row in inputs.rows]
+    signature = accuracy.signature(metric, own_choices=any(row.choices for row in inputs.rows))
     if metric is Metric.MACRO_F1:
-        return Observed(accuracy.observe_f1(inputs.choices, part.chosen, references), accuracy.F1_SIGNATURE)
+        return Observed(accuracy.observe_f1(inputs.choices, part.chosen, references), signature)
     right = [chosen == reference for chosen, reference in zip(part.chosen, references, strict=True)]
-    return Observed(matching.observe(right), accuracy.SIGNATURE)
+    return Observed(matching.observe(right), signature)
 
 
 def _generated(metric: Metric, inputs: CandidateInputs, part: TaskPart, tokenizer: rouge.RougeTokenizer) -> Observed:

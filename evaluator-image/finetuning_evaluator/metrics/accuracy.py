@@ -1,12 +1,14 @@
-"""Accuracy as multiple choice: the most likely of the data set's distinct completions, given the prompt."""
+"""Accuracy as multiple choice: the most likely of the row's own answers, or of the data set's distinct completions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetuning_api.metrics import Metric
 from finetuning_api.reasons import Reason
 from finetuning_evaluator.aggregates import Statistic
 from finetuning_evaluator.score import OnProgress, Window, log_probabilities
@@ -15,8 +17,13 @@ from finetuning_workload.data import Encoder, RenderedRow, TokenizedSample
 from finetuning_workload.errors import UserError
 
 MAX_CHOICES = 64
-SIGNATURE = "accuracy|argmax of summed log-likelihood incl. closing EOS|choices=distinct completions of the data set"
-F1_SIGNATURE = f"macro-f1|mean of F1 over choices that are right or chosen|{SIGNATURE.partition('|')[2]}"
+
+
+def signature(metric: Metric, *, own_choices: bool) -> str:
+    """Return the settings that a reader needs to compare the numbers with others."""
+    statistic = "mean of F1 over choices that are right or chosen|" if metric is Metric.MACRO_F1 else ""
+    choices = "of each row" if own_choices else "distinct completions of the data set"
+    return f"{metric}|{statistic}argmax of summed log-likelihood incl. closing EOS|choices={choices}"
 
 
 def choices_of(rows: Sequence[RenderedRow]) -> tuple[str, ...]:
@@ -32,6 +39,33 @@ def choices_of(rows: Sequence[RenderedRow]) -> tuple[str, ...]:
     return found
 
 
+def shared_choices(rows: Sequence[RenderedRow]) -> tuple[str, ...]:
+    """Return the answers that all rows offer, sorted; none where they offer different ones.
+
+    Raises UserError(METRIC_UNAVAILABLE) for a row with fewer than two answers, or without the right one.
+    """
+    for row in rows:
+        offered = options(row, ())
+        if row.completion not in offered or len(set(offered)) < 2:  # noqa: PLR2004  (one answer is no choice)
+            message = f"accuracy of row {row.row_id}: the answers {list(row.choices)} need to be two or more, and"
+            hint = "Correct the column that dataset.choices names, or remove accuracy from evaluation.metrics."
+            raise UserError(Reason.METRIC_UNAVAILABLE, f"{message} {row.completion.strip()!r} one of them", hint)
+    sets = {frozenset(options(row, ())) for row in rows}
+    return tuple(sorted(sets.pop())) if len(sets) == 1 else ()
+
+
+def options(row: RenderedRow, choices: Sequence[str]) -> tuple[str, ...]:
+    """Return the completions that a row chooses from: its own answers, else the data set's ``choices``.
+
+    Around its own answers is the white space that its completion has.
+    """
+    if not row.choices:
+        return tuple(choices)
+    body = row.completion.strip()
+    before, _, after = row.completion.partition(body) if body else ("", "", "")
+    return tuple(dict.fromkeys(f"{before}{choice}{after}" for choice in row.choices))
+
+
 def choose(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -41,11 +75,12 @@ def choose(
     on_progress: OnProgress | None = None,
 ) -> list[str]:
     """Return each row's most likely choice; the closing EOS counts, so that no choice wins by being a prefix."""
-    samples = Encoder(tokenizer).encode([_with_completion(row, choice) for row in rows for choice in choices])
+    offered = [options(row, choices) for row in rows]
+    asked = [_with_completion(row, choice) for row, given in zip(rows, offered, strict=True) for choice in given]
+    samples = Encoder(tokenizer).encode(asked)
     items = [Window(tuple(sample.ids), _last_stretch(sample)) for sample in samples]
-    scores = [float(found.sum()) for found in log_probabilities(model, items, on_progress=on_progress)]
-    per_row = [scores[start : start + len(choices)] for start in range(0, len(scores), len(choices))]
-    return [choices[row_scores.index(max(row_scores))] for row_scores in per_row]
+    scores = iter([float(found.sum()) for found in log_probabilities(model, items, on_progress=on_progress)])
+    return [max([(next(scores), choice) for choice in given], key=itemgetter(0))[1] for given in offered]
 
 
 def observe_f1(choices: Sequence[str], chosen: Sequence[str], references: Sequence[str]) -> Observations:

@@ -124,6 +124,12 @@ RULE_CASES: tuple[RuleCase, ...] = (
         job(serving={}, evaluation={"enabled": False}),
     ),
     RuleCase(
+        "choices are answers to a prompt",
+        "spec.dataset.choices",
+        job(dataset={"source": "rows.jsonl", "prompt": "{q}", "completion": "{a}", "choices": "options"}),
+        job(dataset={"source": "rows.jsonl", "completion": "{a}", "choices": "options"}, evaluation={"enabled": False}),
+    ),
+    RuleCase(
         "plain text has no completions",
         "spec.evaluation.metrics",
         job(evaluation={"metrics": ["perplexity", "bits-per-byte", "completion-perplexity", "cola"]}),

@@ -270,6 +270,83 @@ def test_plain_text_has_no_answers_to_compare(world: Path, tmp_path: Path, metri
     assert metric.value in error.message
 
 
+def with_choices(source: Path, target: Path, *, offered: str) -> Path:
+    """Copy rows with a column of answers to choose from."""
+    lines = (json.loads(line) for line in source.read_text().splitlines())
+    target.write_text("\n".join(json.dumps(line | {"options": json.loads(offered)}) for line in lines))
+    return target
+
+
+CHOOSING = RowFormat(
+    prompt="{message}\n", completion="{triage}", choices="options", split=DatasetSplit(test=0.2, seed=1)
+)
+
+
+def test_rows_with_their_own_answers_are_judged_by_those(world: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (world / "rows.jsonl").read_text().splitlines()]
+    two = (json.dumps(line | {"options": [line["triage"], f"none {number}"]}) for number, line in enumerate(lines))
+    (tmp_path / "own.jsonl").write_text("\n".join(two))
+    config = evaluate_config(
+        [base(world), tuned(world)],
+        data=tmp_path / "own.jsonl",
+        output=tmp_path / "report",
+        metrics=(Metric.ACCURACY,),
+        rows=CHOOSING,
+    )
+
+    evaluate(config, context())
+
+    (accuracy,) = results_of(config).metrics
+    assert accuracy.signature.endswith("choices=of each row")
+    assert all(value.samples == results_of(config).dataset.rows for value in accuracy.values)
+    with pytest.raises(UserError, match="macro-f1 needs the same answers in every row"):
+        evaluate(config.model_copy(update={"metrics": (Metric.ACCURACY, Metric.MACRO_F1)}), context())
+
+
+def test_the_same_answers_in_every_row_give_the_numbers_of_the_data_set_s_distinct_completions(
+    world: Path, tmp_path: Path
+) -> None:
+    every = sorted({json.loads(line)["triage"] for line in (world / "rows.jsonl").read_text().splitlines()})
+    data = with_choices(world / "rows.jsonl", tmp_path / "same.jsonl", offered=json.dumps(every))
+    found = {}
+    for name, rows in (("own", CHOOSING), ("shared", CHOOSING.model_copy(update={"choices": None}))):
+        config = evaluate_config(
+            [base(world), tuned(world)],
+            data=data,
+            output=tmp_path / name,
+            metrics=(Metric.ACCURACY, Metric.MACRO_F1),
+            rows=rows,
+        )
+        found[name] = evaluate(config, context()).rows
+
+    assert found["own"] == found["shared"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "reason", "words"),
+    [
+        ('["red", "green"]', Reason.METRIC_UNAVAILABLE, "the answers ['red', 'green'] need to be two or more, and"),
+        ("[]", Reason.METRIC_UNAVAILABLE, "the answers [] need to be two or more"),
+        ('"red or green"', Reason.DATASET_UNREADABLE, "column 'options': spec.dataset.choices needs a list of answers"),
+    ],
+)
+def test_answers_that_are_none_are_refused(
+    world: Path, tmp_path: Path, offered: str, reason: Reason, words: str
+) -> None:
+    config = evaluate_config(
+        [base(world), tuned(world)],
+        data=with_choices(world / "rows.jsonl", tmp_path / "wrong.jsonl", offered=offered),
+        output=tmp_path / "report",
+        metrics=(Metric.ACCURACY,),
+        rows=CHOOSING,
+    )
+
+    error = refused(config)
+
+    assert error.reason is reason
+    assert words in error.message
+
+
 def test_references_that_are_no_json_are_refused_with_an_example(world: Path, tmp_path: Path) -> None:
     free = RowFormat(prompt="{triage}", completion="{message}", split=DatasetSplit(test=0.2, seed=3))
     config = evaluate_config(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,30 @@ def test_the_chosen_completion_is_the_most_likely_one_with_its_end(
         expected.append(choices[int(np.argmax(sums))])
 
     assert accuracy.choose(model, tokenizer, rows, choices=choices) == expected
+
+
+def test_each_row_chooses_among_its_own_answers_as_lm_eval_scores_them(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    offered = [("red", "green"), ("a cat", "one dog", "two"), ("yes", "no", "maybe", "never")]
+    rows = [
+        replace(row(str(number), f"Question {number}:", f" {answers[0]}"), choices=answers)
+        for number, answers in enumerate(offered)
+    ]
+    requests = [
+        Instance(
+            request_type="loglikelihood", doc={}, arguments=(item.prompt, f" {answer}{tokenizer.eos_token}"), idx=number
+        )
+        for number, item in enumerate(rows)
+        for answer in item.choices
+    ]
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
+    scores = iter([score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)])
+    expected = [max(answers, key={answer: next(scores) for answer in answers}.__getitem__) for answers in offered]
+
+    found = accuracy.choose(model, tokenizer, rows, choices=())
+
+    assert found == [f" {answer}" for answer in expected]
 
 
 def test_a_model_that_caps_its_logits_is_scored_with_its_own_forward_pass() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetuning_api.dataset import RowFormat
 from finetuning_workload.data.chat import ChatRenderer, read_messages
+from finetuning_workload.data.choices import read_choices
 from finetuning_workload.data.reading import TEXT_COLUMN, Row, Table
 from finetuning_workload.data.segments import Segment, close_turn, closing_marks
 from finetuning_workload.data.templates import cell_text, is_missing, parse_template, require_column
@@ -24,6 +25,8 @@ class RenderedRow:
     segments: tuple[Segment, ...]
     group: str | None = None
     """Value of the column that the split groups by; None groups by equal prompt."""
+    choices: tuple[str, ...] = ()
+    """The row's own answers to choose from, where the data has them."""
 
     @property
     def text(self) -> str:
@@ -88,11 +91,13 @@ def iterate_rendered(table: Table, rows: RowFormat, tokenizer: "PreTrainedTokeni
     group_by = rows.split.group_by
     if group_by is not None:
         require_column(group_by, table.columns, field=f"{FIELD}.split.groupBy")
+    choices_of = _choices_reader(table.columns, rows.choices)
     return (
         RenderedRow(
             row_id=row_id,
             segments=segments_of(row, number),
             group=None if group_by is None else cell_text(row.get(group_by)),
+            choices=choices_of(row, number),
         )
         for number, (row_id, row) in enumerate(zip(table.row_ids, table, strict=True), start=1)
     )
@@ -143,6 +148,13 @@ def _chat_renderer(columns: Iterable[str], column: str, tokenizer: "PreTrainedTo
         return chat.segments(read_messages(value, where=where), where=where)
 
     return segments_of
+
+
+def _choices_reader(columns: Iterable[str], column: str | None) -> Callable[[Row, int], tuple[str, ...]]:
+    if column is None:
+        return lambda _row, _number: ()
+    require_column(column, columns, field=f"{FIELD}.choices")
+    return lambda row, number: read_choices(row.get(column), where=f"row {number}, column {column!r}")
 
 
 def _is_blank(value: object) -> bool:
