@@ -133,10 +133,13 @@ def test_training_in_a_queue_that_is_stopped_waits_until_it_is_opened(site: Site
     assert set(writes_of_jobs(served, site)) == {"create jobs"}
 
 
-def test_a_queue_that_does_not_exist_is_told_until_it_does(site: Site) -> None:
+def test_a_queue_that_cannot_admit_is_told_until_it_can(site: Site, served: Pool) -> None:
     site.job(queueName="elsewhere")
+    narrow = with_queue(served.lend(), **{"nvidia.com/gpu": "1"})
+    narrow.job(queueName="team")
 
     told = wait_for_word(site, "does not admit", of="preflight")
+    too_narrow = wait_for_word(narrow, "does not admit", of="preflight")
 
     assert condition(told, "Trained") == {
         "status": "False",
@@ -144,15 +147,25 @@ def test_a_queue_that_does_not_exist_is_told_until_it_does(site: Site) -> None:
         "message": "the queue elsewhere does not admit: LocalQueue elsewhere doesn't exist. Correct queueName, or have"
         " the queue set up.",
     }
+    word = kueue_says(narrow, "demo-preflight", "QuotaReserved")
+    assert "unavailable in ClusterQueue" in word
+    assert condition(too_narrow, "Trained") == {
+        "status": "False",
+        "reason": "QueueInadmissible",
+        "message": f"the queue team does not admit: {word}. Correct queueName, or have the ClusterQueue cover what the"
+        " step asks for, cpu and memory included.",
+    }
     site.cluster.create(local_queue(site.namespace, "elsewhere", leads_to=site.namespace))
-    site.play("preflight", "train", "evaluate")
-    assert has_condition(site.wait_for_job(), "Complete")
+    site.patch(site.cluster.get("ClusterQueue", narrow.namespace), spec=cluster_queue("", quota=ALL_OF_IT)["spec"])
+    for goes_on in (site, narrow):
+        goes_on.play("preflight", "train", "evaluate")
+        assert has_condition(goes_on.wait_for_job(), "Complete")
 
 
-def with_queue(site: Site, *, leads_to: str = "") -> Site:
+def with_queue(site: Site, *, leads_to: str = "", **quota: str) -> Site:
     """Set up the queue ``team``, and a ClusterQueue with the name of the namespace unless it leads to another."""
     if not leads_to:
-        site.cluster.create(cluster_queue(site.namespace, quota=ALL_OF_IT))
+        site.cluster.create(cluster_queue(site.namespace, quota=quota or ALL_OF_IT))
     site.cluster.create(local_queue(site.namespace, "team", leads_to=leads_to or site.namespace))
     return site
 

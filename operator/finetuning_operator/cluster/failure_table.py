@@ -666,12 +666,26 @@ _EVENT_RULES = (
 )
 
 _QUEUE_RULES = (
+    # Whatever other flavours lack: there is one that will have room.
+    Rule(
+        _of(Source.QUEUE),
+        Reason.QUEUED,
+        "waits in the queue {queue}: {message}",
+        pattern=_like(r"insufficient unused quota"),
+    ),
     Rule(
         _of(Source.QUEUE),
         Reason.QUEUE_INADMISSIBLE,
         "the queue {queue} can never admit this: {message}",
         "Ask for less in resources, or use another queueName.",
         pattern=_like(r"maximum capacity|exceeds"),
+    ),
+    Rule(
+        _of(Source.QUEUE),
+        Reason.QUEUE_INADMISSIBLE,
+        "the queue {queue} does not admit: {message}",
+        "Correct queueName, or have the ClusterQueue cover what the step asks for, cpu and memory included.",
+        pattern=_like(r"unavailable in ClusterQueue|flavor \S+ not found|untolerated taint|doesn't match"),
     ),
     Rule(
         _of(Source.QUEUE),

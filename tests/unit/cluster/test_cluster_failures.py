@@ -602,6 +602,21 @@ def test_ordinary_events_hinder_nothing(reason: str) -> None:
             (Reason.QUEUE_INADMISSIBLE, "the queue gpus can never admit this: couldn't assign flavors"),
         ),
         (
+            "Pending",
+            f"{NEVER}, insufficient unused quota for cpu in flavor b, 1 more needed",
+            (Reason.QUEUED, "waits in the queue gpus: couldn't assign flavors"),
+        ),
+        (
+            "Pending",
+            "couldn't assign flavors to pod set main: resource memory unavailable in ClusterQueue",
+            (Reason.QUEUE_INADMISSIBLE, "the queue gpus does not admit: couldn't assign flavors"),
+        ),
+        (
+            "Pending",
+            "Workload namespace doesn't match ClusterQueue selector",
+            (Reason.QUEUE_INADMISSIBLE, "the queue gpus does not admit: Workload namespace doesn't match"),
+        ),
+        (
             "Inadmissible",
             "LocalQueue gpus doesn't exist",
             (Reason.QUEUE_INADMISSIBLE, "the queue gpus does not admit: LocalQueue gpus doesn't exist"),
