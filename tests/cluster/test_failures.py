@@ -500,7 +500,7 @@ class TestWorkers:
 
 
 class TestQueue:
-    """Kueue's side of its contract is written as Kueue writes it: it is not installed here."""
+    """Kueue's part is played, as releases before 0.15 play it; test_kueue.py has a real one of today."""
 
     @pytest.fixture
     def workloads(self, cluster: Cluster) -> Iterator[None]:

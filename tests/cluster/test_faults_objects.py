@@ -517,30 +517,6 @@ def is_marked(claim: Object) -> bool:
     return "finetuning.dev/trashed-at" in claim["metadata"]["annotations"]
 
 
-class TestKueue:
-    """A queue of Kueue's decides when steps start; its part is played here."""
-
-    def test_steps_wait_for_it_and_nobody_else_starts_or_stops_them(self, site: Site, served: Pool) -> None:
-        site.job(queueName="team")
-        child = site.wait("Job", "demo-preflight")
-        assert child["spec"]["suspend"] is True
-        assert child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
-        told = site.wait_for_job(where=lambda now: "queue" in stage(now, "preflight").get("message", ""))
-        assert stage(told, "preflight")["message"] == "waits in the queue team"
-        assert served.rests(site)
-
-        for step in ("demo-preflight", "demo-train"):
-            site.patch(site.wait("Job", step), spec={"suspend": False})
-            site.play(step.removeprefix("demo-")) if step == "demo-preflight" else site.pod("train")
-        # Kueue takes the step back: its pods end, and it waits again.
-        site.wait_for_job(where=is_running("train"))
-        train = site.patch(site.get("Job", "demo-train"), spec={"suspend": True})
-        site.wait_for_job(where=lambda now: "queue" in stage(now, "train").get("message", ""))
-        assert uid(site.get("Job", "demo-train")) == uid(train)
-        assert site.get("Job", "demo-train")["spec"]["suspend"] is True
-        assert [write for write in served.writes(site) if write == "patch jobs"] == []
-
-
 class TestRights:
     """Somebody takes the operator's rights away, and gives them back."""
 
