@@ -1,7 +1,7 @@
 """What the training will do on this machine: decided before the first step, logged, and kept in the provenance."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -9,6 +9,8 @@ from finetuning_api.finetuningjob import MethodType, TrainingSpec
 from finetuning_api.runconfig import TrainingInputs
 from finetuning_trainer.adapters import Trainee, parameter_counts
 from finetuning_trainer.batching import steps_per_epoch, total_steps
+from finetuning_trainer.cross_entropy import BLOCK_BYTES
+from finetuning_trainer.fusing import Fused
 from finetuning_trainer.optim import warmup_steps
 from finetuning_trainer.probe import Paths
 from finetuning_workload.data import PreparedData
@@ -48,6 +50,10 @@ class TrainingPlan:
     packed: bool
     split_head: bool
     paths_reason: str
+    fused_loss: bool
+    fused_lora: int
+    fused_norms: int
+    fused_reason: str
     micro_batch_tokens: int
     steps_per_epoch: int
     total_steps: int
@@ -71,6 +77,7 @@ def make_plan(
     device: torch.device,
     dtype: DtypeChoice,
     paths: Paths,
+    fused: Fused,
     threads: int,
 ) -> TrainingPlan:
     """Decide how to train."""
@@ -80,6 +87,8 @@ def make_plan(
     longest = int(max(data.train.lengths.max(), 1))
     limit = memory_limit() if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory
     weights = weight_bytes(shape, config.method.type, dtype.dtype)
+    if fused.loss:  # One block of logits is there at a time, however many tokens there are.
+        shape, weights = replace(shape, vocabulary=0), weights + BLOCK_BYTES
     budget = micro_batch_tokens(shape, weights=weights, limit=limit, longest=longest, dtype=dtype.dtype)
     steps = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
     return TrainingPlan(
@@ -90,6 +99,10 @@ def make_plan(
         packed=paths.packed,
         split_head=paths.split_head,
         paths_reason=paths.why,
+        fused_loss=fused.loss,
+        fused_lora=fused.lora,
+        fused_norms=fused.norms,
+        fused_reason=fused.why,
         micro_batch_tokens=budget,
         steps_per_epoch=steps_per_epoch(rows, training.batch_size),
         total_steps=steps,

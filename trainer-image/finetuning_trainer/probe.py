@@ -14,11 +14,11 @@ from finetuning_workload.data import TokenizedSplit
 from finetuning_workload.models import vocabulary_size
 
 _LENGTHS = (5, 19, 11)
-_TOLERANCE = 1e-4
-"""Greatest deviation in fp32: root mean square of the difference, as a share of the logits' spread."""
-_NOISE_FACTOR = 2.5
+TOLERANCE = 1e-4
+"""Greatest deviation in fp32: root mean square of the difference, as a share of the spread."""
+NOISE_FACTOR = 2.5
 """In bf16 a path may deviate this much more than rounding does, which a row computed alone shows."""
-_UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
+UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
 """What architectures raise that do not know the arguments."""
 
 
@@ -41,7 +41,7 @@ def choose_paths(model: PreTrainedModel, strategy: SingleProcess) -> Paths:
     plain = model.config._attn_implementation  # noqa: SLF001  (transformers has no public reader)
     training = model.training
     model.eval()
-    samples = _samples(model)
+    samples = probe_samples(model)
     rows = range(len(_LENGTHS))
     padded, packed = pad(samples, rows).to(strategy.device), pack(samples, rows).to(strategy.device)
     reference = _reference(model, samples, strategy)
@@ -56,7 +56,7 @@ def choose_paths(model: PreTrainedModel, strategy: SingleProcess) -> Paths:
     return Paths(packed=packs, split_head=splits, why=why or "packed and padded logits agree")
 
 
-def _samples(model: PreTrainedModel) -> TokenizedSplit:
+def probe_samples(model: PreTrainedModel) -> TokenizedSplit:
     """Return rows of seeded tokens that the model can read, each token of them supervised."""
     ends = np.concatenate([[0], np.cumsum(_LENGTHS)])
     size = vocabulary_size(model.config)
@@ -87,7 +87,7 @@ def _reference(model: PreTrainedModel, samples: TokenizedSplit, strategy: Single
     together = _logits(plain, pad(samples, rows).to(strategy.device), strategy)
     alone = torch.cat([_logits(plain, pad(samples, [row]).to(strategy.device), strategy) for row in rows])
     noise = 0.0 if strategy.dtype is torch.float32 else _Reference(together, 0.0).deviation(alone)
-    return _Reference(together, tolerance=max(_TOLERANCE, _NOISE_FACTOR * noise))
+    return _Reference(together, tolerance=max(TOLERANCE, NOISE_FACTOR * noise))
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def _differs(forward: Forward, batch: MicroBatch, strategy: SingleProcess, *, re
     """Return in words how a path differs from the reference; nothing where it agrees."""
     try:
         logits = _logits(forward, batch, strategy)
-    except _UNSUPPORTED as error:
+    except UNSUPPORTED as error:
         return f"the architecture refuses it: {repr(error)[:200]}"
     share = reference.deviation(logits)
     return "" if share <= reference.tolerance else f"its logits differ by {share:.2g} of their spread"

@@ -15,6 +15,7 @@ from finetuning_trainer.adapters import Trainee, attach, require_supported
 from finetuning_trainer.checkpoint import Checkpoint, Position, latest_checkpoint, restore
 from finetuning_trainer.evaluate import HeldOut, chosen_rows
 from finetuning_trainer.events import EventFiles
+from finetuning_trainer.fusing import Fused, choose_fused, fused_parts
 from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loop import Session, train
@@ -49,6 +50,7 @@ class _Prepared:
     trainee: Trainee
     strategy: SingleProcess
     plan: TrainingPlan
+    fused: Fused
     started_at: datetime
 
 
@@ -99,10 +101,17 @@ def _prepare(
     strategy = SingleProcess(device, dtype.dtype)
     paths = choose_paths(model, strategy)
     trainee = attach(model, config.method, seed=config.training.seed)
-    plan = make_plan(config, data=data, trainee=trainee, device=device, dtype=dtype, paths=paths, threads=threads)
-    return _Prepared(
-        config, identity, tokenizer, data, checkpoint, trainee, strategy, _resumed(plan, checkpoint), started_at
+    forward, build = Forward(trainee.causal, split_head=paths.split_head), _builder(packed=paths.packed)
+    fused = choose_fused(trainee, forward, strategy, build=build)
+    plan = make_plan(
+        config, data=data, trainee=trainee, device=device, dtype=dtype, paths=paths, fused=fused, threads=threads
     )
+    plan = _resumed(plan, checkpoint)
+    return _Prepared(config, identity, tokenizer, data, checkpoint, trainee, strategy, plan, fused, started_at)
+
+
+def _builder(*, packed: bool) -> batching.Build:
+    return batching.pack if packed else batching.pad
 
 
 def _resumed(plan: TrainingPlan, checkpoint: Checkpoint | None) -> TrainingPlan:
@@ -124,7 +133,7 @@ def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainRe
         session = _session(prepared, context, reporter, events=events)
         position = _start(prepared, session)
         saved_step = position.step or None
-        with prepared.strategy.prepared(prepared.trainee):
+        with prepared.strategy.prepared(prepared.trainee), fused_parts(prepared.trainee, prepared.fused):
             position = train(session, position, saved_step=saved_step)
     record = _record(prepared, position, session, resumed_from_step=saved_step)
     manifest = save_output(
@@ -141,7 +150,7 @@ def _event_files(prepared: _Prepared) -> EventFiles:
 def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, events: EventFiles) -> Session:
     plan, weights = prepared.plan, prepared.trainee.trainable()
     budget = batching.TokenBudget(plan.micro_batch_tokens)
-    build, checkpoints = (batching.pack if plan.packed else batching.pad), Path(prepared.config.checkpoint_path)
+    build, checkpoints = _builder(packed=plan.packed), Path(prepared.config.checkpoint_path)
     held_out = HeldOut(
         split=prepared.data.test,
         rows=chosen_rows(prepared.data.test),
@@ -160,7 +169,7 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         held_out=held_out,
         build=build,
         padded=not plan.packed,
-        forward=Forward(prepared.trainee.causal, split_head=plan.split_head),
+        forward=Forward(prepared.trainee.causal, split_head=plan.split_head, fused_loss=plan.fused_loss),
         strategy=prepared.strategy,
         weights=weights,
         optimizer=make_optimizer(weights.values(), prepared.config.training),
