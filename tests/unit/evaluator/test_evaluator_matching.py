@@ -29,7 +29,7 @@ def real_texts() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "The", "An apple, a day; THE end.", "a-b the_c", "Anna's  théâtre\t(a)", "«Der» the"]
+    "text", ["", "The", "An apple, a day; THE end.", "a-b the_c", "Anna's  théâtre\t(a)", "«Der» the", "x«the»y"]
 )
 def test_chosen_texts_are_normalised_as_squad_does(text: str) -> None:
     assert matching.normalized(text) == normalize_answer(text)
@@ -79,6 +79,13 @@ def test_values_are_equal_as_json_schema_compares_them(first: object, second: ob
 )
 def test_an_answer_matches_when_all_of_it_is_the_same_json(reference: str, prediction: str, *, expected: bool) -> None:
     assert matching.is_json_match(reference, prediction) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("[1]", True), (" null\n", True), ("[NaN]", False), ("-Infinity", False), ("billing", False)]
+)
+def test_only_what_every_parser_reads_is_json(text: str, *, expected: bool) -> None:
+    assert matching.is_json(text) is expected
 
 
 def answers(seed: int, *, classes: int, rows: int = 60) -> tuple[list[str], list[str], list[str]]:

@@ -54,6 +54,14 @@ def test_a_template_that_all_rows_share_is_no_overlap() -> None:
     assert counts(measure([row("h", f"{template} message7")], training)) == (1, 0)
 
 
+def test_what_is_nearly_the_same_is_found_within_a_template() -> None:
+    template = "Read the message below and answer with the product that it is about and how urgent it is:"
+    training = [row(str(number), f"{template} {sentence(number)}") for number in range(40)]
+    changed = sentence(7).replace("word7x9", "changed")
+
+    assert counts(measure([row("h", f"{template} {changed}")], training)) == (0, 1)
+
+
 def test_rows_of_fewer_words_than_a_shingle_and_rows_without_words_are_compared_whole() -> None:
     training = [row("t1", "yes", ""), row("t2", "🙂", "")]
 

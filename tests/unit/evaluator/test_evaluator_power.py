@@ -93,6 +93,9 @@ def test_a_decided_rule_lacks_nothing() -> None:
     ("measured", "words"),
     [
         (Measured(0.6, Interval(0.45, 0.75), units=100), "about 360 more rows would decide it (80 % power)"),
+        (Measured(0.6, Interval(0.45, 0.61), units=100), "about 360 more rows would decide it (80 % power)"),
+        (Measured(0.4, Interval(0.39, 0.55), units=100), "about 360 more rows would decide it (80 % power)"),
+        (Measured(0.6, Interval(0.45, 0.75), units=101), "about 370 more rows would decide it (80 % power)"),
         (
             Measured(0.6, Interval(0.45, 0.75), units=100, unit="groups"),
             "about 360 more groups would decide it (80 % power)",
