@@ -102,7 +102,7 @@ class Workshop:
     ) -> PreflightConfig:
         return PreflightConfig(**self._inputs(training, method or {}, workers))
 
-    def history(self) -> list[dict[str, float]]:
+    def history(self) -> list[dict[str, Any]]:
         """Return the course of the training, a dictionary a step."""
         return [json.loads(line) for line in (self.checkpoints / "metrics.jsonl").read_text().splitlines()]
 
