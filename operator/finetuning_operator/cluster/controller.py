@@ -112,10 +112,15 @@ class Controller:
                         self._cache.refer(key, self._view.references(key, resource))
                 self._queue.add(key)
 
-    def revisit(self) -> None:
-        """Have everything looked at that has not ended."""
-        unfinished = (key for kind in OWN_KINDS for key in self._cache.keys(kind) if not self._cache.is_finished(key))
-        self.wake(unfinished)
+    def revisit(self, *, within: float = 0.0) -> None:
+        """Have everything looked at that has not ended, spread evenly over so many seconds.
+
+        A thousand looks at once would keep reports of progress waiting for seconds. What is known to have changed is
+        woken by that.
+        """
+        unfinished = [key for kind in OWN_KINDS for key in self._cache.keys(kind) if not self._cache.is_finished(key)]
+        for place, key in enumerate(unfinished):
+            self._queue.add_after(key, within * place / len(unfinished))
 
     async def work(self) -> None:
         """Work until the queue is closed."""

@@ -212,7 +212,7 @@ class Operator:
             group.create_task(self._idle.run())
 
     def _revisit(self) -> None:
-        self._controller.revisit()
+        self._controller.revisit(within=self._options.resync_seconds / 2)
         search_all()
 
     async def _finish(self, parts: list[asyncio.Task[None]]) -> None:

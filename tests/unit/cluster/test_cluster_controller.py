@@ -108,6 +108,14 @@ class Core:
 
         asyncio.run(work())
 
+    def due(self) -> list[ObjectKey]:
+        """Take what is due now, and leave it undone."""
+        taken = []
+        while (key := self.queue.pop()) is not None:
+            taken.append(key)
+            self.queue.done(key)
+        return taken
+
     def later(self, seconds: float) -> None:
         self.clock.seconds += seconds
         self.settle()
@@ -151,6 +159,18 @@ def test_nothing_is_written_when_everything_is_looked_at_again() -> None:
     core.controller.revisit()
     core.later(600.0)
     assert core.api.writes == written
+
+
+def test_what_is_looked_at_again_comes_evenly_over_the_time_given() -> None:
+    core = Core()
+    for name in ("a", "b", "c"):
+        core.see(job("team", name))
+    assert len(core.due()) == 3
+    core.controller.revisit(within=30.0)
+    for _ in range(3):
+        assert len(core.due()) == 1
+        core.clock.seconds += 10.0
+    assert core.due() == []
 
 
 def test_the_same_plan_after_a_restart_makes_nothing_twice() -> None:
