@@ -39,6 +39,7 @@ from finetuning_workload.program import Context
 
 DISTRIBUTION = "finetuning-operator"
 _MEMORY_HINT = "Lower evaluation.maxLength or evaluation.generation.maxNewTokens, or give the job more memory."
+_ROWS_BETWEEN_NOTES = 1000
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
@@ -58,10 +59,10 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
     inputs = read_inputs(config)
     parts, device, tasks = Parts(folder / PARTS_FOLDER), choose_device(), tasks_of(config.metrics)
     chosen = number_format(parts, device)
-    shared = _overlap(config, inputs[0])
     reporter = context.reporter("evaluate")
     try:
         progress = Progress(reporter, context.stop, tasks=tasks, candidates=len(inputs))
+        shared = _overlap(config, inputs[0], progress)
         runner = Runner(config, tasks=tasks, parts=parts, device=device, number_format=chosen, progress=progress)
         with explained_memory_errors("the evaluation", hint=_MEMORY_HINT):
             measured = runner.measure(inputs)
@@ -149,8 +150,13 @@ def _observe(
     }
 
 
-def _overlap(config: EvaluateConfig, inputs: CandidateInputs) -> Overlap | None:
-    training = list(training_rows(config.dataset, inputs.tokenizer))
+def _overlap(config: EvaluateConfig, inputs: CandidateInputs, progress: Progress) -> Overlap | None:
+    training = []
+    for row in training_rows(config.dataset, inputs.tokenizer):
+        training.append(row)
+        if len(training) % _ROWS_BETWEEN_NOTES == 0:
+            progress.note(f"read {len(training)} training rows")
+    progress.note(f"looking for held-out rows in {len(training)} training rows")
     return measure(inputs.rows, training) if training else None
 
 

@@ -138,11 +138,12 @@ def _read(config: EvaluateConfig, candidate: CandidateInput) -> CandidateInputs:
 def _choices(
     config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[RenderedRow]
 ) -> tuple[str, ...]:
+    wanted_by = " and ".join(metric for metric in config.metrics if task_of(metric) is Task.ACCURACY)
     if config.dataset.rows.choices is None:
         table = load_table(Path(config.dataset.path), config.dataset.rows)
         rendered = render_rows(table, config.dataset.rows, tokenizer)
-        return choices_of([row for row in rendered if row.usable])
-    shared = shared_choices(rows)
+        return choices_of([row for row in rendered if row.usable], wanted_by=wanted_by)
+    shared = shared_choices(rows, wanted_by=wanted_by)
     if Metric.MACRO_F1 in config.metrics and not shared:
         message = "macro-f1 needs the same answers in every row; those in the column of dataset.choices differ"
         raise UserError(Reason.METRIC_UNAVAILABLE, message, "Remove macro-f1 from evaluation.metrics.")

@@ -94,10 +94,10 @@ class _LoraLinear(torch.autograd.Function):
         """Return [..., out]."""
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-            down16, up16 = down.to(weight.dtype), up.to(weight.dtype)
-            inner = rows @ down16.t()
-            output = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, up16.t(), alpha=scale)
-        ctx.save_for_backward(rows, inner, weight, down16, up16)
+            cast_down, cast_up = down.to(weight.dtype), up.to(weight.dtype)
+            inner = rows @ cast_down.t()
+            output = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, cast_up.t(), alpha=scale)
+        ctx.save_for_backward(rows, inner, weight, cast_down, cast_up)
         ctx.scale, ctx.x, ctx.master = scale, (x.shape, x.dtype), down.dtype
         return output.view(*x.shape[:-1], -1)
 

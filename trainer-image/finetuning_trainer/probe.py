@@ -18,8 +18,10 @@ TOLERANCE = 1e-4
 """Greatest deviation in fp32: root mean square of the difference, as a share of the spread."""
 NOISE_FACTOR = 2.5
 """In bf16 a path may deviate this much more than rounding does, which a row computed alone shows."""
-UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
-"""What architectures raise that do not know the arguments."""
+UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
+"""What the code of an architecture raises when it is run in a way that it does not know: which of them depends on where
+it trips. There is always the plain way, so it is no reason to end a training; the plan tells the error in its words.
+Memory that runs out was told apart before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,29 +26,33 @@ def signature(metric: Metric, *, own_choices: bool) -> str:
     return f"{metric}|{statistic}argmax of summed log-likelihood incl. closing EOS|choices={choices}"
 
 
-def choices_of(rows: Sequence[RenderedRow]) -> tuple[str, ...]:
-    """Return the distinct completions of the data set, sorted. Raises UserError(METRIC_UNAVAILABLE)."""
+def choices_of(rows: Sequence[RenderedRow], *, wanted_by: str) -> tuple[str, ...]:
+    """Return the distinct completions of the data set, sorted.
+
+    Raises UserError(METRIC_UNAVAILABLE), which names the metrics that want them.
+    """
     found = tuple(sorted({row.completion for row in rows}))
-    hint = "Remove accuracy from evaluation.metrics; exact-match and rouge suit free text."
+    hint = f"Remove {wanted_by} from evaluation.metrics; exact-match and rouge suit free text."
     if len(found) > MAX_CHOICES:
-        message = f"accuracy needs a closed set of answers; the data set has {len(found)} distinct completions"
+        message = f"{wanted_by}: a closed set of answers is needed; the data set has {len(found)} distinct completions"
         raise UserError(Reason.METRIC_UNAVAILABLE, f"{message}, at most {MAX_CHOICES} are compared", hint)
     if len(found) < 2:  # noqa: PLR2004  (one answer is no choice)
-        message = f"accuracy needs at least two different completions; the data set has only {found[0]!r}"
+        message = f"{wanted_by}: two different completions are needed at least; the data set has only {found[0]!r}"
         raise UserError(Reason.METRIC_UNAVAILABLE, message, hint)
     return found
 
 
-def shared_choices(rows: Sequence[RenderedRow]) -> tuple[str, ...]:
+def shared_choices(rows: Sequence[RenderedRow], *, wanted_by: str) -> tuple[str, ...]:
     """Return the answers that all rows offer, sorted; none where they offer different ones.
 
-    Raises UserError(METRIC_UNAVAILABLE) for a row with fewer than two answers, or without the right one.
+    Raises UserError(METRIC_UNAVAILABLE) for a row with fewer than two answers, or without the right one; it names the
+    metrics that want them.
     """
     for row in rows:
         offered = options(row, ())
         if row.completion not in offered or len(set(offered)) < 2:  # noqa: PLR2004  (one answer is no choice)
-            message = f"accuracy of row {row.row_id}: the answers {list(row.choices)} need to be two or more, and"
-            hint = "Correct the column that dataset.choices names, or remove accuracy from evaluation.metrics."
+            message = f"{wanted_by}, row {row.row_id}: the answers {list(row.choices)} need to be two or more, and"
+            hint = f"Correct the column that dataset.choices names, or remove {wanted_by} from evaluation.metrics."
             raise UserError(Reason.METRIC_UNAVAILABLE, f"{message} {row.completion.strip()!r} one of them", hint)
     sets = {frozenset(options(row, ())) for row in rows}
     return tuple(sorted(sets.pop())) if len(sets) == 1 else ()

@@ -112,7 +112,7 @@ class Controller:
                         self._cache.refer(key, self._view.references(key, resource))
                 self._queue.add(key)
 
-    def revisit(self, *, within: float = 0.0) -> None:
+    def revisit(self, *, within: float) -> None:
         """Have everything looked at that has not ended, spread evenly over so many seconds.
 
         A thousand looks at once would keep reports of progress waiting for seconds. What is known to have changed is

@@ -46,7 +46,7 @@ class Inquirer:
     """Asks what the cache does not tell, for all objects in turn: a thousand pods may be slow to start at once."""
 
     def __init__(self, api: Reads, turns: TokenBucket) -> None:
-        """``turns`` are taken by questions about what does not start; the log of a failure is read at once."""
+        """``turns`` are taken by questions about what does not start; the log of a Job that failed is read at once."""
         self._api = api
         self._turns = turns
 

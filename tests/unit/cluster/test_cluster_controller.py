@@ -156,7 +156,7 @@ def test_nothing_is_written_when_everything_is_looked_at_again() -> None:
     core.settle()
     core.later(2.0)
     written = list(core.api.writes)
-    core.controller.revisit()
+    core.controller.revisit(within=0.0)
     core.later(600.0)
     assert core.api.writes == written
 
@@ -271,7 +271,7 @@ def test_an_object_that_cannot_be_read_is_told_so_once_and_others_go_on() -> Non
     assert "spec.source" in conditions[0]["message"]
     assert MEASURE in core.api.objects
     written = len(core.api.writes)
-    core.controller.revisit()
+    core.controller.revisit(within=0.0)
     core.settle()
     assert len(core.api.writes) == written
 
@@ -378,6 +378,6 @@ def test_what_an_admission_webhook_insists_on_is_written_once_and_then_left() ->
     core.api.writes.clear()
     edit(core, deployment, replicas=7)
     assert core.api.writes == [("replace", "Deployment/answers")]
-    core.controller.revisit()
+    core.controller.revisit(within=0.0)
     core.settle()
     assert core.api.writes == [("replace", "Deployment/answers")]

@@ -347,21 +347,28 @@ def test_answers_that_are_none_are_refused(
     assert words in error.message
 
 
-def test_references_that_are_no_json_are_refused_with_an_example(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ((Metric.JSON_MATCH,), ("references are no JSON", "'Message ")),
+        ((Metric.ACCURACY,), ("accuracy: ", "120 distinct completions")),
+        ((Metric.MACRO_F1,), ("macro-f1: ", "120 distinct completions")),
+        ((Metric.ACCURACY, Metric.MACRO_F1), ("accuracy and macro-f1: ", "120 distinct completions")),
+    ],
+)
+def test_free_text_is_refused_by_the_names_of_the_metrics_that_it_does_not_suit(
+    world: Path, tmp_path: Path, metrics: tuple[Metric, ...], words: tuple[str, ...]
+) -> None:
     free = RowFormat(prompt="{triage}", completion="{message}", split=DatasetSplit(test=0.2, seed=3))
     config = evaluate_config(
-        [base(world), tuned(world)],
-        data=world / "rows.jsonl",
-        output=tmp_path / "report",
-        metrics=(Metric.JSON_MATCH,),
-        rows=free,
+        [base(world), tuned(world)], data=world / "rows.jsonl", output=tmp_path / "report", metrics=metrics, rows=free
     )
 
     error = refused(config)
 
     assert error.reason is Reason.METRIC_UNAVAILABLE
-    assert "references are no JSON" in error.message
-    assert "'Message " in error.message
+    assert [each for each in words if each not in error.message] == []
+    assert [metric for metric in metrics if metric not in error.hint] == []
 
 
 def test_pairs_are_refused_where_nothing_can_come_before_a_sentence(world: Path, tmp_path: Path) -> None:
@@ -417,22 +424,6 @@ def test_a_model_that_lost_its_general_knowledge_is_pointed_out(world: Path, tmp
 
     assert any(warning.startswith("tuned is worse than base on general text") for warning in result.warnings)
     assert results_of(config).metrics[0].units == 36
-
-
-def test_accuracy_over_free_text_is_refused(world: Path, tmp_path: Path) -> None:
-    free = RowFormat(prompt="{triage}", completion="{message}", split=DatasetSplit(test=0.2, seed=3))
-    config = evaluate_config(
-        [base(world), tuned(world)],
-        data=world / "rows.jsonl",
-        output=tmp_path / "report",
-        metrics=(Metric.ACCURACY,),
-        rows=free,
-    )
-
-    error = refused(config)
-
-    assert error.reason is Reason.METRIC_UNAVAILABLE
-    assert "120 distinct completions" in error.message
 
 
 def test_a_finished_evaluation_returns_at_once_and_a_damaged_one_is_made_again(world: Path, tmp_path: Path) -> None:

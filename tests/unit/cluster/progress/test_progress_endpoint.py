@@ -1,3 +1,4 @@
+import json
 import logging
 import socket
 import ssl
@@ -287,6 +288,28 @@ def _is_closed(connection: ssl.SSLSocket) -> bool:
         return connection.recv(4096) == b""
     except OSError:
         return True
+
+
+def test_who_was_let_in_before_the_end_is_answered_after_it(
+    endpoint: RunningEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = int(endpoint.url.rpartition(":")[2])
+    early = socket.create_connection(("127.0.0.1", port))
+    # Connections are let in by their order.
+    assert endpoint.post(TOKEN).status_code == 202
+    endpoint.run(endpoint.server.close())
+
+    with ssl.create_default_context(cafile=endpoint.ca).wrap_socket(early, server_hostname="127.0.0.1") as late:
+        body = json.dumps(report())
+        head = (
+            f"POST {TRAIN.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n"
+        )
+        late.sendall(f"{head}\r\n{body}".encode())
+        late.settimeout(30)
+        answer = late.recv(4096)
+
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert caplog.text == ""
 
 
 def test_an_exchanged_certificate_is_served_to_new_connections(endpoint: RunningEndpoint, tmp_path: Path) -> None:
