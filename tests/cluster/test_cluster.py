@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -346,6 +348,33 @@ class TestProxy:
             proxied.create(job(namespace))
 
         assert [(seen.status, seen.answered) for seen in proxy.writes()] == [(201, 201), (0, 409)]
+
+    def test_a_change_that_others_see_already_is_counted_also_before_its_answer(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        changed, answer = threading.Event(), threading.Event()
+
+        class SlowToAnswer(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                changed.set()
+                answer.wait(30)
+                self.send_response(HTTPStatus.CREATED)
+                self.end_headers()
+
+        with (
+            ThreadPoolExecutor() as threads,
+            ThreadingHTTPServer(("127.0.0.1", 0), SlowToAnswer) as server,
+            ApiProxy(f"http://127.0.0.1:{server.server_port}", server_ca=cluster.ca, folder=tmp_path) as proxy,
+        ):
+            threads.submit(server.serve_forever)
+            written = threads.submit(httpx.post, proxy.url + "/api/v1/namespaces/a/pods", verify=False)
+            assert changed.wait(30)
+            counted = threads.submit(proxy.writes)
+            answer.set()
+
+            assert [seen.answered for seen in counted.result(30)] == [201]
+            assert written.result(30).status_code == 201
+            server.shutdown()
 
     def test_an_unreachable_server_answers_nobody_until_it_is_healed(
         self, proxied: Cluster, proxy: ApiProxy, namespace: str

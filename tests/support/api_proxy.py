@@ -6,8 +6,9 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
@@ -132,6 +133,7 @@ class ApiProxy:
         self._keep_bodies = keep_bodies
         self._lock = threading.Lock()
         self._seen: list[Seen] = []
+        self._under_way: set[Future[None]] = set()
         self._faults: list[tuple[Fault, list[int]]] = []
         self._watches: set[_Watch] = set()
         self._silent = False
@@ -167,8 +169,14 @@ class ApiProxy:
     def seen(
         self, *, verbs: Iterable[str] | None = None, target: str | None = None, namespace: str | None = None
     ) -> list[Seen]:
-        """Return the requests so far, or those that fit, in the order of their answers."""
+        """Return the requests so far, or those that fit, in the order of their answers.
+
+        What the API server was already asked to change counts: others may see its effect before the answer is here.
+        """
         wanted = None if verbs is None else frozenset(verbs)
+        with self._lock:
+            under_way = set(self._under_way)
+        wait(under_way, timeout=_START_SECONDS)
         with self._lock:
             return [
                 each
@@ -281,6 +289,28 @@ class ApiProxy:
             return _refusal(fault)
         if fault is not None and fault.trouble is Trouble.DELAY:
             await asyncio.sleep(fault.seconds)
+        with self._counted(asked):
+            return await self._pass_on(request, asked, body=body, fault=fault)
+
+    @contextmanager
+    def _counted(self, asked: Asked) -> Iterator[None]:
+        """Let whoever counts requests wait until a change that may have happened already is written down."""
+        if asked.verb not in WRITES:
+            yield
+            return
+        done: Future[None] = Future()
+        with self._lock:
+            self._under_way.add(done)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way.discard(done)
+            done.set_result(None)
+
+    async def _pass_on(
+        self, request: web.Request, asked: Asked, *, body: bytes, fault: Fault | None
+    ) -> web.StreamResponse:
         try:
             async with self._forward(request, body) as answer:
                 if fault is not None and fault.trouble is Trouble.CUT_AFTER:
