@@ -10,7 +10,7 @@ trap 'rm -rf "$scratch"' EXIT
 "${PYTHON:-python3}" -m venv "$scratch/venv"
 "$scratch/venv/bin/python" -m pip install --quiet --upgrade pip
 "$scratch/venv/bin/python" -m pip install --dry-run --ignore-installed --progress-bar off \
-    --report "$scratch/report.json" pip --editable '.[bench]'
+    --report "$scratch/report.json" pip --editable '.[dev]'
 "$scratch/venv/bin/python" - "$scratch/report.json" >"$scratch/constraints.txt" <<'PYTHON'
 import json
 import sys

@@ -54,6 +54,8 @@ _NAMES_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _STEADY_SECONDS = 60.0
 _QUIET_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
+_PATIENCE = 60
+"""Looks."""
 _SECONDS = 900.0
 _SHOWN = 4000
 """Characters of a log."""
@@ -116,7 +118,7 @@ class Reading:
     @classmethod
     def of(cls, operator: OperatorProcess) -> "Reading":
         """Read all at once: each look at the metrics costs the operator some milliseconds."""
-        families = text_string_to_metric_families(operator.answer("/metrics") or "")
+        families = text_string_to_metric_families(_metrics(operator))
         samples = {family.name: family.samples for family in families}
         calls = [each for each in samples["finetuning_api_requests"] if each.name.endswith("_total")]
         told = [each for each in calls if each.labels["resource"] != "leases"]
@@ -131,6 +133,16 @@ class Reading:
         """Say what each of some jobs has cost."""
         spent, asked = (self.cpu - before.cpu) / jobs * 1000, (self.requests - before.requests) / jobs
         return f"{spent:.1f} ms CPU, {asked:.2f} requests, {(self.writes - before.writes) / jobs:.2f} writes a job"
+
+
+def _metrics(operator: OperatorProcess) -> str:
+    """Return the metrics; an operator that has much to do may answer late."""
+    for _ in range(_PATIENCE):
+        if told := operator.answer("/metrics"):
+            return told
+        threading.Event().wait(_LOOK_SECONDS)
+    message = f"the operator does not tell its metrics:\n{operator.logs[-_SHOWN:]}"
+    raise TimeoutError(message)
 
 
 @dataclass(slots=True)

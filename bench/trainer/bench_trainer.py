@@ -12,7 +12,7 @@
 Model, rows, their order, adapter (LoRA of rank 8 on every linear layer) and samples a step (8) are the same for all.
 Each run has a process of its own; contestants take turns, so that what disturbs one disturbs all. Told are medians.
 The unit is the CPU second: what else runs on the machine changes it little. The first step is not counted, which warms
-up every contestant. Needs the extra ``bench``.
+up every contestant.
 """
 
 import argparse

@@ -146,7 +146,7 @@ def run_transformers(course: Course, contestant: Contestant) -> Record:
 
 def run_trl(course: Course, contestant: Contestant) -> Record:
     """Train with TRL's SFTTrainer: as it comes, or with packing, bf16 weights and without checkpointing."""
-    import trl  # Of the extra bench; what the others need no one need install.
+    import trl  # It takes seconds, which are not the others'.
 
     tuned = contestant is Contestant.TRL_TUNED
     model = _base_model(course, torch.bfloat16 if tuned else torch.float32)

@@ -30,6 +30,7 @@ from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_r
 from finetuning_api.metrics import EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
 from finetuning_api.notification import MOST_NOTIFICATIONS, NotificationSpec, NotificationStatus
 from finetuning_api.pod import Affinity, ExtraVolume
+from finetuning_api.script import ScriptSpec
 from finetuning_api.sources import SourceRef
 from finetuning_api.tensorboard import TensorBoardSpec, TensorBoardStatus
 
@@ -162,9 +163,20 @@ class ParallelStrategy(StrEnum):
 class ParallelismSpec(ApiModel):
     """How many processes train together."""
 
-    workers: int = Field(default=1, ge=1, le=1024, description="Pods that train together.")
-    processes_per_worker: int = Field(default=1, ge=1, le=64, description="Processes in each pod, one an accelerator.")
-    strategy: ParallelStrategy = Field(default=ParallelStrategy.AUTO, description="ddp, fsdp, deepspeed or auto.")
+    workers: int = Field(
+        default=1, ge=1, le=1024, description="Pods that train together; one machine (finetune run) is one worker."
+    )
+    processes_per_worker: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes in each pod, one an accelerator; without accelerators they share the cores.",
+    )
+    strategy: ParallelStrategy = Field(
+        default=ParallelStrategy.AUTO,
+        description="ddp (also auto): each process has the whole model; fsdp: weights and moments are divided;"
+        " deepspeed is not supported yet.",
+    )
 
 
 class AccessMode(StrEnum):
@@ -486,6 +498,12 @@ class FineTuningJobSpec(RunOptions):
             " serving.canary",
             field="serving.canary",
         ),
+        CelRule(
+            rule="!has(self.script) || (self.parallelism.workers == 1 && self.parallelism.processesPerWorker == 1)",
+            message="a script is started once: set parallelism.workers and processesPerWorker to 1; it may start"
+            " processes of its own",
+            field="parallelism",
+        ),
         completions_rule("self.evaluation.metrics", unless="!self.evaluation.enabled"),
         learned_prompt_rule(),
     )
@@ -504,6 +522,10 @@ class FineTuningJobSpec(RunOptions):
     dataset: DatasetSpec = Field(description="Data to train on and to evaluate with.")
     method: MethodSpec = Field(default_factory=MethodSpec, description="Which parameters are trained.")
     training: TrainingSpec = Field(default_factory=TrainingSpec, description="The optimisation.")
+    script: ScriptSpec | None = Field(
+        default=None,
+        description="A program of your own that trains, told method and training; unset is the built-in training.",
+    )
     parallelism: ParallelismSpec = Field(default_factory=ParallelismSpec, description="Workers and strategy.")
     resources: ResourceRequirements = Field(
         default_factory=ResourceRequirements, description="Compute resources of each worker."

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,15 +23,10 @@ from finetuning_api.base import (
     keyed_by,
 )
 from finetuning_api.finetuningjob import CanaryShare, EnvVar, PodOptions, StorageSpec
+from finetuning_api.pod import Command, CommandWord
 from finetuning_api.reasons import Reason
 from finetuning_api.scaling import AutoscalingSpec, DisruptionSpec
 from finetuning_api.sources import SourceRef
-
-CommandWord = Annotated[str, Field(max_length=4096)]
-"""One word of a command; no shell reads it."""
-Command = Annotated[list[CommandWord], Field(min_length=1, max_length=64)]
-"""A program and its arguments."""
-
 
 LONGEST_WAKE = 256
 """Characters of the annotation that wakes a server which was shut down."""

@@ -10,6 +10,18 @@ from pydantic import Field, FiniteFloat
 from finetuning_api.base import ApiModel, CelRule, Message
 
 
+class Task(StrEnum):
+    """A kind of work with the model; several metrics may be read from one."""
+
+    LIKELIHOOD = "likelihood"
+    GENERATION = "generation"
+    ACCURACY = "accuracy"
+    COLA = "cola"
+    PAIRS = "cola-pairs"
+    GENERAL = "general-perplexity"
+    LATENCY = "latency"
+
+
 class Metric(StrEnum):
     """Every metric that the evaluator computes."""
 
@@ -44,6 +56,7 @@ class MetricFacts:
 
     description: str
     unit: str
+    task: Task
     lower_is_better: bool = False
     needs_completions: bool = True
     """Whether plain text, which has no prompts and no answers, lacks what is measured."""
@@ -57,56 +70,79 @@ _FACTS: Mapping[Metric, MetricFacts] = {
     Metric.PERPLEXITY: MetricFacts(
         "exp of the mean NLL per token over the held-out text (natural logarithm)",
         _PERPLEXITY,
+        Task.LIKELIHOOD,
         lower_is_better=True,
         needs_completions=False,
     ),
     Metric.COMPLETION_PERPLEXITY: MetricFacts(
         "the same over completion tokens and their closing EOS only",
         _PERPLEXITY,
+        Task.LIKELIHOOD,
         lower_is_better=True,
         needs_completions=False,
     ),
     Metric.BITS_PER_BYTE: MetricFacts(
         "NLL in bits per UTF-8 byte of the held-out text: comparable between tokenizers",
         "bits per byte",
+        Task.LIKELIHOOD,
         lower_is_better=True,
         needs_completions=False,
     ),
     Metric.GENERAL_PERPLEXITY: MetricFacts(
         "perplexity of built-in general text: rises when a model forgets what it knew",
         _PERPLEXITY,
+        Task.GENERAL,
         lower_is_better=True,
         needs_completions=False,
     ),
-    Metric.ROUGE1: MetricFacts("mean F1 of shared words", _SHARE),
-    Metric.ROUGE2: MetricFacts("mean F1 of shared pairs of words", _SHARE),
-    Metric.ROUGE_L: MetricFacts("mean F1 of the longest common subsequence of words", _SHARE),
-    Metric.ROUGE_LSUM: MetricFacts("the same, sentence by sentence; sentences are lines", _SHARE),
-    Metric.BLEU: MetricFacts("BLEU of all rows as sacrebleu computes it", _POINTS),
-    Metric.CHRF: MetricFacts("F2 of shared character n-grams of all rows as sacrebleu computes it", _POINTS),
+    Metric.ROUGE1: MetricFacts("mean F1 of shared words", _SHARE, Task.GENERATION),
+    Metric.ROUGE2: MetricFacts("mean F1 of shared pairs of words", _SHARE, Task.GENERATION),
+    Metric.ROUGE_L: MetricFacts("mean F1 of the longest common subsequence of words", _SHARE, Task.GENERATION),
+    Metric.ROUGE_LSUM: MetricFacts("the same, sentence by sentence; sentences are lines", _SHARE, Task.GENERATION),
+    Metric.BLEU: MetricFacts("BLEU of all rows as sacrebleu computes it", _POINTS, Task.GENERATION),
+    Metric.CHRF: MetricFacts(
+        "F2 of shared character n-grams of all rows as sacrebleu computes it", _POINTS, Task.GENERATION
+    ),
     Metric.EXACT_MATCH: MetricFacts(
-        "share of rows whose greedy completion equals the reference after trimming white space", _SHARE
+        "share of rows whose greedy completion equals the reference after trimming white space",
+        _SHARE,
+        Task.GENERATION,
     ),
     Metric.NORMALIZED_MATCH: MetricFacts(
-        "the same without case, punctuation, articles and further white space, as SQuAD compares", _SHARE
+        "the same without case, punctuation, articles and further white space, as SQuAD compares",
+        _SHARE,
+        Task.GENERATION,
     ),
     Metric.JSON_MATCH: MetricFacts(
-        "share of rows whose greedy completion is JSON and equals the reference as JSON", _SHARE
+        "share of rows whose greedy completion is JSON and equals the reference as JSON",
+        _SHARE,
+        Task.GENERATION,
     ),
     Metric.ACCURACY: MetricFacts(
-        "share of rows whose most likely completion, among the data set's distinct ones, is the right one", _SHARE
+        "share of rows whose most likely completion, among the data set's distinct ones, is the right one",
+        _SHARE,
+        Task.ACCURACY,
     ),
-    Metric.MACRO_F1: MetricFacts("mean over the distinct completions of the F1 of the same choices", _SHARE),
+    Metric.MACRO_F1: MetricFacts(
+        "mean over the distinct completions of the F1 of the same choices", _SHARE, Task.ACCURACY
+    ),
     Metric.COLA: MetricFacts(
         "Matthews correlation of acceptability judgements by log-likelihood",
         "correlation, -1 to 1",
+        Task.COLA,
         needs_completions=False,
     ),
     Metric.COLA_PAIRS: MetricFacts(
-        "share of sentence pairs whose acceptable member is the more likely one", _SHARE, needs_completions=False
+        "share of sentence pairs whose acceptable member is the more likely one",
+        _SHARE,
+        Task.PAIRS,
+        needs_completions=False,
     ),
     Metric.LATENCY: MetricFacts(
-        "mean time of a completion that is generated alone, over at most 16 rows", "seconds", lower_is_better=True
+        "mean time of a completion that is generated alone, over at most 16 rows",
+        "seconds",
+        Task.LATENCY,
+        lower_is_better=True,
     ),
 }
 
@@ -149,6 +185,10 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "Inconclusive"
 
 
+DEFAULT_AGAINST = "base"
+"""What a relative rule compares with where it names nothing else."""
+
+
 class GateRule(ApiModel):
     """One condition on one metric of the tuned candidate. Intervals decide, not points."""
 
@@ -178,6 +218,11 @@ class GateRule(ApiModel):
     against: str | None = Field(
         default=None, min_length=1, max_length=63, description="Candidate to compare with; default: base."
     )
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the rule compares with another candidate."""
+        return self.min_delta is not None or self.non_inferior is not None
 
 
 class EvaluationRow(ApiModel):

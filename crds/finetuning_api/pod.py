@@ -10,6 +10,11 @@ from finetuning_api.base import ApiModel, CelRule, ObjectName, Quantity
 AsInPod = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
 """A part of a pod's description that is handed on as it is: the API server checks it when the pods are made."""
 
+CommandWord = Annotated[str, Field(max_length=4096)]
+"""One word of a command; no shell reads it."""
+Command = Annotated[list[CommandWord], Field(min_length=1, max_length=64)]
+"""A program and its arguments."""
+
 RESERVED_PATHS = ("/volumes", "/configmaps", "/etc/finetuning", "/dev", "/proc", "/run", "/sys", "/tmp", "/var/run")  # noqa: S108
 """Folders of a pod that hold what the operator mounts; nothing of the user's is mounted on or below them."""
 _ABOVE_RESERVED = ("/etc", "/var")

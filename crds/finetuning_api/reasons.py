@@ -76,6 +76,7 @@ class Reason(StrEnum):
     TOO_MANY_ROWS_LOST = "TooManyRowsLost"
 
     # Training and evaluation
+    SCRIPT_FAILED = "ScriptFailed"
     LOSS_DIVERGED = "LossDiverged"
     CHECKPOINT_CORRUPT = "CheckpointCorrupt"
     METRIC_UNAVAILABLE = "MetricUnavailable"
@@ -95,6 +96,7 @@ class Reason(StrEnum):
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     STALLED = "Stalled"
     CRASHED = "Crashed"
+    WORKER_LOST = "WorkerLost"
     INTERNAL = "Internal"
 
     # Cluster

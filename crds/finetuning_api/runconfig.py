@@ -28,6 +28,10 @@ EXTRA_CA_ENV = "FINETUNING_EXTRA_CA"
 """PEM file with authorities that a program trusts besides those of its image."""
 PROGRESS_CA_ENV = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 SECRET_ENV_PREFIX = "SOURCE_SECRET_"  # noqa: S105  (a prefix of variable names)
+WORKER_ENV = "FINETUNING_WORKER"
+"""Which of the workers of a step a pod is, counted from 0."""
+MASTER_ADDRESS_ENV, MASTER_PORT_ENV = "MASTER_ADDR", "MASTER_PORT"
+"""Where the workers meet: names of torch.distributed."""
 MANIFEST_NAME = "manifest.json"
 
 
@@ -74,6 +78,14 @@ class DatasetInput(ContractModel):
 
     path: str
     rows: RowFormat
+    provenance: Provenance
+
+
+class ScriptInput(ContractModel):
+    """A relocated program of the user, and how it is started."""
+
+    path: str
+    command: tuple[str, ...]
     provenance: Provenance
 
 
@@ -134,14 +146,36 @@ class TrainingInputs(RunConfigBase):
     method: MethodSpec
     training: TrainingSpec
     parallelism: ParallelismSpec = Field(default_factory=ParallelismSpec)
+    script: ScriptInput | None = None
+    """What trains; None is the built-in training."""
     cache_path: str
     """Folder for tokenised data, written by preflight, read by training."""
+
+
+class CandidateInput(ContractModel):
+    """One model to evaluate, with an optional adapter on it."""
+
+    name: str
+    model: ModelInput
+    adapter_path: str | None = None
+    adapter_digest: str | None = None
+
+
+class EvaluationInputs(ContractModel):
+    """What preflight and evaluation share: preflight finds what the evaluation could not compute."""
+
+    candidates: tuple[CandidateInput, ...]
+    metrics: tuple[Metric, ...]
+    gate: tuple[GateRule, ...] = ()
+    limit: int | None = None
 
 
 class PreflightConfig(TrainingInputs):
     """Check on the CPU everything that can be wrong before an accelerator is taken."""
 
     kind: Literal["preflight"] = "preflight"
+    evaluation: EvaluationInputs | None = None
+    """The evaluation that follows; the tuned candidate has its base model and no adapter yet. None without one."""
     output_path: str
     """Folder that training will write to; its free space is checked."""
 
@@ -158,30 +192,19 @@ class TrainConfig(TrainingInputs):
     """Folder of TensorBoard's event files; None writes none."""
 
 
-class CandidateInput(ContractModel):
-    """One model to evaluate, with an optional adapter on it."""
-
-    name: str
-    model: ModelInput
-    adapter_path: str | None = None
-    adapter_digest: str | None = None
-
-
-class EvaluateConfig(RunConfigBase):
+class EvaluateConfig(RunConfigBase, EvaluationInputs):
     """Evaluate candidates on the held-out rows and decide the gate."""
 
     kind: Literal["evaluate"] = "evaluate"
-    candidates: tuple[CandidateInput, ...]
     dataset: DatasetInput
-    metrics: tuple[Metric, ...]
-    gate: tuple[GateRule, ...] = ()
-    limit: int | None = None
     max_length: int = 1024
     generation: GenerationSpec = Field(default_factory=GenerationSpec)
     bootstrap_samples: int = 10_000
     seed: int = 42
     output_path: str
     """Folder of results.json, report.md, report.html and samples."""
+    cache_path: str | None = None
+    """Folder of scores that evaluations share and that stays; None keeps finished parts until the report is made."""
 
 
 DEFAULT_PREDICTED_TOKENS = 256
@@ -352,8 +375,8 @@ class PreflightResult(ContractModel):
     parameters: int = Field(ge=0)
     trainable_parameters: int = Field(ge=0)
     total_steps: int = Field(ge=0)
-    memory_bytes: int = Field(ge=0)
-    """Estimated peak memory of training."""
+    memory_bytes: int | None = Field(default=None, ge=0)
+    """Estimated peak memory of training; None where a script trains."""
     warnings: tuple[str, ...] = ()
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetuning_api.metrics import GateRule, Metric
-from finetuning_evaluator.gate import DEFAULT_AGAINST, Measured, decide, is_relative, more_units
-from finetuning_evaluator.inputs import TUNED, CandidateInputs, comparable, is_per_row
+from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, Metric
+from finetuning_evaluator.gate import Measured, decide, more_units
 from finetuning_evaluator.observations import Observed
 from finetuning_evaluator.power import holm, minimum_detectable_effect
 from finetuning_evaluator.results import GateDecision, MetricComparison, MetricResult, MetricValue
 from finetuning_evaluator.statistics import Interval, Side, bootstrap, compare, level_interval
+from finetuning_workload.evaluated import TUNED, CandidateInputs, comparable, is_per_row
 
 ObservedByMetric = Mapping[Metric, Mapping[str, Observed]]
 """By metric, then by candidate."""
@@ -163,7 +163,7 @@ def _comparison(
 
 def _measured(rule: GateRule, result: MetricResult) -> Measured:
     """Return the tuned value, or for a relative rule its improvement: positive is better."""
-    if not is_relative(rule):
+    if not rule.is_relative:
         value = result.value(TUNED)
         if value is None:
             raise LookupError(rule.metric)

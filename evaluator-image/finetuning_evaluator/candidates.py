@@ -1,29 +1,32 @@
 """Running every candidate through every task, from as few model loads as possible, and going on after a kill."""
 
 import hashlib
+import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from importlib.metadata import version
 
 import torch
 
 from finetuning_api.finetuningjob import Precision
+from finetuning_api.metrics import Task
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
-from finetuning_evaluator.inputs import CandidateInputs, Task
 from finetuning_evaluator.metrics.built_in import built_in_digest
-from finetuning_evaluator.parts import Parts, digest_of
+from finetuning_evaluator.parts import Found, Origin, Parts, code_digest, digest_of
 from finetuning_evaluator.progress import Progress
 from finetuning_evaluator.score import probe_logits
 from finetuning_evaluator.tasks import TaskPart, run_task
 from finetuning_workload.candidates import Load, LoadedCandidate, adapter_digest, loaded, plan_loads
-from finetuning_workload.data import Encoder
+from finetuning_workload.data import Encoder, RenderedRow, tokenizer_digest
 from finetuning_workload.errors import UserError
+from finetuning_workload.evaluated import CandidateInputs
 from finetuning_workload.hardware import choose_dtype
 
-PART_VERSION = 1
-"""Raised when the meaning of a part changes, so that an older run's parts are not taken for new ones."""
 _PROBE_ROWS = 4
+_OF_ONE_RUN = frozenset({Task.LATENCY})
+"""What is no property of a model and its rows alone: the time of another run, under another load, is not this run's."""
 
 
 class NumberFormat(ContractModel):
@@ -57,16 +60,22 @@ class Measured:
     inputs: CandidateInputs
     facts: CandidateFacts
     parts: dict[Task, TaskPart]
+    reused: dict[Task, Origin]
+    """Who computed the parts that this run did not compute."""
 
 
 def number_format(parts: Parts, device: torch.device) -> NumberFormat:
-    """Return the number format for all candidates: that of the interrupted run where there was one."""
-    known = parts.find("format", NumberFormat, key=device.type)
+    """Return the number format for all candidates: that of the interrupted run where there was one.
+
+    Where parts are shared it is that of the runs before on this machine: what was measured once holds, and finds them.
+    """
+    key = digest_of([device.type, version("torch"), platform.node() if parts.is_shared else ""])
+    known = parts.find("format", NumberFormat, key=key)
     if known is not None:
-        return known
+        return known.part
     choice = choose_dtype(Precision.AUTO, device)
     chosen = NumberFormat(dtype=str(choice.dtype).removeprefix("torch."), why=choice.why)
-    parts.keep("format", chosen, key=device.type)
+    parts.keep("format", chosen, key=key)
     return chosen
 
 
@@ -125,45 +134,92 @@ class Runner:
             ]
 
     def _run_tasks(self, candidate: LoadedCandidate, inputs: CandidateInputs, facts: CandidateFacts) -> Measured:
-        self._parts.keep(f"{inputs.candidate.name}-facts", facts, key=self._key(inputs))
-        return Measured(inputs, facts, {task: self._run_task(task, candidate, inputs) for task in self._tasks})
+        key = self._key(inputs)
+        self._parts.keep("facts", facts, key=key.facts())
+        measured = Measured(inputs, facts, {}, {})
+        for task in self._tasks:
+            found = self._find(task, key)
+            if found is None:
+                measured.parts[task] = self._run_task(task, candidate, inputs)
+                self._parts.keep(task, measured.parts[task], key=key.of(task), own=task in _OF_ONE_RUN)
+            else:
+                measured.parts[task], measured.reused[task] = found.part, found.origin
+            self._progress.finish(task)
+        return measured
 
     def _run_task(self, task: Task, candidate: LoadedCandidate, inputs: CandidateInputs) -> TaskPart:
-        name = f"{inputs.candidate.name}-{task}"
-        part = self._parts.find(name, TaskPart, key=self._key(inputs))
-        if part is None:
-            on_progress = self._progress.of(inputs.candidate.name, task)
-            part = run_task(task, candidate, inputs=inputs, config=self._config, on_progress=on_progress)
-            self._parts.keep(name, part, key=self._key(inputs))
-        self._progress.finish(task)
-        return part
+        on_progress = self._progress.of(inputs.candidate.name, task)
+        return run_task(task, candidate, inputs=inputs, config=self._config, on_progress=on_progress)
 
     def _finished(self, inputs: CandidateInputs) -> Measured | None:
-        """Return what a candidate did in an earlier run, None where anything is missing."""
-        name, key = inputs.candidate.name, self._key(inputs)
-        facts = self._parts.find(f"{name}-facts", CandidateFacts, key=key)
-        parts = {task: self._parts.find(f"{name}-{task}", TaskPart, key=key) for task in self._tasks}
-        finished = {task: part for task, part in parts.items() if part is not None}
-        return Measured(inputs, facts, finished) if facts is not None and len(finished) == len(parts) else None
+        """Return what was computed of a candidate in earlier runs, None where anything is missing."""
+        key = self._key(inputs)
+        facts = self._parts.find("facts", CandidateFacts, key=key.facts())
+        found = {task: part for task in self._tasks if (part := self._find(task, key)) is not None}
+        if facts is None or len(found) < len(self._tasks):
+            return None
+        parts = {task: each.part for task, each in found.items()}
+        return Measured(inputs, facts.part, parts, {task: each.origin for task, each in found.items()})
 
-    def _key(self, inputs: CandidateInputs) -> str:
-        """Return the identity of a candidate's parts: everything that shapes them."""
-        config = self._config
-        return digest_of(
-            {
-                "version": PART_VERSION,
-                "model": inputs.candidate.model.provenance.digest,
-                "adapter": adapter_digest(inputs.candidate),
-                "rows": [row.row_id for row in inputs.rows],
-                "tokens": inputs.encoding_digest,
-                "choices": inputs.choices,
-                "rowChoices": [row.choices for row in inputs.rows],
-                "maxLength": config.max_length,
-                "generation": config.generation.to_wire(),
-                "format": self._format.dtype,
-                "builtIn": built_in_digest(),
-            }
-        )
+    def _find(self, task: Task, key: "PartKey") -> Found[TaskPart] | None:
+        return self._parts.find(task, TaskPart, key=key.of(task), own=task in _OF_ONE_RUN)
+
+    def _key(self, inputs: CandidateInputs) -> "PartKey":
+        return PartKey(inputs, self._config, self._format.dtype, self._device.type)
+
+
+@dataclass(frozen=True, slots=True)
+class PartKey:
+    """The identity of one candidate's parts: everything that shapes them, and nothing else.
+
+    Neither the name of a candidate nor of a job is in it, nor what only other tasks look at: what one evaluation scored
+    as its reference is the base of another.
+    """
+
+    inputs: CandidateInputs
+    config: EvaluateConfig
+    dtype: str
+    device: str
+
+    def of(self, task: Task) -> str:
+        """Return the identity of what a task computes."""
+        return digest_of([*self._candidate(), task, self._shape(task)])
+
+    def facts(self) -> str:
+        """Return the identity of what is known of a candidate once it was loaded."""
+        return digest_of([*self._candidate(), "facts", _content(self.inputs.rows[:_PROBE_ROWS])])
+
+    def _candidate(self) -> list[object]:
+        candidate = self.inputs.candidate
+        return [
+            code_digest(),
+            candidate.model.provenance.digest,
+            adapter_digest(candidate),
+            tokenizer_digest(self.inputs.tokenizer),
+            self.dtype,
+            self.device,
+        ]
+
+    def _shape(self, task: Task) -> object:
+        rows, config = self.inputs.rows, self.config
+        match task:
+            case Task.LIKELIHOOD:
+                return [_content(rows), config.max_length]
+            case Task.GENERATION:
+                return [_content(rows), config.generation.to_wire()]
+            case Task.LATENCY:
+                return [_content(rows), config.generation.to_wire()]
+            case Task.ACCURACY:
+                return [_content(rows), self.inputs.choices]
+            case Task.GENERAL:
+                return [built_in_digest(), config.max_length]
+            case _:
+                return built_in_digest()
+
+
+def _content(rows: Sequence[RenderedRow]) -> str:
+    """Return the sha256 of rows as they were rendered, with the answers that they offer."""
+    return digest_of([[row.row_id, [astuple(segment) for segment in row.segments], row.choices] for row in rows])
 
 
 def require_different(facts: Mapping[str, CandidateFacts]) -> None:

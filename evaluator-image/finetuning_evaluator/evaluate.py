@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from finetuning_api.metrics import Metric
+from finetuning_api.metrics import Metric, Task
 from finetuning_api.runconfig import EvaluateConfig, EvaluateResult
 from finetuning_evaluator import gate, report, warnings
 from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, adjusted, analyse, judge
 from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, number_format
-from finetuning_evaluator.inputs import CandidateInputs, Task, read_inputs, task_of, tasks_of
 from finetuning_evaluator.metrics.built_in import built_in_digest
+from finetuning_evaluator.metrics.general import passages
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
 from finetuning_evaluator.observations import Observed, observe
 from finetuning_evaluator.outputs import speed, summarise
@@ -33,6 +33,7 @@ from finetuning_evaluator.results import (
 )
 from finetuning_workload.candidates import adapter_digest, require_distinct
 from finetuning_workload.data import training_rows
+from finetuning_workload.evaluated import CandidateInputs, read_inputs, tasks_of
 from finetuning_workload.hardware import choose_device, set_threads
 from finetuning_workload.memory import explained_memory_errors
 from finetuning_workload.program import Context
@@ -56,8 +57,10 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
     require_distinct(config.candidates)
     started = time.monotonic()
     threads = set_threads(context.environment)
-    inputs = read_inputs(config)
-    parts, device, tasks = Parts(folder / PARTS_FOLDER), choose_device(), tasks_of(config.metrics)
+    inputs = read_inputs(config, config.dataset, general_text=passages())
+    lasting = None if config.cache_path is None else Path(config.cache_path)
+    parts = Parts(folder / PARTS_FOLDER, job=config.job, lasting=lasting)
+    device, tasks = choose_device(), tasks_of(config.metrics)
     chosen = number_format(parts, device)
     reporter = context.reporter("evaluate")
     try:
@@ -81,7 +84,7 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
 
 def config_digest(config: EvaluateConfig) -> str:
     """Return the identity of an evaluation: equal means that the same numbers and decisions would come out."""
-    data = config.model_dump(mode="json", exclude={"job", "output_path", "candidates", "dataset"})
+    data = config.model_dump(mode="json", exclude={"job", "output_path", "cache_path", "candidates", "dataset"})
     data["schema"] = SCHEMA_VERSION
     data["analysis"] = ANALYSIS_VERSION
     data["builtIn"] = built_in_digest()
@@ -140,7 +143,7 @@ def _observe(
             found.inputs.candidate.name: observe(
                 metric,
                 found.inputs,
-                part=found.parts[task_of(metric)],
+                part=found.parts[metric.facts.task],
                 tokenizer=tokenizer,
                 max_length=config.max_length,
             )
@@ -199,6 +202,7 @@ def _candidate(found: Measured) -> CandidateSummary:
         parameters=found.facts.parameters,
         load_seconds=found.facts.load_seconds,
         seconds={task: part.seconds for task, part in found.parts.items()},
+        reused={str(task): origin for task, origin in found.reused.items()},
         speed=speed(found.parts),
         outputs=None if written is None else summarise(written.outputs, references),
     )

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetuning_api.metrics import GateResult, GateRule, Verdict
+from finetuning_api.metrics import DEFAULT_AGAINST, GateResult, GateRule, Verdict
 from finetuning_evaluator import power
 from finetuning_evaluator.statistics import Interval
-
-DEFAULT_AGAINST = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +49,6 @@ def overall(gates: Sequence[GateResult]) -> Verdict | None:
     return next(verdict for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS) if verdict in verdicts)
 
 
-def is_relative(rule: GateRule) -> bool:
-    """Whether a rule compares with another candidate."""
-    return rule.min_delta is not None or rule.non_inferior is not None
-
-
 def _bound_and_interval(rule: GateRule, measured: Measured) -> tuple[float, Interval | None]:
     """Return the rule as a lower bound, and the interval on the same scale."""
     if rule.max is not None:
@@ -89,7 +82,7 @@ def _message(rule: GateRule, measured: Measured, verdict: Verdict) -> str:
 
 
 def _subject(rule: GateRule, measured: Measured) -> str:
-    if is_relative(rule):
+    if rule.is_relative:
         return f"{rule.metric} improved by {measured.value:.4g} over {rule.against or DEFAULT_AGAINST}"
     return f"{rule.metric} is {measured.value:.4g}"
 

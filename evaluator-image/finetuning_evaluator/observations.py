@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from finetuning_api.metrics import Metric
+from finetuning_api.metrics import Metric, Task
 from finetuning_api.reasons import Reason
-from finetuning_evaluator.inputs import CandidateInputs, Task, is_per_row, task_of
 from finetuning_evaluator.metrics import (
     accuracy,
     cola,
@@ -20,7 +19,9 @@ from finetuning_evaluator.metrics import (
 )
 from finetuning_evaluator.statistics import Observations
 from finetuning_evaluator.tasks import TaskPart
+from finetuning_workload.answers import is_json
 from finetuning_workload.errors import UserError
+from finetuning_workload.evaluated import CandidateInputs, is_per_row
 
 Parts = Mapping[Task, TaskPart]
 
@@ -52,7 +53,7 @@ def observe(
 def _observe(
     metric: Metric, inputs: CandidateInputs, *, part: TaskPart, tokenizer: rouge.RougeTokenizer, max_length: int
 ) -> Observed:
-    match task_of(metric):
+    match metric.facts.task:
         case Task.LIKELIHOOD:
             signature = perplexity.signature(metric, max_length=max_length)
             return Observed(perplexity.observe(metric, part.likelihood), signature)
@@ -98,7 +99,7 @@ def _generated(metric: Metric, inputs: CandidateInputs, part: TaskPart, tokenize
         is_match, signature = _MATCHES[metric]
         matches = [is_match(reference, text) for reference, text in zip(references, texts, strict=True)]
         if metric is Metric.JSON_MATCH:
-            details["jsonShare"] = sum(map(matching.is_json, texts)) / len(texts)
+            details["jsonShare"] = sum(map(is_json, texts)) / len(texts)
         return Observed(matching.observe(matches), signature, details)
     if metric in translation.TRANSLATION_METRICS:
         return Observed(translation.observe(metric, references, texts), translation.signature(metric), details)

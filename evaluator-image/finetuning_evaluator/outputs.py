@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from finetuning_api.metrics import Task
 from finetuning_api.runconfig import ContractModel
-from finetuning_evaluator.inputs import Task
 from finetuning_evaluator.tasks import Output, TaskPart
 
 _BEGINNING = 160

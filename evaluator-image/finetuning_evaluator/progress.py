@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from finetuning_api.metrics import Task
 from finetuning_api.runconfig import ProgressMetric
-from finetuning_evaluator.inputs import Task
 from finetuning_evaluator.tasks import cost
 from finetuning_workload.program import StopFlag
 from finetuning_workload.progress import Reporter

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from finetuning_api.metrics import Metric
-from finetuning_evaluator.gate import DEFAULT_AGAINST
+from finetuning_api.metrics import DEFAULT_AGAINST, Metric
 from finetuning_evaluator.results import Results
 from finetuning_evaluator.samples import Sample, telling
 from finetuning_evaluator.wording import (
@@ -19,6 +18,7 @@ from finetuning_evaluator.wording import (
     overlap,
     p_values,
     resampled,
+    reuse,
     shown,
     signed,
     with_interval,
@@ -107,6 +107,10 @@ def _costs(results: Results) -> Iterator[str]:
         yield _row([candidate.name, *costs(candidate)])
     yield ""
     yield COST_NOTE
+    for candidate in results.candidates:
+        if candidate.reused:
+            yield ""
+            yield reuse(candidate)
 
 
 def _examples(results: Results, samples: Sequence[Sample]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_evaluator.outputs import OutputSummary, Speed
 from finetuning_evaluator.overlap import Overlap
+from finetuning_evaluator.parts import Origin
 
 SCHEMA_VERSION: Literal["eval/v1"] = "eval/v1"
 _LAST_WORDS_FRAME = 256
@@ -51,7 +52,10 @@ class CandidateSummary(ContractModel):
     """Parameters in memory, the adapter's included."""
     load_seconds: float
     seconds: dict[str, float]
-    """Wall time by task; of the run that computed it, where a run was interrupted."""
+    """Wall time by task; of the run that computed it, where that was another one."""
+    reused: dict[str, Origin] = Field(default_factory=dict)
+    """By task: who computed it, where this run did not: an interrupted run, or another evaluation with the same model,
+    rows and settings."""
     speed: Speed = Field(default_factory=Speed)
     outputs: OutputSummary | None = None
     """None where nothing was generated."""

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from finetuning_api.metrics import Metric
+from finetuning_api.metrics import Metric, Task
 from finetuning_api.runconfig import ContractModel
 from finetuning_evaluator.candidates import Measured
-from finetuning_evaluator.inputs import TUNED, Task, is_per_row
 from finetuning_evaluator.observations import Observed
+from finetuning_workload.evaluated import TUNED, is_per_row
 
 
 class Sample(ContractModel):

@@ -14,8 +14,9 @@ OnProgress = Callable[[int, int], None]
 """Called with the sequences that are scored and their number in all; may raise to stop."""
 
 BATCH_TOKENS = 2048
-_LOGITS_BYTES = 64 << 20
-"""Float32 logits that are held at once; the rows of a chunk follow from the vocabulary."""
+_LOGITS_BYTES = 16 << 20
+"""Float32 logits that are held at once; the rows of a chunk follow from the vocabulary. More than a core's cache holds
+costs twice the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,30 @@ def log_probabilities(
     The log-softmax is computed in float32 whatever the number format of the model.
     """
     results: list[FloatArray] = [np.zeros(0)] * len(items)
-    output_layer = _OutputLayer(model)
-    done = 0
-    for batch in plan_batches([len(item.ids) for item in items], batch_tokens=BATCH_TOKENS):
-        rows = [items[index] for index in batch]
-        scores = output_layer.score(rows)
-        for index, row_scores in zip(
-            batch, np.split(scores, np.cumsum([row.scored for row in rows])[:-1]), strict=True
-        ):
-            results[index] = row_scores
-        done += len(batch)
+    output_layer = OutputLayer(model)
+    alike = _alike(items)
+    inputs, done = list(alike), 0
+    for batch in plan_batches([len(ids) for ids in inputs], batch_tokens=BATCH_TOKENS):
+        asked = [(place, index) for place, number in enumerate(batch) for index in alike[inputs[number]]]
+        scores = output_layer.score([inputs[number] for number in batch], [(place, items[at]) for place, at in asked])
+        cuts = np.cumsum([items[index].scored for _, index in asked])[:-1]
+        for (_, index), item_scores in zip(asked, np.split(scores, cuts), strict=True):
+            results[index] = item_scores
+        done += len(asked)
         if on_progress is not None:
             on_progress(done, len(items))
     return results
+
+
+def _alike(items: Sequence[Window]) -> dict[tuple[int, ...], list[int]]:
+    """Return the places of windows by what a model reads for them: all but the last token, which is only scored.
+
+    Windows that differ in their last token alone, as answers of one token to one question do, are read once.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, item in enumerate(items):
+        alike.setdefault(item.ids[:-1], []).append(index)
+    return alike
 
 
 def probe_logits(model: torch.nn.Module, documents: Sequence[Sequence[int]], *, tokens: int = 64) -> torch.Tensor:
@@ -99,7 +111,7 @@ def probe_logits(model: torch.nn.Module, documents: Sequence[Sequence[int]], *, 
         return torch.cat(logits).float().cpu()
 
 
-class _OutputLayer:
+class OutputLayer:
     """Runs a model's trunk on whole windows and its output layer on scored positions only.
 
     Some architectures scale or cap their logits after the output layer. Whether trunk and layer alone give the model's
@@ -116,34 +128,40 @@ class _OutputLayer:
         if not self._is_faithful():
             self._trunk = None
 
-    def score(self, rows: Sequence[Window]) -> FloatArray:
-        """Return the log-probabilities of the rows' scored tokens, one after another: [sum of scored]."""
-        width = max(len(row.ids) for row in rows)
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids[place, : len(row.ids)] = torch.tensor(row.ids)
-        # Causal attention never looks to the right: padding there needs no mask.
-        hidden = self._hidden(ids.to(self._device))
-        scored = [(place, position) for place, row in enumerate(rows) for position in range(row.first, len(row.ids))]
-        places = torch.tensor(scored, device=self._device)
-        targets = ids.to(self._device)[places[:, 0], places[:, 1]]
-        predictors = places - torch.tensor([0, 1], device=self._device)
-        return self._gathered(hidden, predictors, targets)
+    def score(self, inputs: Sequence[Sequence[int]], asked: Sequence[tuple[int, Window]]) -> FloatArray:
+        """Return the log-probabilities of the scored tokens of windows, one after another: [sum of scored].
 
-    def _gathered(self, hidden: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor) -> FloatArray:
+        ``asked`` says of each window which of the inputs (its tokens but the last) it belongs to.
+        """
+        width = max(len(ids) for ids in inputs)
+        padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in inputs], device=self._device)
+        # Causal attention never looks to the right: padding there needs no mask.
+        hidden = self.hidden(padded)
+        predictors = [(place, at - 1) for place, item in asked for at in range(item.first, len(item.ids))]
+        targets = [token for _, item in asked for token in item.ids[item.first :]]
+        return self.gathered(
+            hidden, torch.tensor(predictors, device=self._device), torch.tensor(targets, device=self._device)
+        )
+
+    def gathered(self, hidden: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor) -> FloatArray:
+        """Return the log-probabilities of ``targets`` [scored]; ``predictors`` [scored, 2] are rows and places."""
         chunk = max(1, _LOGITS_BYTES // (4 * self._vocabulary))
         parts = []
         for places, wanted in zip(predictors.split(chunk), targets.split(chunk), strict=True):
             logits = self._logits(hidden[places[:, 0], places[:, 1]]).float()
-            parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=1))
+            parts.append(-torch.nn.functional.cross_entropy(logits, wanted, reduction="none"))
         return torch.cat(parts).double().cpu().numpy()
 
-    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return hidden states, or where trunk and layer do not suffice the logits themselves."""
+    def hidden(self, ids: torch.Tensor, **context: object) -> torch.Tensor:
+        """Return hidden states, or where trunk and layer do not suffice the logits themselves.
+
+        ``context`` is handed on; without one nothing is cached.
+        """
+        handed = context or {"use_cache": False}
         if self._trunk is None:
-            logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
+            logits: torch.Tensor = self._model(input_ids=ids, **handed).logits
             return logits
-        states: torch.Tensor = self._trunk(input_ids=ids, use_cache=False).last_hidden_state
+        states: torch.Tensor = self._trunk(input_ids=ids, **handed).last_hidden_state
         return states
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -157,7 +175,7 @@ class _OutputLayer:
             return False
         ids = torch.arange(min(8, self._vocabulary), device=self._device)[None]
         own = self._model(input_ids=ids, use_cache=False).logits.float()
-        return torch.equal(self._logits(self._hidden(ids)).float(), own)
+        return torch.equal(self._logits(self.hidden(ids)).float(), own)
 
 
 def _joined(parts: Iterable[FloatArray]) -> FloatArray:

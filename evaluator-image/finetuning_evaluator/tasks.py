@@ -4,11 +4,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from finetuning_api.metrics import Task
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
-from finetuning_evaluator.inputs import CandidateInputs, Task
 from finetuning_evaluator.metrics import accuracy, cola, general, latency, pairs, perplexity
 from finetuning_workload.candidates import LoadedCandidate
 from finetuning_workload.data import Encoder, RenderedRow
+from finetuning_workload.evaluated import TIMED_ROWS, CandidateInputs
 from finetuning_workload.generation import complete
 
 OnProgress = Callable[[int, int], None]
@@ -149,7 +150,7 @@ def _latency(
     timings = latency.measure(
         loaded.model,
         inputs.tokenizer,
-        [encoder.encode_prompt(row) for row in inputs.rows[: latency.TIMED_ROWS]],
+        [encoder.encode_prompt(row) for row in inputs.rows[:TIMED_ROWS]],
         max_new_tokens=planned_new_tokens(inputs, config),
         stop=config.generation.stop,
         closing_tokens=_closing_tokens(inputs, inputs.rows),

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from finetuning_api.metrics import Metric
 from finetuning_evaluator.analysis import FEW_ROWS, pairs
-from finetuning_evaluator.inputs import CandidateInputs, comparable
 from finetuning_evaluator.metrics.rouge import ROUGE_METRICS, RougeTokenizer
 from finetuning_evaluator.overlap import Overlap
 from finetuning_evaluator.results import CandidateSummary, MetricResult
 from finetuning_evaluator.wording import outcome
+from finetuning_workload.evaluated import CandidateInputs, comparable
 
 _MANY = 0.1
 _FEW_DIFFERENCES = 10

@@ -127,6 +127,17 @@ def costs(candidate: CandidateSummary) -> tuple[str, ...]:
     return (*rates, *lengths, str(outputs.empty), str(outputs.cut), str(outputs.refused))
 
 
+def reuse(candidate: CandidateSummary) -> str:
+    """Return which of a candidate's scores were computed by whom, where it was not this run."""
+    told = (
+        f"{task} ({origin.job.kind} {origin.job.name}, {origin.computed_at:%Y-%m-%d %H:%M} UTC)"
+        for task, origin in candidate.reused.items()
+    )
+    return f"Scores of {candidate.name} that were there already, with the same model, rows, settings and code: " + (
+        ", ".join(told) + "."
+    )
+
+
 def _or_dash(value: float | None) -> str:
     return _DASH if value is None else number(value)
 

@@ -83,6 +83,14 @@ def _bills(roles: list[str], settings: Settings) -> None:
             sys.stdout.write(f"{path}\n")
 
 
+def _role_name(name: str) -> str:
+    # As ``choices`` of argparse it would refuse that none is named: some Pythons look for the empty list among them.
+    known = (*ROLES, SITE.name)
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"no image is called {name!r}; choose from {', '.join(known)}")
+    return name
+
+
 def _role(name: str) -> Role:
     return ROLES.get(name, SITE)
 
@@ -101,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "sbom": "write what is in built images: build/sbom/<role>.cdx.json",
     }.items():
         command = commands.add_parser(name, help=f"{what}; all but the tests' own where none is named")
-        command.add_argument("roles", nargs="*", choices=[*ROLES, SITE.name], metavar="role")
+        command.add_argument("roles", nargs="*", type=_role_name, metavar="role")
     commands.add_parser("archives", help="build what has changed, and save it for tests on a node")
     commands.add_parser(
         "names", help="print the name of each image by version and by input; needs no container runtime"

@@ -59,6 +59,9 @@ class Daemon:
                 self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         if not _within(_START_SECONDS, lambda: child.poll() is not None or self.docker.answers()) or child.poll():
+            child.kill()
+            child.wait()
+            _unmount(self.data)  # It mounts this upon itself before it looks at the rest.
             raise ImageError(f"dockerd does not start:\n{(self.run / 'dockerd.log').read_text()[-2000:]}")
         return True
 
@@ -70,7 +73,7 @@ class Daemon:
         os.kill(pid, signal.SIGTERM)
         if not _within(_STOP_SECONDS, lambda: _is_gone(pid)):
             raise ImageError(f"dockerd ({pid}) does not end within {_STOP_SECONDS} s")
-        _unmount_below(self.run)
+        _unmount(self.run)
         shutil.rmtree(self.run)
         return True
 
@@ -108,10 +111,10 @@ def _require_means() -> None:
         raise ImageError("no docker daemon answers, and starting one needs root")
 
 
-def _unmount_below(folder: Path) -> None:
-    """Unmount what the daemon leaves, such as the network namespace that its containers shared."""
+def _unmount(folder: Path) -> None:
+    """Unmount what the daemon leaves in a folder, such as the network namespace that its containers shared."""
     places = [line.split()[1] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
-    for place in sorted((place for place in places if place.startswith(f"{folder}/")), reverse=True):
+    for place in sorted((place for place in places if f"{place}/".startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", place], check=False)  # noqa: S607  (where it lies differs)
 
 

@@ -23,6 +23,7 @@ from finetuning_operator.cluster.api import ClusterApi, TokenBucket, connect
 from finetuning_operator.cluster.cache import slimmed
 from finetuning_operator.cluster.diagnose import Diagnosis, diagnose
 from finetuning_operator.cluster.errors import ApiError
+from finetuning_operator.cluster.event_board import EventBoard
 from finetuning_operator.cluster.failures import explain_api_error
 from finetuning_operator.cluster.kinds import JOB, KindRef
 from finetuning_operator.cluster.observe import observe_step
@@ -60,7 +61,14 @@ class Sight:
         """Return what the operator finds out when it asks, as if some time had passed."""
         job, found = self._objects()
         now = datetime.now(UTC) + LATER
-        diagnosis: Diagnosis | None = self.call(lambda api: diagnose(api, job, found, now))
+
+        async def ask(api: ClusterApi) -> Diagnosis | None:
+            board = EventBoard(api, TokenBucket(rate=1000, burst=1000))
+            board.ready(self.namespace)
+            await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name().startswith("events of")))
+            return await diagnose(api, board, job, found, now)
+
+        diagnosis: Diagnosis | None = self.call(ask)
         return diagnosis
 
     def call(self, use: Callable[[ClusterApi], Any]) -> Any:  # noqa: ANN401  (whatever the call returns)

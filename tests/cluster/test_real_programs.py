@@ -24,6 +24,7 @@ from finetuning_workload.artifact import require_intact
 
 SECONDS = 240
 MODEL = "acme/tiny"
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,43 @@ def test_a_suspended_job_saves_stops_and_goes_on_where_it_was(site: Site) -> Non
     step = max(int(path.parent.name.rpartition("-")[2]) for path in saved)
     assert resumed["status"]["progress"]["step"] >= step
     site.cluster.delete(job)
+
+
+def test_two_workers_of_two_processes_each_train_one_adapter(site: Site) -> None:
+    together = {"training.maxSteps": 200, "parallelism": {"workers": 2, "processesPerWorker": 2}}
+    site.create("shared", site.add_rows([*GOOD_ROWS]), {**together, "evaluation.enabled": False})
+
+    job = site.cluster.wait_for_object("Job", "shared-train", site.namespace, where=bool, seconds=SECONDS)
+    service = site.cluster.wait_for_object("Service", "shared-train", site.namespace, where=bool)
+    policy = site.cluster.wait_for_object("NetworkPolicy", "shared-train", site.namespace, where=bool)
+    done = site.wait("shared", has_ended)
+
+    assert has_condition(done, "Complete"), _failure(done)
+    assert {name: job["spec"][name] for name in ("completionMode", "completions", "parallelism")} == {
+        "completionMode": "Indexed",
+        "completions": 2,
+        "parallelism": 2,
+    }
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["podSelector"]["matchLabels"] == service["spec"]["selector"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    plain = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    assert (plain["MASTER_ADDR"], plain["MASTER_PORT"], plain["WORLD_SIZE"]) == (
+        "shared-train-0.shared-train",
+        "29500",
+        "4",
+    )
+    assert "FINETUNING_WORKER" in {each["name"] for each in container["env"] if "valueFrom" in each}
+    pods = site.cluster.objects("Pod", site.namespace, labels="finetuning.dev/step=train,finetuning.dev/name=shared")
+    assert sorted(pod["metadata"]["labels"][COMPLETION_INDEX] for pod in pods) == ["0", "1"]
+    adapter = done["status"]["artifacts"]["adapter"]
+    folder = site.node.volumes / adapter["claimName"] / adapter["path"]
+    assert require_intact(folder).digest == adapter["digest"]
+    plan = json.loads((folder / "provenance.json").read_text())["plan"]
+    assert (plan["processes"], plan["strategy"]) == (4, "ddp")
+    (stage,) = [stage for stage in done["status"]["stages"] if stage["name"] == "train"]
+    assert (stage["state"], stage["attempts"]) == ("Succeeded", 1)
 
 
 BAD_INPUT = [

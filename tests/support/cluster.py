@@ -56,10 +56,12 @@ class Cluster:
     program: Path
     """kubectl."""
     http: httpx.Client
+    pause_seconds: float
+    """Between two looks at what is waited for."""
     _served: dict[str, Served] = field(default_factory=dict)
 
     @classmethod
-    def connect(cls, kubeconfig: Path, *, program: Path) -> "Cluster":
+    def connect(cls, kubeconfig: Path, *, program: Path, pause_seconds: float = 0.02) -> "Cluster":
         """Use the current context of a kubeconfig that identifies its user by certificate or token."""
         content = yaml.safe_load(kubeconfig.read_text())
         entry = _named(content["contexts"], content["current-context"])["context"]
@@ -68,7 +70,7 @@ class Cluster:
         context, headers = _identity(target, user)
         http = httpx.Client(base_url=target["server"], verify=context, headers=headers, timeout=_REQUEST_SECONDS)
         ca = Path(target.get("certificate-authority", ""))
-        return cls(kubeconfig=kubeconfig, server=target["server"], ca=ca, program=program, http=http)
+        return cls(kubeconfig, server=target["server"], ca=ca, program=program, http=http, pause_seconds=pause_seconds)
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
@@ -150,7 +152,7 @@ class Cluster:
                 answers.append(answer)
             return bool(answers)
 
-        wait_until(is_met, seconds=seconds, what=what)
+        wait_until(is_met, seconds=seconds, what=what, pause_seconds=self.pause_seconds)
         return answers[0]
 
     def wait_for_object(

@@ -21,7 +21,9 @@ RELEASE = "finetuning"
 OPERATOR = f"{RELEASE}-finetuning-operator"
 """Name of the Deployment and of what else the release makes."""
 OPERATOR_PODS = f"app.kubernetes.io/name=finetuning-operator,app.kubernetes.io/instance={RELEASE}"
-WAIT_SECONDS = 180
+WAIT_SECONDS = 300
+ONE_CORE = {"requests": {"cpu": "100m"}, "limits": {"cpu": "1"}}
+"""Resources of a program with one thread: several, which wait for each other, take many times as long on busy cores."""
 _LOG_LINES = "40"
 
 Test = Callable[[Object], bool]
@@ -177,6 +179,7 @@ def tiny_spec(changes: Mapping[str, object]) -> dict[str, Any]:
         "dataset.endpoint": STORE,
         # So many that maxSteps decides.
         "training.epochs": 1000,
+        "resources": ONE_CORE,
     }
     return good_spec({**here, **changes})
 

@@ -15,6 +15,7 @@ OPEN = "open"
 """What ``reach`` says of an address that answered."""
 _REACH = """
 import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
 def tried(address):
     host, _, port = address.rpartition(":")
     try:
@@ -22,7 +23,9 @@ def tried(address):
     except OSError as error:
         return type(error).__name__
     return "open"
-print(json.dumps({name: tried(address) for name, address in json.loads(sys.argv[1]).items()}))
+addresses = json.loads(sys.argv[1])
+with ThreadPoolExecutor(len(addresses)) as all_at_once:
+    print(json.dumps(dict(zip(addresses, all_at_once.map(tried, addresses.values())))))
 """
 _WRITE = """
 import errno, json, os, sys

@@ -75,14 +75,14 @@ def names(cluster: Cluster, kind: str, namespace: str) -> set[str]:
     return {found["metadata"]["name"] for found in cluster.objects(kind, namespace)}
 
 
-def wait_for_events(cluster: Cluster, namespace: str, *expected: tuple[str, str]) -> None:
-    """Wait until each of the (type, reason) was told of the job ``demo``, and fail when one was told twice.
+def wait_for_events(cluster: Cluster, namespace: str, *expected: tuple[str, str], name: str = "demo") -> None:
+    """Wait until each of the (type, reason) was told of a job, and fail when one was told twice.
 
     Other events may be there: on a slow machine a volume or a node is waited for long enough to be told.
     """
 
     def told() -> Counter[tuple[str, str]]:
-        return Counter((event["type"], event["reason"]) for event in cluster.events(namespace, name="demo"))
+        return Counter((event["type"], event["reason"]) for event in cluster.events(namespace, name=name))
 
     wait_until(lambda: set(expected) <= told().keys(), seconds=30, what=f"events {expected}")
     assert {each: told()[each] for each in expected} == dict.fromkeys(expected, 1)

@@ -30,6 +30,8 @@ from tests.support.player import MANAGED
 from tests.support.served import free_port
 
 from finetuning_api.runconfig import (
+    MASTER_ADDRESS_ENV,
+    MASTER_PORT_ENV,
     PROGRESS_CA_ENV,
     PROGRESS_TOKEN_ENV,
     RUN_CONFIG_ENV,
@@ -66,6 +68,8 @@ class ProgramNode:
     namespace: str
     folder: Path
     _running: dict[str, _Running] = field(default_factory=dict)
+    _meetings: dict[str, int] = field(default_factory=dict)
+    """Ports at which workers meet, by the uid of their Job."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -180,6 +184,7 @@ class ProgramNode:
     def _environment(self, pod: Object, container: Object, *, home: Path, places: Mapping[str, Path]) -> dict[str, str]:
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         environment |= {each["name"]: each["value"] for each in container["env"] if "value" in each}
+        environment |= _looked_up(pod, container) | self._meeting(pod, environment)
         environment |= self._secrets(container)
         folders = {name: str(home / "scratch") for name in ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME")}
         environment |= folders | {TERMINATION_LOG_ENV: str(home / "termination-log"), PARENT_ENV: str(os.getpid())}
@@ -193,6 +198,13 @@ class ProgramNode:
             (home / "ca.pem").write_text(pod["metadata"]["annotations"][PROGRESS_CA])
             environment |= {PROGRESS_TOKEN_ENV: str(home / "token"), PROGRESS_CA_ENV: str(home / "ca.pem")}
         return environment
+
+    def _meeting(self, pod: Object, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return where the workers of the pod's step meet: what a headless Service says, and a port of this machine."""
+        if MASTER_PORT_ENV not in environment:
+            return {}
+        job = pod["metadata"]["ownerReferences"][0]["uid"]
+        return {MASTER_ADDRESS_ENV: "127.0.0.1", MASTER_PORT_ENV: str(self._meetings.setdefault(job, free_port()))}
 
     def _secrets(self, container: Object) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -215,6 +227,15 @@ class ProgramNode:
         asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         made = self.cluster.request("POST", path, body=asked, content_type="application/json")
         return str(made["status"]["token"])
+
+
+def _looked_up(pod: Object, container: Object) -> dict[str, str]:
+    """Return the variables that the pod's own labels give."""
+    paths = {
+        each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in container["env"] if "valueFrom" in each
+    }
+    labels = pod["metadata"]["labels"]
+    return {name: labels[path.removeprefix("metadata.labels['").removesuffix("']")] for name, path in paths.items()}
 
 
 def _ask_to_stop(running: _Running, pod: Object) -> None:

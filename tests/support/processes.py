@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 FINETUNE = Path(sys.executable).with_name("finetune")
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 120, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 120, what: str, pause_seconds: float = 0.02) -> None:
     """Return as soon as a condition holds; fail when it does not within a time that no healthy run needs."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
@@ -20,7 +20,7 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 120, what: str
         if time.monotonic() > deadline:
             message = f"not within {seconds} s: {what}"
             raise AssertionError(message)
-        pause.wait(0.02)
+        pause.wait(pause_seconds)
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -64,7 +64,8 @@ class RealNode:
 
     def connect(self) -> Cluster:
         """Return the cluster's API."""
-        return Cluster.connect(self.kubeconfig, program=self.kubectl_program)
+        # A real node takes seconds for most things: a look at it fifty times a second would be most of its work.
+        return Cluster.connect(self.kubeconfig, program=self.kubectl_program, pause_seconds=0.2)
 
     def restart(self, component: str) -> None:
         """End a component of our node at once; return when its successor runs."""
@@ -127,6 +128,9 @@ def real_node(folder: Path) -> Iterator[RealNode]:
 
     FINETUNING_NODE names the folder of one that runs already (``make node-up``), and saves its start.
     """
+    if (workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) != "1" and _is_named():
+        message = f"{workers} workers would install and remove the same things in one cluster: run pytest with -n 0"
+        pytest.fail(message, pytrace=False)
     if named := os.environ.get("KUBECONFIG"):
         folder = Path(named).resolve().parent
         own = folder if Held.find(folder) else None  # Somebody may well name the one that `make node-up` started.
@@ -140,6 +144,11 @@ def real_node(folder: Path) -> Iterator[RealNode]:
     own = Path(os.environ.get("FINETUNING_NODE", folder)).resolve()
     with client.use(own, holder=client.HOLD_NODE) as running:
         yield RealNode(Path(running.kubeconfig), kubectl_program=Path(running.kubectl), folder=own)
+
+
+def _is_named() -> bool:
+    """Whether there is one cluster for all: else each worker has a node of its own."""
+    return any(os.environ.get(name) for name in ("KUBECONFIG", "FINETUNING_NODE"))
 
 
 def _require_programs(modules: tuple[Module, ...]) -> dict[str, Path]:

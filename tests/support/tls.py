@@ -1,4 +1,4 @@
-"""A certificate authority of one certificate, for servers on loopback that must speak TLS."""
+"""A certificate authority of one certificate, for servers that must speak TLS."""
 
 import datetime as dt
 import ipaddress
@@ -14,17 +14,16 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate for 127.0.0.1 that signs itself; clients trust ``path``."""
+    """A certificate for one host that signs itself; clients trust ``path``."""
 
     path: Path
     key_path: Path
 
     @classmethod
-    def make(cls, folder: Path) -> "Certificate":
-        """Write a new certificate and its key into a folder."""
+    def make(cls, folder: Path, *, host: str = "127.0.0.1") -> "Certificate":
+        """Write a new certificate for a name or an address, and its key, into a folder."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()
@@ -34,7 +33,7 @@ class Certificate:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(days=1))
             .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([_name(host)]), critical=False)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(key, hashes.SHA256())
         )
@@ -52,3 +51,10 @@ class Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.path, self.key_path)
         return context
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)

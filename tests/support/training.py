@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_workload.program import Context, StopFlag
 
+ALONE = ParallelismSpec()
 COLOURS = ("red", "green", "blue", "black")
 JOB = JobIdentity(kind="FineTuningJob", name="tiny")
 
@@ -69,7 +71,7 @@ class Workshop:
     def tensorboard(self) -> Path:
         return self.folder / "claim" / "tensorboard"
 
-    def _inputs(self, training: dict[str, Any], method: dict[str, Any], workers: int) -> dict[str, Any]:
+    def _inputs(self, training: dict[str, Any], method: dict[str, Any], parallelism: ParallelismSpec) -> dict[str, Any]:
         settings = {"epochs": 2, "batch_size": 8, "max_length": 64, "learning_rate": 5e-3, "precision": Precision.FP32}
         model = Provenance(source="pypi://tiny==1.0", resolved_revision="1.0", digest="sha256:" + "1" * 64)
         return {
@@ -84,23 +86,29 @@ class Workshop:
             ),
             "method": MethodSpec.model_validate({"rank": 4, "alpha": 8} | method),
             "training": TrainingSpec.model_validate(settings | training),
-            "parallelism": ParallelismSpec(workers=workers),
+            "parallelism": parallelism,
             "cache_path": str(self.folder / "claim" / "cache"),
             "output_path": str(self.output),
         }
 
-    def train_config(self, *, method: dict[str, Any] | None = None, workers: int = 1, **training: Any) -> TrainConfig:  # noqa: ANN401  (fields of TrainingSpec)
-        inputs = self._inputs(training, method or {}, workers)
+    def train_config(
+        self,
+        *,
+        method: dict[str, Any] | None = None,
+        parallelism: ParallelismSpec = ALONE,
+        **training: Any,  # noqa: ANN401  (fields of TrainingSpec)
+    ) -> TrainConfig:
+        inputs = self._inputs(training, method or {}, parallelism)
         return TrainConfig(**inputs, checkpoint_path=str(self.checkpoints), tensorboard_path=str(self.tensorboard))
 
     def preflight_config(
         self,
         *,
         method: dict[str, Any] | None = None,
-        workers: int = 1,
+        parallelism: ParallelismSpec = ALONE,
         **training: Any,  # noqa: ANN401  (fields of TrainingSpec)
     ) -> PreflightConfig:
-        return PreflightConfig(**self._inputs(training, method or {}, workers))
+        return PreflightConfig(**self._inputs(training, method or {}, parallelism))
 
     def history(self) -> list[dict[str, Any]]:
         """Return the course of the training, a dictionary a step."""
@@ -121,6 +129,55 @@ class Ended:
     log: str
 
 
+@dataclass(slots=True)
+class Running:
+    """The trainer as a process."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def rank(self, local_rank: int) -> int | None:
+        """Return the process id of one of its ranks; None while it is not there."""
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == self.process.pid and f"LOCAL_RANK={local_rank}" in _variables(path):
+                    return int(path.name)
+        return None
+
+    def ended(self) -> Ended:
+        """Wait for its end."""
+        code = self.process.wait(timeout=120)
+        path = self.folder / "last-words.json"
+        words = path.read_text() if path.exists() else '{"reason": "Internal", "message": "no last words"}'
+        log = (self.folder / "log.txt").read_text()
+        return Ended(code=code, words=LastWords.model_validate_json(words), log=log)
+
+
+def _variables(process: Path) -> list[str]:
+    return (process / "environ").read_text().split("\0")
+
+
+def start_trainer(config: RunConfigBase, folder: Path, *, environment: Mapping[str, str] | None = None) -> Running:
+    """Start ``python -m finetuning_trainer``; its log and last words go to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config_path, words_path = folder / "run-config.json", folder / "last-words.json"
+    config_path.write_text(config.to_json())
+    words_path.unlink(missing_ok=True)
+    variables = os.environ | {
+        RUN_CONFIG_ENV: str(config_path),
+        TERMINATION_LOG_ENV: str(words_path),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        **(environment or {}),
+    }
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "finetuning_trainer"], env=variables, stdout=log, stderr=subprocess.STDOUT
+        )
+    return Running(process, folder)
+
+
 def run_trainer(
     config: RunConfigBase,
     folder: Path,
@@ -129,24 +186,9 @@ def run_trainer(
     send: signal.Signals = signal.SIGTERM,
 ) -> Ended:
     """Run ``python -m finetuning_trainer``; with ``when``, send a signal as soon as the condition holds."""
-    config_path, words_path = folder / "run-config.json", folder / "last-words.json"
-    config_path.write_text(config.to_json())
-    words_path.unlink(missing_ok=True)
-    environment = os.environ | {
-        RUN_CONFIG_ENV: str(config_path),
-        TERMINATION_LOG_ENV: str(words_path),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    log_path = folder / "log.txt"
-    with log_path.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "finetuning_trainer"], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        while when is not None and process.poll() is None and not when():
-            pass
-        if when is not None:
-            process.send_signal(send)
-        code = process.wait(timeout=120)
-    words = words_path.read_text() if words_path.exists() else '{"reason": "Internal", "message": "no last words"}'
-    return Ended(code=code, words=LastWords.model_validate_json(words), log=log_path.read_text())
+    running = start_trainer(config, folder)
+    while when is not None and running.process.poll() is None and not when():
+        pass
+    if when is not None:
+        running.process.send_signal(send)
+    return running.ended()

@@ -16,7 +16,7 @@ from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.program import Context, run_program
 
 
-def work(config: RunConfig, context: Context) -> PreflightResult | TrainResult | ArtifactResult:
+def work(config: RunConfig, context: Context) -> PreflightResult | TrainResult | ArtifactResult | None:
     """Do what the RunConfig says."""
     # torch and transformers take seconds to import: not before they are needed.
     match config:
@@ -25,9 +25,9 @@ def work(config: RunConfig, context: Context) -> PreflightResult | TrainResult |
 
             return preflight(config, context)
         case TrainConfig():
-            from finetuning_trainer.train import train_model
+            from finetuning_trainer.torchrun import run_training
 
-            return train_model(config, context)
+            return run_training(config, context)
         case ConvertConfig():
             from finetuning_trainer.convert import convert
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ class MicroBatch:
     tokens: int
     boundaries: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+
+    def without_labels(self) -> "MicroBatch":
+        """Return the batch with nothing that carries loss."""
+        return replace(self, sources=self.sources[:0], labels=self.labels[:0], tokens=0)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the batch on a device."""
@@ -115,6 +119,24 @@ def divide(
         used += length
     if current:
         yield current
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How rows are divided into micro-batches."""
+
+    token_budget: int
+    most_rows: int | None
+    padded: bool
+
+    def of(self, rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Divide rows of these lengths."""
+        return divide(rows, lengths, token_budget=self.token_budget, most_rows=self.most_rows, padded=self.padded)
+
+
+def micro_batch(build: Build, split: TokenizedSplit, rows: Sequence[int]) -> MicroBatch:
+    """Return the micro-batch of these rows; without rows, one that is run for its company and adds nothing."""
+    return build(split, rows) if rows else build(split, [int(split.lengths.argmin())]).without_labels()
 
 
 def pack(split: TokenizedSplit, rows: Sequence[int]) -> MicroBatch:

@@ -29,19 +29,34 @@ A fine-tuned {kind}, made by finetuning-operator. `provenance.json` holds every 
 
 
 def _facts(record: TrainingProvenance) -> list[tuple[str, str]]:
-    counts, training, method = record.counts, record.training, record.method
+    counts, method = record.counts, record.method
     adaptation = "all weights" if method.type is MethodType.FULL else f"rank {method.rank}, alpha {method.alpha:g}"
     variants = "".join(f", {name}" for name, used in (("DoRA", method.dora), ("rsLoRA", method.rslora)) if used)
     return [
         ("Base model", f"`{record.model.source}`, revision {record.model.resolved_revision or 'unknown'}"),
         ("Data", f"`{record.dataset.source}`: {counts.train_rows} rows trained on, {counts.test_rows} held out"),
         ("Method", f"{method.type.value}, {adaptation}{variants}, targets {method.target_modules}"),
+        *_course(record),
+        ("Seed", str(record.seed)),
+    ]
+
+
+def _course(record: TrainingProvenance) -> list[tuple[str, str]]:
+    """Return how it was trained: of a script, what it was told and what it left, which is all that is known."""
+    training = record.training
+    if record.script is not None:
+        return [
+            ("Script", f"`{record.plan['command']}` of `{record.script.source}`, told method and training"),
+            ("Optimisation", f"{record.steps} steps" if record.steps else "not told"),
+            ("Training loss", _loss(record.loss)),
+            ("Held-out loss", _loss(record.evaluation_loss)),
+        ]
+    return [
         ("Optimisation", f"{record.steps} steps of {training.batch_size} rows, {record.tokens} tokens"),
         ("Learning rate", f"{training.learning_rate:g}, {training.schedule.value}"),
         ("Precision", f"{record.plan['dtype']} on {record.plan['device']}"),
         ("Training loss of the last epoch", _loss(record.loss)),
         (f"Held-out loss ({record.evaluation_rows} rows)", _loss(record.evaluation_loss)),
-        ("Seed", str(record.seed)),
     ]
 
 

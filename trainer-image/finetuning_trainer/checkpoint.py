@@ -3,7 +3,7 @@
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,12 @@ from finetuning_workload.errors import UserError
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-(\d{8,})$")
 _WEIGHTS, _OPTIMIZER, _STATE, _HISTORY = "weights.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
+
+
+Whole = Callable[[torch.Tensor], torch.Tensor]
+"""Makes the whole tensor of what this process keeps of it."""
+Own = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Makes of a whole tensor what this process keeps of it, in the manner of a second one."""
 
 
 class Position(ContractModel):
@@ -59,21 +65,36 @@ class Checkpoint:
     history: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The tensors of a checkpoint, whole, by the names of the weights."""
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+
+def snapshot(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *, whole: Whole) -> Snapshot:
+    """Return the tensors as one process has them, however many share them. Every rank must call it."""
+    return Snapshot(
+        weights={name: whole(weight) for name, weight in weights.items()},
+        moments={name: whole(moment) for name, moment in _moments(weights, optimizer).items()},
+    )
+
+
 def save_checkpoint(
     folder: Path,
     *,
     identity: str,
     position: Position,
-    weights: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    state: Snapshot,
     history: bytes,
     keep: int,
 ) -> Path:
     """Write a checkpoint aside, complete it with its manifest, move it to its name, and remove older ones."""
     final = folder / _name(position.step)
     with whole_folder(final, source="training", revision=identity, content_format="checkpoint") as partial:
-        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, partial / _WEIGHTS)
-        save_file(_moments(weights, optimizer), partial / _OPTIMIZER)
+        save_file({name: weight.contiguous() for name, weight in state.weights.items()}, partial / _WEIGHTS)
+        save_file({name: moment.contiguous() for name, moment in state.moments.items()}, partial / _OPTIMIZER)
         (partial / _STATE).write_text(position.to_json())
         (partial / _HISTORY).write_bytes(history)
     _prune(folder, newest=position.step, keep=keep, best=position.best_step)
@@ -113,30 +134,36 @@ def _read(step: int, path: Path, identity: str) -> Checkpoint | None:
 
 
 def restore(
-    checkpoint: Checkpoint, *, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint, *, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, own: Own
 ) -> None:
     """Put a checkpoint's weights and moments in place."""
-    restore_weights(checkpoint, weights)
+    restore_weights(checkpoint, weights, own=own)
+
+    def moment(name: str, kind: str) -> torch.Tensor:
+        whole = checkpoint.moments[f"{name}/{kind}"]
+        return whole if kind == _STEP else own(whole, weights[name])
+
     state = {
-        index: {kind: checkpoint.moments[f"{name}/{kind}"] for kind in _KINDS}
+        index: {kind: moment(name, kind) for kind in _KINDS}
         for index, name in enumerate(_names_in_order(weights, optimizer))
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def restore_weights(checkpoint: Checkpoint, weights: dict[str, torch.nn.Parameter]) -> None:
+def restore_weights(checkpoint: Checkpoint, weights: dict[str, torch.nn.Parameter], *, own: Own) -> None:
     """Put a checkpoint's weights in place."""
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(checkpoint.weights[name])
+            weight.copy_(own(checkpoint.weights[name], weight))
 
 
-_KINDS = ("step", "exp_avg", "exp_avg_sq")
+_STEP = "step"
+_KINDS = (_STEP, "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each weight."""
 
 
 def _moments(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {f"{name}/{kind}": optimizer.state[weights[name]][kind].contiguous() for name in weights for kind in _KINDS}
+    return {f"{name}/{kind}": optimizer.state[weights[name]][kind] for name in weights for kind in _KINDS}
 
 
 def _names_in_order(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[str]:

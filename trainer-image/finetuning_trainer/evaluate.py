@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from finetuning_trainer.batching import Build, TokenBudget, divide, lengths_of, supervised_count
+from finetuning_trainer.batching import Build, Division, TokenBudget, lengths_of, micro_batch, supervised_count
+from finetuning_trainer.guard import Stopped
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import TokenizedSplit
@@ -38,11 +39,11 @@ def chosen_rows(split: TokenizedSplit) -> tuple[int, ...]:
 
 @torch.no_grad()
 def held_out_loss(
-    forward: Forward, held_out: HeldOut, strategy: SingleProcess, *, poll: Callable[[], None]
+    forward: Forward, held_out: HeldOut, strategy: SingleProcess, *, stop: Callable[[], bool]
 ) -> float | None:
     """Return the mean negative log-likelihood per supervised token in nats; None without such a token.
 
-    ``poll`` is called before every forward pass and may raise to stop.
+    ``stop`` is asked before every forward pass. Raises Stopped, on every rank, where it held on one.
     """
     tokens = supervised_count(held_out.split, held_out.rows)
     if tokens == 0:
@@ -50,18 +51,25 @@ def held_out_loss(
     training = forward.model.training
     forward.model.eval()
     try:
-        return _summed(forward, held_out, strategy, poll=poll) / tokens
+        total, stopped = _summed(forward, held_out, strategy, stop=stop)
+        total, stops = strategy.group.sums(total, stopped)
     finally:
         forward.model.train(training)
+    if stops:
+        raise Stopped
+    return total / tokens
 
 
-def _summed(forward: Forward, held_out: HeldOut, strategy: SingleProcess, *, poll: Callable[[], None]) -> float:
+def _summed(
+    forward: Forward, held_out: HeldOut, strategy: SingleProcess, *, stop: Callable[[], bool]
+) -> tuple[float, bool]:
+    """Return what this process computed, and whether it stopped before the end."""
     rows: Sequence[int] = held_out.rows
     total = 0.0
-    lengths = lengths_of(held_out.split, rows)
-    for part in divide(rows, lengths, token_budget=held_out.budget.tokens, most_rows=None, padded=held_out.padded):
-        poll()
-        batch = held_out.build(held_out.split, part).to(strategy.device)
-        with strategy.computing():
-            total += float(forward.summed_nll(batch))
-    return total
+    division = Division(held_out.budget.tokens, most_rows=None, padded=held_out.padded)
+    for part in strategy.parts(rows, lengths_of(held_out.split, rows), division):
+        if stop():
+            return total, True
+        batch = micro_batch(held_out.build, held_out.split, part).to(strategy.device)
+        total += float(strategy.summed_nll(forward, batch))
+    return total, False

@@ -12,8 +12,9 @@ from finetuning_trainer.fused_lora import fused_lora
 from finetuning_trainer.fused_norm import fused_norms
 from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.loss import Forward
-from finetuning_trainer.probe import NOISE_FACTOR, TOLERANCE, UNSUPPORTED, probe_samples
+from finetuning_trainer.probe import NOISE_FACTOR, TOLERANCE, probe_samples
 from finetuning_trainer.strategy import SingleProcess
+from finetuning_workload.models import UNSUPPORTED, refusal
 
 _UPDATE_SPREAD = 0.01
 """B of LoRA begins as zero, and then A has no gradient that could be compared: while probing it has small values."""
@@ -119,7 +120,7 @@ class _Probe:
         try:
             measured = self._measure(fused, [list(range(len(probe_samples(self.forward.model))))])
         except UNSUPPORTED as error:
-            return f"the architecture refuses it: {repr(error)[:200]}"
+            return refusal(error)
         share = measured.deviation(reference)
         return "" if share <= tolerance else f"its loss or gradients differ by {share:.2g} of their size"
 
@@ -132,7 +133,7 @@ class _Probe:
             weight.grad = None
         with fused_parts(self.trainee, fused):
             for rows in parts:
-                batch = self.build(samples, rows).to(self.strategy.device)
+                batch = self.build(samples, rows).to(self.strategy.loading_device)
                 with training_memory_errors(f"a forward and backward pass over {batch.tokens} tokens"):
                     with self.strategy.computing():
                         summed = forward.summed_nll(batch)

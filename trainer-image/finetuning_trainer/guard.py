@@ -8,6 +8,11 @@ from finetuning_api.reasons import Reason
 from finetuning_workload.errors import UserError
 from finetuning_workload.memory import explained_memory_errors
 
+
+class Stopped(Exception):
+    """Asked to stop in the middle of a step; the step is given up and the position before it is saved."""
+
+
 training_memory_errors = partial(
     explained_memory_errors,
     hint="Lower spec.training.batchSize, spec.training.microBatchSize or spec.training.maxLength, or give the job more"

@@ -15,13 +15,20 @@ HISTORY_NAME = "metrics.jsonl"
 
 
 class History:
-    """Appends to metrics.jsonl. A checkpoint keeps a copy: resuming takes the lines that belong to its step."""
+    """Appends to metrics.jsonl. A checkpoint keeps a copy: resuming takes the lines that belong to its step.
 
-    def __init__(self, folder: Path, *, content: bytes = b"", events: EventFiles | None = None) -> None:
+    Of several processes one writes; what the others are told is not kept.
+    """
+
+    def __init__(
+        self, folder: Path, *, content: bytes = b"", events: EventFiles | None = None, writes: bool = True
+    ) -> None:
         self._events = events or EventFiles(None)
-        folder.mkdir(parents=True, exist_ok=True)
+        self._before, self._writes = content, writes
         self.path = folder / HISTORY_NAME
-        self.path.write_bytes(content)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(content)
 
     def append(
         self,
@@ -33,6 +40,8 @@ class History:
         spike: Spike | None = None,
     ) -> None:
         """Add a step: losses in nats per supervised token, speed in tokens per second."""
+        if not self._writes:
+            return
         line: dict[str, float] = {
             "step": step,
             "loss": outcome.loss,
@@ -58,7 +67,7 @@ class History:
 
     def read(self) -> bytes:
         """Return everything up to now."""
-        return self.path.read_bytes()
+        return self.path.read_bytes() if self._writes else self._before
 
     def _lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.read().splitlines()]

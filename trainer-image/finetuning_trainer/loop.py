@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,18 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ProgressMetric
 from finetuning_trainer.batching import (
     Build,
+    Division,
     TokenBudget,
-    divide,
     lengths_of,
+    micro_batch,
     rows_of_step,
     steps_per_epoch,
     supervised_count,
 )
-from finetuning_trainer.checkpoint import Position, checkpoint_of, restore_weights, save_checkpoint
+from finetuning_trainer.checkpoint import Position, checkpoint_of, restore_weights, save_checkpoint, snapshot
 from finetuning_trainer.evaluate import HeldOut, held_out_loss
-from finetuning_trainer.guard import require_finite, training_memory_errors
+from finetuning_trainer.group import Group
+from finetuning_trainer.guard import Stopped, require_finite, training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.optim import clip_gradients, learning_rate, set_learning_rate
@@ -63,6 +65,11 @@ class Session:
     stop: Stop
 
     @property
+    def group(self) -> Group:
+        """The processes that train together."""
+        return self.strategy.group
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the rows."""
         return steps_per_epoch(len(self.split), self.training.batch_size)
@@ -92,10 +99,6 @@ class _Saved:
     step: int | None = field(default=None)
 
 
-class _Stopped(Exception):
-    """Asked to stop in the middle of a step; the step is given up and the position before it is saved."""
-
-
 def train(session: Session, position: Position, *, saved_step: int | None) -> Position:
     """Train from a position to the end and return the last position, with the weights that are the result in place.
 
@@ -106,8 +109,10 @@ def train(session: Session, position: Position, *, saved_step: int | None) -> Po
     try:
         while not _is_over(session, position):
             position = _one_step(session, position, saved=saved)
-    except _Stopped:
+    except Stopped:
         _save(session, position, saved)
+        # Nobody leaves before the checkpoint is whole: whoever starts processes ends the others with the first of them.
+        session.group.wait()
         raise Interrupted(f"stopped at step {position.step} of {session.total_steps}, after a checkpoint") from None
     return _with_best_weights(session, position)
 
@@ -123,11 +128,12 @@ def _with_best_weights(session: Session, position: Position) -> Position:
     best = position.best_step
     if best is None or best == position.step:
         return position
+    session.group.wait()  # The first rank may be writing it still.
     checkpoint = checkpoint_of(session.checkpoints, best, identity=session.identity)
     if checkpoint is None:
         _LOG.warning("the weights of step %d are the result: those of step %d are gone", position.step, best)
         return position.model_copy(update={"best_step": None})
-    restore_weights(checkpoint, session.weights)
+    restore_weights(checkpoint, session.weights, own=session.strategy.own)
     _LOG.info(
         "the weights of step %d are the result: their held-out loss is the lowest, %.4f", best, position.best_loss
     )
@@ -179,32 +185,33 @@ def compute_step(session: Session, step: int, *, saved_step: int | None) -> Step
     training = session.training
     rows = rows_of_step(step, rows=len(session.split), batch_size=training.batch_size, seed=training.seed)
     supervised = max(supervised_count(session.split, rows), 1)
-    nll, tokens = _accumulate(session, step, rows, supervised)
+    nll, tokens, stops = session.group.sums(*_accumulate(session, step, rows, supervised))
+    if stops:
+        raise Stopped
     check = partial(require_finite, step=step + 1, training=training, saved_step=saved_step)
     check(nll, what="the training loss")
+    session.strategy.add_gradients(session.weights.values())
     norm = clip_gradients(session.weights.values(), training.max_grad_norm)
     check(norm, what="the norm of the gradients")
     rate = learning_rate(step, training=training, total=session.total_steps)
     set_learning_rate(session.optimizer, rate)
     session.optimizer.step()
-    return StepOutcome(rows=rows, nll=nll, supervised=supervised, tokens=tokens, gradient_norm=norm, rate=rate)
+    return StepOutcome(rows=rows, nll=nll, supervised=supervised, tokens=int(tokens), gradient_norm=norm, rate=rate)
 
 
-def _accumulate(session: Session, step: int, rows: list[int], supervised: int) -> tuple[float, int]:
-    """Add up the gradients of a step's micro-batches; return the summed negative log-likelihood and the tokens.
+def _accumulate(session: Session, step: int, rows: list[int], supervised: int) -> tuple[float, int, bool]:
+    """Add up the gradients of this process's share of a step; return what `_accumulate_once` does.
 
     Where memory runs out, this step and all that follow are divided into smaller micro-batches. Raises UserError
     OUT_OF_MEMORY when a single row is too much.
     """
-    lengths = lengths_of(session.split, rows)
     while True:
-        # Chance (dropout) follows from the step too, so that a resumed training draws what it would have drawn.
-        torch.manual_seed(int(np.random.SeedSequence([session.training.seed, step]).generate_state(1)[0]))
+        _set_chance(session, step)
         session.optimizer.zero_grad(set_to_none=True)
         try:
-            return _accumulate_once(session, rows, lengths, supervised)
+            return _accumulate_once(session, rows, supervised)
         except UserError as error:
-            if error.reason is not Reason.OUT_OF_MEMORY or not session.budget.halve(lengths, padded=session.padded):
+            if error.reason is not Reason.OUT_OF_MEMORY or not _can_halve(session, rows):
                 raise
             told = error.message
         # What the pass has taken is free by now: the error that held it is gone.
@@ -212,22 +219,41 @@ def _accumulate(session: Session, step: int, rows: list[int], supervised: int) -
         _LOG.warning("%s: from step %d on at most %d tokens at once", told, step + 1, session.budget.tokens)
 
 
-def _accumulate_once(session: Session, rows: list[int], lengths: Sequence[int], supervised: int) -> tuple[float, int]:
-    most_rows, budget = session.training.micro_batch_size, session.budget.tokens
-    nll, tokens = torch.zeros((), dtype=torch.float64), 0
-    for part in divide(rows, lengths, token_budget=budget, most_rows=most_rows, padded=session.padded):
-        if session.stop():
-            raise _Stopped
-        batch = session.build(session.split, part).to(session.strategy.device)
+def _set_chance(session: Session, step: int) -> None:
+    """Let chance (dropout) follow from the step, so that a resumed training draws what it would have drawn.
+
+    Every rank draws for rows of its own.
+    """
+    rank = session.group.world.rank
+    seeds = [session.training.seed, step, *([rank] if rank else [])]
+    torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+
+
+def _can_halve(session: Session, rows: list[int]) -> bool:
+    """Make the micro-batches of this process smaller, where that is possible and the others need not know."""
+    if session.strategy.in_lockstep:
+        return False
+    return session.budget.halve(lengths_of(session.split, rows), padded=session.padded)
+
+
+def _accumulate_once(session: Session, rows: list[int], supervised: int) -> tuple[float, int, bool]:
+    """Compute the share of this process; the last value tells whether it was given up, asked to stop."""
+    division = Division(session.budget.tokens, session.training.micro_batch_size, padded=session.padded)
+    parts = session.strategy.parts(rows, lengths_of(session.split, rows), division)
+    nll, tokens, stopped = torch.zeros((), dtype=torch.float64), 0, not parts and session.stop()
+    for part in parts:
+        stopped = session.stop()
+        if stopped:
+            break
+        batch = micro_batch(session.build, session.split, part).to(session.strategy.device)
         tokens += batch.tokens
-        if not len(batch.labels):
+        if not len(batch.labels) and not session.strategy.in_lockstep:
             continue
         with training_memory_errors(f"a forward and backward pass over {batch.tokens} tokens"):
-            with session.strategy.computing():
-                summed = session.forward.summed_nll(batch)
+            summed = session.strategy.summed_nll(session.forward, batch)
             (summed / supervised).backward()
         nll += summed.detach().double().cpu()
-    return float(nll), tokens
+    return float(nll), tokens, stopped
 
 
 def _advanced(position: Position, outcome: StepOutcome, session: Session) -> Position:
@@ -248,13 +274,8 @@ def _evaluation_loss(session: Session, step: int, saved: _Saved) -> float | None
     every = session.training.evaluate_every_steps or session.steps_per_epoch
     if step % every != 0 and step != session.total_steps:
         return None
-
-    def poll() -> None:
-        if session.stop():
-            raise _Stopped
-
     with training_memory_errors("the evaluation of held-out rows"):
-        loss = held_out_loss(session.forward, session.held_out, session.strategy, poll=poll)
+        loss = held_out_loss(session.forward, session.held_out, session.strategy, stop=session.stop)
     if loss is not None:
         require_finite(loss, what="the held-out loss", step=step, training=session.training, saved_step=saved.step)
     return loss
@@ -263,16 +284,18 @@ def _evaluation_loss(session: Session, step: int, saved: _Saved) -> float | None
 def _save(session: Session, position: Position, saved: _Saved) -> None:
     if position.step in {0, saved.step}:
         return
+    state = snapshot(session.weights, session.optimizer, whole=session.strategy.whole)
+    saved.step = position.step
+    if session.group.world.rank != 0:
+        return
     path = save_checkpoint(
         session.checkpoints,
         identity=session.identity,
         position=position,
-        weights=session.weights,
-        optimizer=session.optimizer,
+        state=state,
         history=session.history.read(),
         keep=session.training.keep_checkpoints,
     )
-    saved.step = position.step
     _LOG.info("checkpoint %s written", path.name)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from finetuning_api.finetuningjob import Schedule, TrainingSpec
 
@@ -58,7 +59,8 @@ def clip_gradients(weights: Iterable[torch.nn.Parameter], greatest: float) -> fl
     """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    value = float(norm)
+    # Of gradients that are divided among processes every one of them gets the norm of all.
+    value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if math.isfinite(value) and value > greatest:
         for gradient in gradients:
             gradient.mul_(greatest / (value + 1e-6))

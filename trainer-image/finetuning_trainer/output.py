@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
@@ -18,9 +19,17 @@ ADAPTER_FORMAT, MODEL_FORMAT = "peft-adapter", "safetensors"
 
 
 def save_output(
-    folder: Path, *, trainee: Trainee, tokenizer: PreTrainedTokenizerBase, record: TrainingProvenance
+    folder: Path,
+    *,
+    trainee: Trainee,
+    weights: dict[str, torch.Tensor] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    record: TrainingProvenance,
 ) -> Manifest:
-    """Write the artifact: an adapter as PEFT saves it or, after full fine-tuning, a whole model with its tokenizer."""
+    """Write the artifact: an adapter as PEFT saves it or, after full fine-tuning, a whole model with its tokenizer.
+
+    ``weights`` are the trained ones, whole, by their names in the model; None where the model has them itself.
+    """
     adapter = isinstance(trainee.wrapped, PeftModel)
     content_format = ADAPTER_FORMAT if adapter else MODEL_FORMAT
     with whole_folder(folder, source="training", revision=record.identity, content_format=content_format) as partial:
@@ -28,13 +37,18 @@ def save_output(
             # The path of this machine means nothing elsewhere; the source does. Embeddings are never resized here, and
             # looking whether they were would ask a hub.
             trainee.wrapped.active_peft_config.base_model_name_or_path = record.model.source
-            trainee.wrapped.save_pretrained(str(partial), save_embedding_layers=False)
+            trainee.wrapped.save_pretrained(str(partial), save_embedding_layers=False, state_dict=weights)
         else:
-            trainee.causal.save_pretrained(partial)
+            trainee.causal.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
-        (partial / CARD_NAME).write_text(model_card(record))
-        (partial / PROVENANCE_NAME).write_text(record.to_json())
+        describe_output(partial, record)
     return require_intact(folder, content=False)
+
+
+def describe_output(folder: Path, record: TrainingProvenance) -> None:
+    """Write what tells of a result beside it: the card and the provenance."""
+    (folder / CARD_NAME).write_text(model_card(record))
+    (folder / PROVENANCE_NAME).write_text(record.to_json())
 
 
 def finished_result(folder: Path, *, identity: str) -> TrainResult | None:

@@ -13,6 +13,7 @@ from finetuning_trainer.cross_entropy import BLOCK_BYTES
 from finetuning_trainer.fusing import Fused
 from finetuning_trainer.optim import warmup_steps
 from finetuning_trainer.probe import Paths
+from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import PreparedData
 from finetuning_workload.files import format_bytes
 from finetuning_workload.hardware import DtypeChoice, memory_limit
@@ -43,6 +44,8 @@ class ModelShape:
 class TrainingPlan:
     """The decisions. Sizes are in bytes."""
 
+    strategy: str
+    processes: int
     device: str
     dtype: str
     dtype_reason: str
@@ -74,24 +77,29 @@ def make_plan(
     *,
     data: PreparedData,
     trainee: Trainee,
-    device: torch.device,
+    strategy: SingleProcess,
     dtype: DtypeChoice,
     paths: Paths,
     fused: Fused,
     threads: int,
 ) -> TrainingPlan:
     """Decide how to train."""
+    device, world = strategy.device, strategy.group.world
     training, rows = config.training, len(data.train)
     parameters, trainable = parameter_counts(trainee)
     shape = model_shape(trainee.causal.config, parameters=parameters, trainable=trainable)
     longest = int(max(data.train.lengths.max(), 1))
-    limit = memory_limit() if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory
+    on_cpu = device.type == "cpu"
+    # The processes of one pod share its memory, and each has an accelerator of its own.
+    limit = memory_limit() // world.local_size if on_cpu else torch.cuda.get_device_properties(device).total_memory
     weights = weight_bytes(shape, config.method.type, dtype.dtype)
     if fused.loss:  # One block of logits is there at a time, however many tokens there are.
         shape, weights = replace(shape, vocabulary=0), weights + BLOCK_BYTES
     budget = micro_batch_tokens(shape, weights=weights, limit=limit, longest=longest, dtype=dtype.dtype)
     steps = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
     return TrainingPlan(
+        strategy=strategy.name,
+        processes=world.size,
         device=str(device),
         dtype=str(dtype.dtype).removeprefix("torch."),
         dtype_reason=dtype.why,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from finetuning_api.finetuningjob import MethodType
+from finetuning_api.finetuningjob import MethodSpec, MethodType
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import DatasetCounts, PreflightConfig, PreflightResult
 from finetuning_trainer.adapters import attach, parameter_counts, require_supported
@@ -21,9 +21,11 @@ from finetuning_trainer.plan import (
     step_tokens,
     weight_bytes,
 )
-from finetuning_trainer.strategy import require_single_process
+from finetuning_trainer.script import require_startable
+from finetuning_trainer.strategies import require_known
 from finetuning_workload.data import PreparedData, prepare
 from finetuning_workload.errors import UserError
+from finetuning_workload.evaluated import read_inputs
 from finetuning_workload.files import format_bytes, require_free_space
 from finetuning_workload.hardware import choose_device, choose_dtype, memory_limit, set_threads
 from finetuning_workload.models import (
@@ -41,14 +43,17 @@ _MOMENTS = 2
 
 
 def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
-    """Check model, tokenizer, targets, data, memory and disk; tokenise the data into the cache.
+    """Check model, tokenizer, targets, data, metrics, memory and disk; tokenise the data into the cache.
 
     Raises UserError with the reason of the first thing that cannot work; what may go wrong becomes a warning.
     """
     quiet_libraries()
     set_threads(context.environment)
-    require_single_process(config.parallelism)
-    require_supported(config.method)
+    require_known(config)
+    if config.script is None:
+        require_supported(config.method)
+    else:
+        require_startable(config.script)
     model_path = Path(config.model.path)
     model_config = load_model_config(model_path)
     tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
@@ -63,8 +68,12 @@ def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
     finally:
         reporter.close()
     context.stop.raise_if_set("stopped during preflight")
+    if config.evaluation is not None:
+        # After training it would be told as well: when everything has been paid for.
+        read_inputs(config.evaluation, config.dataset)
     warnings = [*_length_warnings(config, model_config, data), *_row_warnings(data.counts)]
-    memory, memory_warnings = _memory(config, shape, data)
+    # What a script needs is its own affair.
+    memory, memory_warnings = _memory(config, shape, data) if config.script is None else (None, [])
     warnings += [*memory_warnings, *_disk_warnings(config, shape)]
     for warning in warnings:
         _LOG.warning("%s", warning)
@@ -92,8 +101,15 @@ def _shape(config: PreflightConfig, model_config: PreTrainedConfig) -> ModelShap
             hint = "Choose a causal language model that transformers supports itself."
             raise UserError(Reason.MODEL_UNREADABLE, message, hint) from error
         model.tie_weights()
-        parameters, trainable = parameter_counts(attach(model, config.method, seed=0))
+        parameters, trainable = parameter_counts(attach(model, _counted(config), seed=0))
     return model_shape(model_config, parameters=parameters, trainable=trainable)
+
+
+def _counted(config: PreflightConfig) -> MethodSpec:
+    """Return the method whose parameters are counted: a script may do what the built-in training cannot."""
+    if config.method.type is not MethodType.QLORA:
+        return config.method
+    return config.method.model_copy(update={"type": MethodType.LORA})
 
 
 def _length_warnings(config: PreflightConfig, model_config: PreTrainedConfig, data: PreparedData) -> list[str]:
@@ -124,7 +140,7 @@ def _memory(config: PreflightConfig, shape: ModelShape, data: PreparedData) -> t
     """Return the estimated peak in bytes and warnings. Raises UserError(OUT_OF_MEMORY) where not even weights fit."""
     device = choose_device()
     dtype = choose_dtype(config.training.precision, device).dtype
-    limit = memory_limit()
+    limit = memory_limit() // config.parallelism.processes_per_worker  # Each of them has a model of its own.
     weights = weight_bytes(shape, config.method.type, dtype)
     longest = int(data.train.lengths.max())
     budget = micro_batch_tokens(shape, weights=weights, limit=limit, longest=longest, dtype=dtype)

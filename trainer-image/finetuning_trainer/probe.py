@@ -11,17 +11,13 @@ from finetuning_trainer.batching import MicroBatch, pack, pad
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import TokenizedSplit
-from finetuning_workload.models import vocabulary_size
+from finetuning_workload.models import UNSUPPORTED, refusal, vocabulary_size
 
 _LENGTHS = (5, 19, 11)
 TOLERANCE = 1e-4
 """Greatest deviation in fp32: root mean square of the difference, as a share of the spread."""
 NOISE_FACTOR = 2.5
 """In bf16 a path may deviate this much more than rounding does, which a row computed alone shows."""
-UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
-"""What the code of an architecture raises when it is run in a way that it does not know: which of them depends on where
-it trips. There is always the plain way, so it is no reason to end a training; the plan tells the error in its words.
-Memory that runs out was told apart before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ def choose_paths(model: PreTrainedModel, strategy: SingleProcess) -> Paths:
     model.eval()
     samples = probe_samples(model)
     rows = range(len(_LENGTHS))
-    padded, packed = pad(samples, rows).to(strategy.device), pack(samples, rows).to(strategy.device)
+    padded, packed = pad(samples, rows).to(strategy.loading_device), pack(samples, rows).to(strategy.loading_device)
     reference = _reference(model, samples, strategy)
     splits = not _differs(Forward(model, split_head=True), padded, strategy, reference=reference)
     packs, why = False, "the architecture fixes its attention"
@@ -86,8 +82,8 @@ class _Reference:
 def _reference(model: PreTrainedModel, samples: TokenizedSplit, strategy: SingleProcess) -> _Reference:
     plain = Forward(model, split_head=False)
     rows = range(len(_LENGTHS))
-    together = _logits(plain, pad(samples, rows).to(strategy.device), strategy)
-    alone = torch.cat([_logits(plain, pad(samples, [row]).to(strategy.device), strategy) for row in rows])
+    together = _logits(plain, pad(samples, rows).to(strategy.loading_device), strategy)
+    alone = torch.cat([_logits(plain, pad(samples, [row]).to(strategy.loading_device), strategy) for row in rows])
     noise = 0.0 if strategy.dtype is torch.float32 else _Reference(together, 0.0).deviation(alone)
     return _Reference(together, tolerance=max(TOLERANCE, NOISE_FACTOR * noise))
 
@@ -103,7 +99,7 @@ def _differs(forward: Forward, batch: MicroBatch, strategy: SingleProcess, *, re
     try:
         logits = _logits(forward, batch, strategy)
     except UNSUPPORTED as error:
-        return f"the architecture refuses it: {repr(error)[:200]}"
+        return refusal(error)
     share = reference.deviation(logits)
     return "" if share <= reference.tolerance else f"its logits differ by {share:.2g} of their spread"
 

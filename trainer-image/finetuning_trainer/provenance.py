@@ -26,6 +26,8 @@ class TrainingProvenance(ContractModel):
     model: Provenance
     tokenizer: Provenance
     dataset: Provenance
+    script: Provenance | None = None
+    """What trained; None is the built-in training."""
     prepared_data: str
     method: MethodSpec
     training: TrainingSpec
@@ -34,10 +36,11 @@ class TrainingProvenance(ContractModel):
     plan: dict[str, str | int | float | bool]
     counts: DatasetCounts
     steps: int
-    tokens: int
+    tokens: int | None = None
+    """Tokens trained on; None where a script trained."""
     loss: float | None = None
     evaluation_loss: float | None = None
-    evaluation_rows: int
+    evaluation_rows: int | None = None
     loss_spikes: tuple[int, ...] = ()
     """Steps whose loss stood far above those before; metrics.jsonl has the ids of their rows."""
     best_step: int | None = None
@@ -50,13 +53,15 @@ class TrainingProvenance(ContractModel):
 
 def training_identity(config: TrainingInputs, data_digest: str) -> str:
     """Return the sha256 of everything that decides what is learned: equal identity, equal training."""
-    parts = {
+    parts: dict[str, object] = {
         "model": config.model.provenance.digest,
         "tokenizer": config.model.tokenizer_provenance.digest,
         "data": data_digest,
         "method": config.method.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=_without_influence(config.training)),
     }
+    if config.script is not None:
+        parts["script"] = {"digest": config.script.provenance.digest, "command": config.script.command}
     return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 
 

@@ -9,13 +9,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetuning_api.finetuningjob import MethodType
-from finetuning_api.runconfig import TrainConfig, TrainResult
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import ScriptInput, TrainConfig, TrainResult
 from finetuning_trainer import batching
 from finetuning_trainer.adapters import Trainee, attach, require_supported
-from finetuning_trainer.checkpoint import Checkpoint, Position, latest_checkpoint, restore
+from finetuning_trainer.checkpoint import Checkpoint, Position, checkpoint_of, latest_checkpoint, restore
 from finetuning_trainer.evaluate import HeldOut, chosen_rows
 from finetuning_trainer.events import EventFiles
 from finetuning_trainer.fusing import Fused, choose_fused, fused_parts
+from finetuning_trainer.group import Alone, Group
 from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loop import Session, train
@@ -25,13 +27,16 @@ from finetuning_trainer.output import finished_result, save_output, train_result
 from finetuning_trainer.plan import TrainingPlan, make_plan
 from finetuning_trainer.probe import choose_paths
 from finetuning_trainer.provenance import TrainingProvenance, plan_record, training_identity, versions
+from finetuning_trainer.script import train_with_script
 from finetuning_trainer.spikes import SpikeWatch
-from finetuning_trainer.strategy import SingleProcess, require_single_process
+from finetuning_trainer.strategies import choose_strategy, require_known
+from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import PreparedData, preparation_digest, prepare
+from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.hardware import DtypeChoice, choose_device, choose_dtype, set_threads
 from finetuning_workload.models import load_base_model, load_tokenizer, quiet_libraries, require_matching_tokenizer
 from finetuning_workload.program import Context
-from finetuning_workload.progress import Reporter
+from finetuning_workload.progress import Reporter, silent_reporter
 
 _LOG = logging.getLogger(__name__)
 _SHOWN_TOKENS = 64
@@ -53,61 +58,118 @@ class _Prepared:
     fused: Fused
     started_at: datetime
 
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what there is to write."""
+        return self.strategy.group.world.rank == 0
+
 
 def train_model(config: TrainConfig, context: Context) -> TrainResult:
-    """Train as the RunConfig says, from the newest checkpoint where there is one, and write the artifact.
+    """Train as the RunConfig says in this one process, and write the artifact.
 
-    A training that is already finished is not repeated. Raises UserError and EnvironmentFault with their reasons, and
-    Interrupted after a checkpoint when the program is asked to stop.
+    Raises what `train_in_group` raises.
+    """
+    finished = already_trained(config)
+    if finished is not None:
+        return finished
+    if config.script is not None:
+        return _train_with_script(config, config.script, context)
+    result = train_in_group(config, context, Alone(), device=choose_device())
+    if result is None:
+        message = "the only process of a training is its first"
+        raise AssertionError(message)
+    return result
+
+
+def _train_with_script(config: TrainConfig, script: ScriptInput, context: Context) -> TrainResult:
+    started_at = datetime.now(UTC)
+    tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
+    identity = _identity(config, tokenizer)
+    return train_with_script(config, script, context, identity=identity, tokenizer=tokenizer, started_at=started_at)
+
+
+def already_trained(config: TrainConfig) -> TrainResult | None:
+    """Return the result of a training that is finished: it is not repeated. Raises UserError(UNSUPPORTED)."""
+    quiet_libraries()
+    require_known(config)
+    if config.script is None:
+        require_supported(config.method)
+    tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
+    finished = finished_result(Path(config.output_path), identity=_identity(config, tokenizer))
+    if finished is not None:
+        _LOG.info("already trained: %s is intact and of the same configuration", config.output_path)
+    return finished
+
+
+def train_in_group(config: TrainConfig, context: Context, group: Group, *, device: torch.device) -> TrainResult | None:
+    """Do the part of this process in a training, from the newest checkpoint where there is one.
+
+    The first process writes the artifact and returns the result. Raises UserError and EnvironmentFault with their
+    reasons, and Interrupted after a checkpoint when the program is asked to stop.
     """
     quiet_libraries()
     started_at = datetime.now(UTC)
-    require_single_process(config.parallelism)
-    require_supported(config.method)
-    tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
-    data_digest = preparation_digest(config.dataset, tokenizer, training=config.training)
-    identity = training_identity(config, data_digest)
-    finished = finished_result(Path(config.output_path), identity=identity)
-    if finished is not None:
-        _LOG.info("already trained: %s is intact and of the same configuration", config.output_path)
-        return finished
-    reporter = context.reporter("Training")
+    reporter = context.reporter("Training") if group.world.rank == 0 else silent_reporter("Training")
     try:
         with training_memory_errors("loading the model"):
-            prepared = _prepare(config, context, identity=identity, tokenizer=tokenizer, started_at=started_at)
+            prepared = _prepare(config, context, group, device=device, started_at=started_at)
+        # Before the first step there is nothing to save, and nothing that the others wait for.
         context.stop.raise_if_set("stopped before the first step")
         return _train(prepared, context, reporter)
     finally:
         reporter.close()
 
 
+def prepare_data(config: TrainConfig) -> None:
+    """Tokenise the data into the cache, where it is not there."""
+    tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
+    prepare(config.dataset, tokenizer, training=config.training, cache=Path(config.cache_path))
+
+
+def _identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    return training_identity(config, preparation_digest(config.dataset, tokenizer, training=config.training))
+
+
 def _prepare(
-    config: TrainConfig,
-    context: Context,
-    *,
-    identity: str,
-    tokenizer: PreTrainedTokenizerBase,
-    started_at: datetime,
+    config: TrainConfig, context: Context, group: Group, *, device: torch.device, started_at: datetime
 ) -> _Prepared:
-    threads, device = set_threads(context.environment), choose_device()
+    threads = set_threads(context.environment, processes=group.world.local_size)
+    tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
+    identity = _identity(config, tokenizer)
     data = prepare(config.dataset, tokenizer, training=config.training, cache=Path(config.cache_path))
     context.stop.raise_if_set("stopped before the model was loaded")
-    checkpoint = latest_checkpoint(Path(config.checkpoint_path), identity=identity)
-    dtype = _dtype(config, device, checkpoint)
+    checkpoint = _common_checkpoint(Path(config.checkpoint_path), identity, group)
+    # What is measured differs between machines, and the ranks must agree.
+    dtype = group.from_first(_dtype(config, device, checkpoint))
+    strategy = choose_strategy(config.parallelism, group, device=device, dtype=dtype.dtype)
     # Trained weights are fp32 always: what an update adds is often less than bf16 can hold.
     full = config.method.type is MethodType.FULL
-    model = load_base_model(Path(config.model.path), dtype=torch.float32 if full else dtype.dtype, device=device)
+    model = load_base_model(
+        Path(config.model.path), dtype=torch.float32 if full else dtype.dtype, device=strategy.loading_device
+    )
     require_matching_tokenizer(model.config, tokenizer)
-    strategy = SingleProcess(device, dtype.dtype)
-    paths = choose_paths(model, strategy)
+    paths = group.from_first(choose_paths(model, strategy))
     trainee = attach(model, config.method, seed=config.training.seed)
     forward, build = Forward(trainee.causal, split_head=paths.split_head), _builder(packed=paths.packed)
-    fused = choose_fused(trainee, forward, strategy, build=build)
+    fused = group.from_first(choose_fused(trainee, forward, strategy, build=build))
     plan = make_plan(
-        config, data=data, trainee=trainee, device=device, dtype=dtype, paths=paths, fused=fused, threads=threads
+        config, data=data, trainee=trainee, strategy=strategy, dtype=dtype, paths=paths, fused=fused, threads=threads
     )
     plan = _resumed(plan, checkpoint)
     return _Prepared(config, identity, tokenizer, data, checkpoint, trainee, strategy, plan, fused, started_at)
+
+
+def _common_checkpoint(folder: Path, identity: str, group: Group) -> Checkpoint | None:
+    """Return the newest checkpoint that the first process can use. Raises EnvironmentFault where another cannot."""
+    found = latest_checkpoint(folder, identity=identity) if group.world.rank == 0 else None
+    step = group.from_first(found.position.step if found else None)
+    if group.world.rank != 0 and step is not None:
+        found = checkpoint_of(folder, step, identity=identity)
+        if found is None:
+            message = f"rank {group.world.rank} cannot read the checkpoint of step {step}, which rank 0 goes on from"
+            hint = "All workers must see one volume: give the adapter a claim that several nodes can mount."
+            raise EnvironmentFault(Reason.CHECKPOINT_CORRUPT, message, hint)
+    return found
 
 
 def _builder(*, packed: bool) -> batching.Build:
@@ -127,28 +189,44 @@ def _dtype(config: TrainConfig, device: torch.device, checkpoint: Checkpoint | N
     return DtypeChoice(getattr(torch, checkpoint.position.dtype), "the checkpoint was computed in it")
 
 
-def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainResult:
-    prepared.plan.log()
-    with _event_files(prepared) as events:
+def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainResult | None:
+    if prepared.first:
+        prepared.plan.log()
+    strategy, trainee = prepared.strategy, prepared.trainee
+    with _event_files(prepared) as events, strategy.prepared(trainee), fused_parts(trainee, prepared.fused):
         session = _session(prepared, context, reporter, events=events)
         position = _start(prepared, session)
         saved_step = position.step or None
-        with prepared.strategy.prepared(prepared.trainee), fused_parts(prepared.trainee, prepared.fused):
-            position = train(session, position, saved_step=saved_step)
-    record = _record(prepared, position, session, resumed_from_step=saved_step)
-    manifest = save_output(
-        Path(prepared.config.output_path), trainee=prepared.trainee, tokenizer=prepared.tokenizer, record=record
-    )
-    return train_result(manifest, record)
+        position = train(session, position, saved_step=saved_step)
+        # What is shared among processes is put together for the result; else the model has it all.
+        shared = strategy.in_lockstep
+        weights = {name: strategy.whole(weight) for name, weight in session.weights.items()} if shared else None
+    result = None
+    if prepared.first:
+        record = _record(prepared, position, session, resumed_from_step=saved_step)
+        manifest = save_output(
+            Path(prepared.config.output_path),
+            trainee=trainee,
+            weights=weights,
+            tokenizer=prepared.tokenizer,
+            record=record,
+        )
+        result = train_result(manifest, record)
+    # A worker that ended with success is never started again: none may before the result is there.
+    strategy.group.wait()
+    return result
 
 
 def _event_files(prepared: _Prepared) -> EventFiles:
-    folder, checkpoint = prepared.config.tensorboard_path, prepared.checkpoint
+    folder, checkpoint = prepared.config.tensorboard_path if prepared.first else None, prepared.checkpoint
     return EventFiles(Path(folder) if folder else None, resumed_from=checkpoint.position.step if checkpoint else None)
 
 
 def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, events: EventFiles) -> Session:
-    plan, weights = prepared.plan, prepared.trainee.trainable()
+    plan = prepared.plan
+    forward = Forward(prepared.trainee.causal, split_head=plan.split_head, fused_loss=plan.fused_loss)
+    prepared.strategy.distribute(prepared.trainee, forward)
+    weights = prepared.trainee.trainable()
     budget = batching.TokenBudget(plan.micro_batch_tokens)
     build, checkpoints = _builder(packed=plan.packed), Path(prepared.config.checkpoint_path)
     held_out = HeldOut(
@@ -158,7 +236,8 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         build=build,
         budget=budget,
     )
-    history = History(checkpoints, content=prepared.checkpoint.history if prepared.checkpoint else b"", events=events)
+    known = prepared.checkpoint.history if prepared.checkpoint else b""
+    history = History(checkpoints, content=known, events=events, writes=prepared.first)
     _LOG.info("the held-out loss is taken on %d of %d held-out rows", len(held_out.rows), len(prepared.data.test))
     return Session(
         training=prepared.config.training,
@@ -169,7 +248,7 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         held_out=held_out,
         build=build,
         padded=not plan.packed,
-        forward=Forward(prepared.trainee.causal, split_head=plan.split_head, fused_loss=plan.fused_loss),
+        forward=forward,
         strategy=prepared.strategy,
         weights=weights,
         optimizer=make_optimizer(weights.values(), prepared.config.training),
@@ -178,14 +257,14 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         history=history,
         spikes=SpikeWatch(history.losses()),
         reporter=reporter,
-        stop=lambda: bool(context.stop),
+        stop=lambda: prepared.strategy.stops(bool(context.stop)),
     )
 
 
 def _start(prepared: _Prepared, session: Session) -> Position:
     if prepared.checkpoint is None:
         return Position(dtype=prepared.plan.dtype)
-    restore(prepared.checkpoint, weights=session.weights, optimizer=session.optimizer)
+    restore(prepared.checkpoint, weights=session.weights, optimizer=session.optimizer, own=prepared.strategy.own)
     position = prepared.checkpoint.position
     _LOG.info("resumed from the checkpoint of step %d of %d", position.step, session.total_steps)
     return position.model_copy(update={"resumptions": position.resumptions + 1})

@@ -1,5 +1,6 @@
 """Candidates from as few loads as possible: a base model and its adapter share one, with the adapter switched."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -120,12 +121,13 @@ def require_distinct(candidates: Sequence[CandidateInput]) -> None:
 
 
 def adapter_digest(candidate: CandidateInput) -> str | None:
-    """Return the digest of a candidate's adapter: as told, else of its weights; None without an adapter."""
+    """Return the digest of a candidate's adapter: as told, else of its two files; None without an adapter."""
     if candidate.adapter_path is None or candidate.adapter_digest is not None:
         return candidate.adapter_digest
-    weights = Path(candidate.adapter_path) / "adapter_model.safetensors"
-    # A missing file is reported where the adapter is loaded.
-    return f"sha256:{hash_file(weights)}" if weights.is_file() else None
+    # The same weights are another adapter with another alpha. A missing file is reported where the adapter is loaded.
+    files = [Path(candidate.adapter_path) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    listing = "".join(f"{file.name}\0{hash_file(file)}\n" for file in files if file.is_file())
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}" if listing else None
 
 
 def _can_share(group: Sequence[CandidateInput], candidate: CandidateInput) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetuning_api.reasons import Reason
 from finetuning_workload.errors import UserError
@@ -113,7 +113,7 @@ def complete(
     plan depends on nothing else. Batches are left-padded with position ids, and finished rows leave their batch.
     Raises UserError(UNSUPPORTED) for a prompt without tokens or one that leaves no room in the model's context.
     """
-    _require_room(model, prompts)
+    require_room([len(prompt) for prompt in prompts], context_length(model))
     eos = eos_token_ids(model, tokenizer) | frozenset(closing_tokens)
     endings = _Endings(tokenizer, eos, tuple(stop), max_new_tokens, context_length(model))
     results: dict[int, Completion] = {}
@@ -154,8 +154,24 @@ def eos_token_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) ->
 def context_length(model: torch.nn.Module) -> int | None:
     """Return the tokens that a model's positions reach, None where it does not say."""
     config: Any = model.config
+    return context_of(config)
+
+
+def context_of(config: PreTrainedConfig) -> int | None:
+    """Return the tokens that the positions of a model with this configuration reach, None where it does not say."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
+
+
+def require_room(prompt_lengths: Sequence[int], context: int | None) -> None:
+    """Raise UserError(UNSUPPORTED) for a prompt without tokens, or one that leaves no room in a model's context."""
+    if any(not length for length in prompt_lengths):
+        hint = "Give the prompt some text, or use a tokenizer that adds a BOS token."
+        raise UserError(Reason.UNSUPPORTED, "a prompt has no tokens to start from", hint)
+    longest = max(prompt_lengths, default=0)
+    if context is not None and longest >= context:
+        message = f"a prompt has {longest} tokens, the model's context has {context}: there is no room for a completion"
+        raise UserError(Reason.UNSUPPORTED, message, "Shorten the prompt, or drop such rows from the data.")
 
 
 def plain_model(model: torch.nn.Module) -> PreTrainedModel:
@@ -167,7 +183,7 @@ def plain_model(model: torch.nn.Module) -> PreTrainedModel:
 def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> Iterator[list[_Row]]:
     """Continue the rows of one batch until all are finished; after each token yield those that just finished."""
     device = next(model.parameters()).device
-    ids, mask = _left_padded([row.prompt for row in rows], device)
+    ids, mask = left_padded([row.prompt for row in rows], device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = DynamicCache(config=plain_model(model).config)
     last_only = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
@@ -195,7 +211,7 @@ def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> It
         positions = positions[:, -1:] + 1
 
 
-def _left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and attention mask, both [rows, longest prompt], with the padding on the left."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -208,13 +224,3 @@ def _left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[to
 
 def _keeps_last_logits(model: torch.nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(plain_model(model).forward).parameters
-
-
-def _require_room(model: torch.nn.Module, prompts: Sequence[list[int]]) -> None:
-    if any(not prompt for prompt in prompts):
-        hint = "Give the prompt some text, or use a tokenizer that adds a BOS token."
-        raise UserError(Reason.UNSUPPORTED, "a prompt has no tokens to start from", hint)
-    limit, longest = context_length(model), max((len(prompt) for prompt in prompts), default=0)
-    if limit is not None and longest >= limit:
-        message = f"a prompt has {longest} tokens, the model's context has {limit}: there is no room for a completion"
-        raise UserError(Reason.UNSUPPORTED, message, "Shorten the prompt, or drop such rows from the data.")

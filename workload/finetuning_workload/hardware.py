@@ -55,12 +55,16 @@ def thread_count(environment: Mapping[str, str], *, quota: float | None) -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-def set_threads(environment: Mapping[str, str]) -> int:
+def set_threads(environment: Mapping[str, str], *, processes: int = 1) -> int:
     """Set torch's compute threads from the control group and return their number.
+
+    So many processes share the cores, unless the user set the threads of each.
 
     OpenMP follows the host's cores, not the container's quota; too many make a limited pod several times slower.
     """
     threads = thread_count(environment, quota=cpu_quota())
+    if not environment.get("OMP_NUM_THREADS"):
+        threads = max(1, threads // processes)
     torch.set_num_threads(threads)
     return threads
 

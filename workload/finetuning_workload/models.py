@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from finetuning_api.reasons import Reason
 from finetuning_workload.artifact import read_manifest
 from finetuning_workload.errors import UserError
+from finetuning_workload.memory import is_allocation_failure
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -31,6 +32,16 @@ _MAX_HEADER_BYTES = 100_000_000
 _OTHER_BASE = "An adapter fits only the base model that it was trained on; check spec.model."
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
 """What transformers raises for folders that it cannot read."""
+UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
+"""What the code of an architecture raises when it is run in a way that it does not know: which of them depends on where
+it trips. For trials of a faster way only, beside which there is always the plain one; ``refusal`` tells it in words."""
+
+
+def refusal(error: Exception) -> str:
+    """Return in words that an architecture cannot be run in a way; raises the error where memory ran out instead."""
+    if is_allocation_failure(error):
+        raise error
+    return f"the architecture refuses it: {repr(error)[:200]}"
 
 
 def quiet_libraries() -> None:

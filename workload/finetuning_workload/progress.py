@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import TextIO
 
@@ -199,6 +200,19 @@ class Reporter:
         if self._sender is not None:
             self._sender.offer(_report(self._last[0], 0 if self._last[0] >= 1 else None, self._last[1]))
             self._sender.close()
+
+
+def silent_reporter(description: str) -> Reporter:
+    """Return a reporter that nobody hears: of several processes that do one piece of work, one tells of it."""
+    return Reporter(description, stream=_Nowhere())
+
+
+class _Nowhere(StringIO):
+    """Keeps nothing."""
+
+    def write(self, text: str) -> int:
+        """Return how much was thrown away."""
+        return len(text)
 
 
 def remaining_seconds(first: tuple[float, float], now: float, fraction: float) -> float | None:

@@ -37,6 +37,11 @@ class Layout:
         return self.root / "configmaps"
 
     @property
+    def scores(self) -> Path:
+        """Scores that evaluations share: may be removed at any time, and are computed again."""
+        return self.root / "scores"
+
+    @property
     def token(self) -> Path:
         """The bearer token of the progress endpoint of the run that holds the lock."""
         return self.root / "progress-token"

@@ -73,6 +73,7 @@ class LocalRun:
         self._settings = Settings(
             volumes_root=str(layout.volumes),
             config_maps_root=str(layout.config_maps),
+            scores_path=str(layout.scores),
             local=True,
             presets=presets,
         )

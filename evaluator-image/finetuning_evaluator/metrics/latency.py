@@ -11,10 +11,9 @@ from finetuning_api.runconfig import ContractModel
 from finetuning_evaluator.aggregates import Statistic
 from finetuning_evaluator.score import OnProgress
 from finetuning_evaluator.statistics import Observations
+from finetuning_workload.evaluated import TIMED_ROWS
 from finetuning_workload.generation import complete
 
-TIMED_ROWS = 16
-"""As many as are timed: one after another takes long."""
 SIGNATURE = f"latency|seconds of a whole completion, one at a time|first {TIMED_ROWS} held-out rows|after one untimed"
 
 

@@ -1,6 +1,5 @@
 """Matches of whole answers: as written, after SQuAD's normalisation, and as JSON of the same structure."""
 
-import json
 import re
 import string
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ import numpy as np
 
 from finetuning_evaluator.aggregates import Statistic
 from finetuning_evaluator.statistics import Observations
+from finetuning_workload.answers import is_json, parse_json
 
 EXACT = "exact-match|white space trimmed"
 NORMALIZED = "normalized-match|SQuAD 1.1: lower case, no ASCII punctuation, no a/an/the, single spaces"
@@ -16,7 +16,6 @@ JSON = "json-match|equal as JSON: order of keys, white space and the way of writ
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_FENCED = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?```", re.DOTALL)
 
 
 def is_match(reference: str, prediction: str) -> bool:
@@ -34,33 +33,14 @@ def is_normalized_match(reference: str, prediction: str) -> bool:
     return normalized(reference) == normalized(prediction)
 
 
-def is_json(text: str) -> bool:
-    """Return whether a text, or all of it inside one Markdown fence, is JSON; NaN and Infinity are not."""
-    try:
-        _parsed(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def is_json_match(reference: str, prediction: str) -> bool:
     """Return whether a prediction is JSON and equals the reference, which must be JSON."""
-    return is_json(prediction) and _same(_parsed(reference), _parsed(prediction))
+    return is_json(prediction) and _same(parse_json(reference), parse_json(prediction))
 
 
 def observe(matches: Sequence[bool]) -> Observations:
     """Return the observations of a share of right rows; also used for accuracy."""
     return Observations(Statistic.PROPORTION, np.array([[float(match), 1.0] for match in matches], dtype=np.float64))
-
-
-def _parsed(text: str) -> object:
-    stripped = text.strip()
-    fenced = _FENCED.fullmatch(stripped)
-    return json.loads(stripped if fenced is None else fenced[1], parse_constant=_refused)
-
-
-def _refused(constant: str) -> object:
-    raise ValueError(constant)
 
 
 def _same(first: object, second: object) -> bool:

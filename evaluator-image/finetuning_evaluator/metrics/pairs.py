@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ContractModel
 from finetuning_evaluator.metrics.cola import Sentence
 from finetuning_evaluator.metrics.matching import observe as observe_shares
 from finetuning_evaluator.score import OnProgress, Window, log_probabilities
 from finetuning_evaluator.statistics import Observations
-from finetuning_workload.errors import UserError
+from finetuning_workload.evaluated import prefix_token
 
 SIGNATURE = "cola-pairs|own sentences|summed log-likelihood after BOS, else EOS|share of pairs"
 
@@ -55,15 +54,6 @@ def score(
         PairScore(acceptable=acceptable, broken=broken)
         for acceptable, broken in zip(sums[::2], sums[1::2], strict=True)
     ]
-
-
-def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that sentences are scored after. Raises UserError(METRIC_UNAVAILABLE) where there is none."""
-    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if found is None:
-        message = "cola-pairs cannot be computed: the tokenizer has neither a BOS nor an EOS to score sentences after"
-        raise UserError(Reason.METRIC_UNAVAILABLE, message, "Remove cola-pairs from evaluation.metrics.")
-    return int(found)
 
 
 def observe(scores: Sequence[PairScore]) -> Observations:

@@ -37,6 +37,7 @@ from finetuning_operator.cluster.render import (
     Placement,
     claims_of,
     differs,
+    image_of,
     keep,
     place,
     render_child,
@@ -228,7 +229,7 @@ class Applier:
         """Return whether a Job waits for an image that is no longer the installation's."""
         waits = state.hindrance is not None and state.hindrance.reason is Reason.IMAGE_PULL_FAILED
         made_for = job.job["metadata"].get("annotations", {}).get(labels.IMAGE)
-        return waits and made_for not in {None, self._options.images[step.image]}
+        return waits and made_for not in {None, image_of(step, self._options)}
 
     async def _knew_too_little(self, job: StepJob) -> bool:
         """Ask for the pods of a Job whose result seems lost: of a stream that lags, nothing may be concluded.

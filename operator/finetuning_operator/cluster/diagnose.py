@@ -5,7 +5,7 @@ last diagnosis of a Job with the inquiry that it answers, and asks again when th
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +16,11 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
 from finetuning_operator.cluster.api import ListResult
 from finetuning_operator.cluster.errors import ApiError, NotServed
-from finetuning_operator.cluster.facts import JobFacts, PodFacts, find_condition, moment, part, parts, read_pod, text
+from finetuning_operator.cluster.event_board import Subject, Told
+from finetuning_operator.cluster.facts import JobFacts, PodFacts, find_condition, part, parts, read_pod, text
 from finetuning_operator.cluster.failures import explain_event, explain_pod, explain_queue, own_words
 from finetuning_operator.cluster.jobview import JobView, seconds
-from finetuning_operator.cluster.kinds import CLAIM, EVENT, KindRef
+from finetuning_operator.cluster.kinds import CLAIM, KindRef
 from finetuning_operator.cluster.texts import LOG_READ_BYTES, TAIL_LINES, log_tail
 
 WORKLOADS = tuple(KindRef("kueue.x-k8s.io", version, "workloads", "Workload") for version in ("v1beta2", "v1beta1"))
@@ -84,6 +85,12 @@ class Reads(Protocol):
     async def logs(self, namespace: str, pod: str, *, container: str, tail_lines: int, limit_bytes: int) -> str: ...
 
 
+class Board(Protocol):
+    """What Events tell."""
+
+    def events(self, namespace: str, subject: Subject) -> Sequence[Told]: ...
+
+
 def wants_diagnosis(
     job: Mapping[str, object], pods: Sequence[Mapping[str, object]], *, now: datetime
 ) -> Inquiry | None:
@@ -113,7 +120,7 @@ def next_inquiry(job: Mapping[str, object], pods: Sequence[Mapping[str, object]]
 
 
 async def diagnose(
-    api: Reads, job: Mapping[str, object], pods: Sequence[Mapping[str, object]], now: datetime
+    api: Reads, board: Board, job: Mapping[str, object], pods: Sequence[Mapping[str, object]], now: datetime
 ) -> Diagnosis | None:
     """Find out what is wanted of a Job. What cannot be read is left out, so this never raises ApiError."""
     inquiry = wants_diagnosis(job, pods, now=now)
@@ -125,17 +132,17 @@ async def diagnose(
         log_of=inquiry.log_of,
         log_tail=await _read_log(api, failed) if failed else (),
         uid=inquiry.uid,
-        hindrance=await _ask(api, view, inquiry),
+        hindrance=await _ask(api, board, view, inquiry),
     )
 
 
-async def diagnose_server(api: Reads, pods: Sequence[Mapping[str, object]]) -> Diagnosis | None:
+async def diagnose_server(api: Reads, board: Board, pods: Sequence[Mapping[str, object]]) -> Diagnosis | None:
     """Find out why the newest pod of a server does not start, where its status does not tell."""
     waiting = [pod for pod in map(read_pod, pods) if not pod.ready and not pod.started_at and not pod.deleted_at]
     if not waiting:
         return None
     pod = max(waiting, key=lambda each: seconds(each.created_at))
-    return Diagnosis(uid=pod.uid, hindrance=await _ask_about_pod(api, pod)) if _is_vague(pod) else None
+    return Diagnosis(uid=pod.uid, hindrance=await _ask_about_pod(api, board, pod)) if _is_vague(pod) else None
 
 
 def _log_of(view: JobView) -> str:
@@ -150,7 +157,7 @@ def _log_of(view: JobView) -> str:
 def _unclear(view: JobView) -> tuple[Topic | None, str]:
     """Return what does not start for a reason that neither Job nor pod tells.
 
-    What no controller has looked at yet only waits for its turn: there are no Events of it, and listing Events is dear.
+    What no controller has looked at yet only waits for its turn: there are no Events of it.
     """
     if view.job.suspended:
         return (Topic.QUEUE, view.job.uid) if view.job.queue else (None, "")
@@ -192,28 +199,27 @@ async def _read_log(api: Reads, pod: PodFacts) -> tuple[str, ...]:
     return log_tail(log or "")
 
 
-async def _ask(api: Reads, view: JobView, inquiry: Inquiry) -> LastWords | None:
+async def _ask(api: Reads, board: Board, view: JobView, inquiry: Inquiry) -> LastWords | None:
     match inquiry.topic:
         case None:
             return None
         case Topic.QUEUE:
             return await _ask_queue(api, view)
         case Topic.JOB:
-            return await _ask_events(api, view.job.namespace, f"involvedObject.uid={view.job.uid}")
+            return _read_events(board, view.job.namespace, Subject(uid=view.job.uid))
         case Topic.POD:
             pod = next(pod for pod in view.waiting if pod.uid == inquiry.uid)
-            return await _ask_about_pod(api, pod)
+            return await _ask_about_pod(api, board, pod)
 
 
-async def _ask_about_pod(api: Reads, pod: PodFacts) -> LastWords | None:
-    told = await _ask_events(api, pod.namespace, f"involvedObject.uid={pod.uid}")
+async def _ask_about_pod(api: Reads, board: Board, pod: PodFacts) -> LastWords | None:
+    told = _read_events(board, pod.namespace, Subject(uid=pod.uid))
     if told is not None:
         return told
     if pod.node:
         return None
     for claim in pod.claims[:_MOST_CLAIMS]:
-        selector = f"involvedObject.kind=PersistentVolumeClaim,involvedObject.name={claim}"
-        told = await _ask_events(api, pod.namespace, selector, about=claim)
+        told = _read_events(board, pod.namespace, Subject(kind=CLAIM.kind, name=claim), about=claim)
         if told is not None and not await _is_bound(api, pod.namespace, claim):
             return told
     return None
@@ -225,13 +231,12 @@ async def _is_bound(api: Reads, namespace: str, claim: str) -> bool:
     return any(text(part(each, "status"), "phase") == "Bound" for each in (found.items if found else ()))
 
 
-async def _ask_events(api: Reads, namespace: str, selector: str, *, about: str = "") -> LastWords | None:
+def _read_events(board: Board, namespace: str, subject: Subject, *, about: str = "") -> LastWords | None:
     """Return what the newest Event of an object means that tells of its state."""
-    found = await _patiently(api.list(EVENT, namespace, field_selector=selector))
-    for event in _newest_first(found.items if found else ()):
-        words = explain_event(text(event, "reason"), text(event, "message"), about=about)
+    for event in board.events(namespace, subject):
+        words = explain_event(event.reason, event.message, about=about)
         # An ordinary event after a warning tells that things went on.
-        if words is not None or text(event, "type") == "Normal":
+        if words is not None or not event.warning:
             return words
     return None
 
@@ -264,14 +269,3 @@ async def _patiently(reading: Awaitable[_T]) -> _T | None:
             return await reading
     except (ApiError, TimeoutError):
         return None
-
-
-def _newest_first(events: Iterable[Any]) -> list[Mapping[str, object]]:
-    found = [event for event in events if isinstance(event, Mapping)]
-    return sorted(found, key=_happened_at, reverse=True)
-
-
-def _happened_at(event: Mapping[str, object]) -> float:
-    series = moment(part(event, "series"), "lastObservedTime")
-    single = moment(event, "lastTimestamp") or moment(event, "eventTime")
-    return seconds(series or single or moment(part(event, "metadata"), "creationTimestamp"))

@@ -10,16 +10,18 @@ from finetuning_operator.cluster.diagnose import (
     Diagnosis,
     Inquiry,
     Reads,
+    Topic,
     diagnose,
     diagnose_server,
     next_inquiry,
     wants_diagnosis,
 )
+from finetuning_operator.cluster.event_board import EventBoard
 from finetuning_operator.cluster.view import StepJob
 from finetuning_operator.reconcile.lifecycle import soonest
 
 INQUIRY_SHARE = 1 / 32
-"""Part of the request rate that asking why something does not start may use; the server searches all Events for it."""
+"""Part of the request rate that asking why something does not start may use."""
 INQUIRY_BURST = 20
 _SERVER_SECONDS = 60
 """A server that does not start is asked about again after this time, or when its pods change."""
@@ -45,9 +47,10 @@ class Answers:
 class Inquirer:
     """Asks what the cache does not tell, for all objects in turn: a thousand pods may be slow to start at once."""
 
-    def __init__(self, api: Reads, turns: TokenBucket) -> None:
-        """``turns`` are taken by questions about what does not start; the log of a Job that failed is read at once."""
+    def __init__(self, api: Reads, board: EventBoard, turns: TokenBucket) -> None:
+        """``turns`` are taken by questions to Kueue; the log of a Job that failed is read at once."""
         self._api = api
+        self._board = board
         self._turns = turns
 
     async def ask_about_jobs(self, answers: Answers, jobs: Sequence[StepJob], *, now: datetime) -> float | None:
@@ -55,12 +58,14 @@ class Inquirer:
         names = {job.key.name for job in jobs}
         answers.of_jobs = {name: answer for name, answer in answers.of_jobs.items() if name in names}
         questions = list(_questions(answers, jobs, now=now))
-        wait = self._wait(answers, now) if any(inquiry.topic for _, inquiry in questions) else 0.0
+        waits: list[float] = []
         for job, inquiry in questions:
-            if not wait or inquiry.topic is None:
-                found = await diagnose(self._api, job.job, job.pods, now)
-                answers.of_jobs[job.key.name] = (job.uid, inquiry, found)
-        return soonest(wait or None, *(next_inquiry(job.job, job.pods, now=now) for job in jobs))
+            if wait := self._wait_for(inquiry, answers, namespace=job.key.namespace, now=now):
+                waits.append(wait)
+                continue
+            found = await diagnose(self._api, self._board, job.job, job.pods, now)
+            answers.of_jobs[job.key.name] = (job.uid, inquiry, found)
+        return soonest(*waits, *(next_inquiry(job.job, job.pods, now=now) for job in jobs))
 
     async def ask_about_server(
         self, answers: Answers, deployment: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], *, now: datetime
@@ -74,10 +79,20 @@ class Inquirer:
         question = (versions, int(now.timestamp()) // _SERVER_SECONDS)
         known = answers.of_servers.get(name)
         if known is None or known[0] != question:
-            if wait := self._wait(answers, now):
+            if wait := self._board.ready(deployment["metadata"]["namespace"]):
                 return wait
-            answers.of_servers[name] = (question, await diagnose_server(self._api, pods))
+            answers.of_servers[name] = (question, await diagnose_server(self._api, self._board, pods))
         return float(_SERVER_SECONDS)
+
+    def _wait_for(self, inquiry: Inquiry, answers: Answers, *, namespace: str, now: datetime) -> float:
+        """Return the seconds until something can be found out, 0 when it can."""
+        match inquiry.topic:
+            case None:
+                return 0.0
+            case Topic.QUEUE:
+                return self._wait(answers, now)
+            case _:
+                return self._board.ready(namespace)
 
     def _wait(self, answers: Answers, now: datetime) -> float:
         """Return the seconds until an object's turn to ask, 0 when it is there; what is not used then is kept."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from finetuning_api.reasons import ExitCode
 from finetuning_operator.cluster.facts import JobFacts, PodFacts, read_job, read_pod
 
 NODE_PATIENCE = timedelta(seconds=30)
@@ -38,7 +39,10 @@ class JobView:
 
     @property
     def culprit(self) -> PodFacts | None:
-        """The pod to blame for the last failed attempt: of several workers, the one that failed first."""
+        """The pod to blame for the last failed attempt.
+
+        Of several workers it is the one that failed first, and not one that ended because of it.
+        """
         failed = [pod for pod in self.ended if not pod.succeeded]
         told = self.job.condition("Failed", "FailureTarget")
         named = [pod for pod in failed if told and f"/{pod.name} " in told.message]
@@ -46,7 +50,8 @@ class JobView:
             return named[-1] if named else None
         latest = seconds(failed[-1].ended_at)
         together = [pod for pod in failed if latest - seconds(pod.ended_at) <= _ONE_ATTEMPT.total_seconds()]
-        return together[0] if self.job.workers > 1 else failed[-1]
+        by_themselves = [pod for pod in together if not (pod.end and pod.end.exit_code == ExitCode.INTERRUPTED)]
+        return (by_themselves or together)[0] if self.job.workers > 1 else failed[-1]
 
     @property
     def waiting(self) -> tuple[PodFacts, ...]:

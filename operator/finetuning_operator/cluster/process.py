@@ -16,6 +16,7 @@ from finetuning_operator.cluster.cache import Cache
 from finetuning_operator.cluster.controller import Controller
 from finetuning_operator.cluster.doorway import Doorway
 from finetuning_operator.cluster.errors import ApiError
+from finetuning_operator.cluster.event_board import EventBoard
 from finetuning_operator.cluster.garbage import search_all, survivors_spared
 from finetuning_operator.cluster.health import HealthServer, at_most, must
 from finetuning_operator.cluster.idle import IdleWatch
@@ -122,6 +123,7 @@ class Operator:
         self._progress = ProgressStore(self._reported)
         self._resync = Resync(api, self._cache, namespaces=options.namespaces, wake=self._wake)
         self._idle = IdleWatch(self._cache, wake=self._wake)
+        turns = TokenBucket(rate=options.api_qps * INQUIRY_SHARE, burst=INQUIRY_BURST)
         view = View(self._cache, self._progress, idle_since=self._idle.since, asked_at=self._idle.asked)
         self._controller = Controller(
             api,
@@ -146,7 +148,7 @@ class Operator:
                 wake=self._wake,
                 waiting=lambda: self._queue.depth,
             ),
-            inquirer=Inquirer(api, TokenBucket(rate=options.api_qps * INQUIRY_SHARE, burst=INQUIRY_BURST)),
+            inquirer=Inquirer(api, EventBoard(api, turns), turns),
             progress=self._progress,
             metrics=metrics,
             settings=options.settings,

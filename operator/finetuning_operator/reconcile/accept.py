@@ -12,6 +12,7 @@ from finetuning_operator.reconcile.conditions import is_true
 from finetuning_operator.reconcile.lifecycle import Refusal
 from finetuning_operator.reconcile.plan import Settings
 from finetuning_operator.reconcile.presets import chosen_preset
+from finetuning_operator.reconcile.quantities import parse_quantity
 
 _FOR_CLUSTERS = (
     "pending_deadline_seconds",
@@ -23,6 +24,8 @@ _FOR_CLUSTERS = (
     "storage",
     "tensorboard",
 )
+_ACCELERATOR = "/gpu"
+"""How the resources end of which each process uses one."""
 _NOT_YET = ("tracking",)
 """Fields that no release acts on yet."""
 
@@ -38,6 +41,8 @@ def refusal_of(job: FineTuningJob, settings: Settings) -> Refusal | None:
     unsupported = _unsupported(job.spec)
     if unsupported:
         return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported))
+    if not settings.local and (lacking := _lacking_accelerators(job.spec)):
+        return Refusal(Reason.INVALID_SPEC, lacking)
     return None if is_true(job.status.conditions, ConditionType.ACCEPTED) else _not_allowed(job, settings)
 
 
@@ -75,6 +80,7 @@ def _sources(spec: FineTuningJobSpec) -> Sources:
         ("spec.tokenizer", spec.tokenizer),
         ("spec.dataset", spec.dataset),
         ("spec.evaluation.reference", spec.evaluation.reference),
+        ("spec.script", spec.script),
     )
 
 
@@ -82,26 +88,45 @@ def _unsupported(spec: FineTuningJobSpec) -> tuple[str, ...]:
     parallelism = spec.parallelism
     checks = (
         (
-            spec.method.type is MethodType.QLORA,
-            "spec.method.type qlora is not supported by this release; use lora",
+            spec.method.type is MethodType.QLORA and spec.script is None,
+            "spec.method.type qlora is not supported by this release; use lora, or bring a script (spec.script)",
         ),
         (
-            parallelism.workers > 1 or parallelism.processes_per_worker > 1,
-            "this release trains with one process: set spec.parallelism.workers and processesPerWorker to 1",
-        ),
-        (
-            parallelism.strategy not in {ParallelStrategy.AUTO, ParallelStrategy.DDP},
-            f"spec.parallelism.strategy {parallelism.strategy.value} is not supported by this release; use auto",
+            parallelism.strategy is ParallelStrategy.DEEPSPEED,
+            "spec.parallelism.strategy deepspeed is not supported by this release; fsdp does what ZeRO-3 does",
         ),
     )
     return tuple(message for holds, message in checks if holds)
 
 
+def _lacking_accelerators(spec: FineTuningJobSpec) -> str:
+    """Return why not every process of a worker gets an accelerator; nothing where each does, or all use the CPU."""
+    processes, limits = spec.parallelism.processes_per_worker, spec.resources.limits
+    for name, amount in (spec.resources.requests | limits).items():
+        if name.endswith(_ACCELERATOR) and parse_quantity(amount) < processes:
+            return (
+                f"spec.resources gives each worker {amount} {name}, but spec.parallelism.processesPerWorker is"
+                f" {processes} and each process needs one: raise the first or lower the second"
+            )
+    return ""
+
+
 def idle_warnings(spec: FineTuningJobSpec | EvaluationJobSpec, settings: Settings) -> tuple[str, ...]:
     """Return which fields that were set do nothing here."""
-    told = {"on one machine": _given(spec, _FOR_CLUSTERS)} if settings.local else {}
+    here = [*_given(spec, _FOR_CLUSTERS), *_image_given(spec), *_of_many_pods(spec)] if settings.local else []
+    told = {"on one machine": here}
     told["in this release"] = _given(spec, _NOT_YET)
     return tuple(f"{', '.join(fields)}: without effect {where}" for where, fields in told.items() if fields)
+
+
+def _image_given(spec: FineTuningJobSpec | EvaluationJobSpec) -> list[str]:
+    script = spec.script if isinstance(spec, FineTuningJobSpec) else None
+    return ["spec.script.image"] if script is not None and script.image is not None else []
+
+
+def _of_many_pods(spec: FineTuningJobSpec | EvaluationJobSpec) -> list[str]:
+    several = isinstance(spec, FineTuningJobSpec) and spec.parallelism.workers > 1
+    return ["spec.parallelism.workers"] if several else []
 
 
 def _given(spec: FineTuningJobSpec | EvaluationJobSpec, names: tuple[str, ...]) -> list[str]:

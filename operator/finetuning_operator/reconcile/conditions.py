@@ -13,7 +13,7 @@ _EVENT_LENGTH = 1024
 _LOG_MARK = "\nlast log lines:\n"
 _PREFIX_LENGTH = 256
 """Room for the names of stages and roles that are put in front of a message on its way up."""
-_ENDS = frozenset({ConditionType.COMPLETE, ConditionType.GATE_PASSED, ConditionType.READY})
+_ENDS = frozenset({ConditionType.COMPLETE, ConditionType.READY})
 
 
 def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
@@ -92,7 +92,7 @@ def events_between(before: Sequence[Condition], after: Sequence[Condition]) -> t
     """Return what is worth an event: every new trouble and every good end, each reason once.
 
     Ordinary transitions stand in the status; as events they would be a write each. Where an object failed, the event
-    is about that, not about the stage that failed first.
+    is about that, not about the stage that failed first. A gate that is passed is told with the end.
     """
     changed = [new for new in after if _is_news(find_condition(before, new.type), new)]
     ordered = sorted(changed, key=lambda each: each.type is not ConditionType.FAILED)
@@ -102,11 +102,20 @@ def events_between(before: Sequence[Condition], after: Sequence[Condition]) -> t
     return tuple(
         Event(
             reason,
-            shorten(headline(each.message) or _plainly(each), _EVENT_LENGTH),
+            shorten(_told(each, after), _EVENT_LENGTH),
             warning=reason not in LIFE_CYCLE_REASONS,
         )
         for reason, each in by_reason.items()
     )
+
+
+def _told(condition: Condition, after: Sequence[Condition]) -> str:
+    """Return what an event says of a condition; of the end also by what the gate was passed."""
+    told = headline(condition.message) or _plainly(condition)
+    gate = find_condition(after, ConditionType.GATE_PASSED) if condition.type is ConditionType.COMPLETE else None
+    if gate is None or gate.status is not ConditionStatus.TRUE:
+        return told
+    return f"{told} ({gate.type}: {headline(gate.message) or _plainly(gate)})"
 
 
 def _plainly(condition: Condition) -> str:

@@ -6,7 +6,8 @@ from posixpath import join
 
 from finetuning_api.base import ClaimRef, ConditionType, StageState
 from finetuning_api.evaluationjob import CandidateSpec, EvaluationJob, EvaluationJobSpec, EvaluationMode
-from finetuning_api.finetuningjob import FineTuningJob, JobPhase, StorageSpec, VolumeSpec
+from finetuning_api.finetuningjob import EvaluationOptions, FineTuningJob, JobPhase, StorageSpec, VolumeSpec
+from finetuning_api.metrics import Metric
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import (
     CandidateInput,
@@ -259,12 +260,11 @@ def _config(
     spec, metadata = view.job.spec, view.job.metadata
     if view.predicts:
         return predict_config(view.job, candidates=candidates, dataset=dataset, output_path=view.path(view.output))
-    metrics = (metric for requested in spec.metrics for metric in requested.metrics())
     return EvaluateConfig(
         job=JobIdentity(kind=view.job.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
         candidates=candidates,
         dataset=dataset,
-        metrics=tuple(dict.fromkeys(metrics)),
+        metrics=metrics_of(spec),
         gate=tuple(spec.gate),
         limit=spec.limit,
         max_length=spec.max_length,
@@ -272,6 +272,7 @@ def _config(
         bootstrap_samples=spec.bootstrap_samples,
         seed=spec.seed,
         output_path=view.path(view.output),
+        cache_path=view.settings.scores_path,
     )
 
 
@@ -350,6 +351,11 @@ def _resolve(candidate: CandidateSpec, *, storage: StorageSpec, observed: Observ
         adapter=place,
         adapter_digest=adapter.digest,
     )
+
+
+def metrics_of(options: EvaluationOptions) -> tuple[Metric, ...]:
+    """Return the metrics that are asked for, each once."""
+    return tuple(dict.fromkeys(metric for requested in options.metrics for metric in requested.metrics()))
 
 
 def tuned_model(place: ClaimRef, digest: str) -> SourceRef:

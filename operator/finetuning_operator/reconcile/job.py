@@ -33,10 +33,14 @@ from finetuning_api.inferenceserver import AdapterRef, CanarySpec, InferenceServ
 from finetuning_api.metrics import Verdict
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import (
+    CandidateInput,
     DatasetCounts,
+    EvaluationInputs,
     JobIdentity,
+    ModelInput,
     PreflightConfig,
     PreflightResult,
+    ScriptInput,
     TrainConfig,
     TrainingInputs,
     TrainResult,
@@ -51,7 +55,7 @@ from finetuning_operator.reconcile.conditions import (
     is_true,
     short_list,
 )
-from finetuning_operator.reconcile.evaluation import tuned_model
+from finetuning_operator.reconcile.evaluation import metrics_of, tuned_model
 from finetuning_operator.reconcile.gate import REASONS, gate_condition, gate_message
 from finetuning_operator.reconcile.labels import EARLIER_ATTEMPTS
 from finetuning_operator.reconcile.lifecycle import (
@@ -75,11 +79,13 @@ from finetuning_operator.reconcile.names import (
 from finetuning_operator.reconcile.needs import (
     Need,
     Role,
+    artifact_path,
     claim_mount,
     dataset_input,
     input_mounts,
     job_needs,
     model_input,
+    provenance,
     relocation_outcome,
     relocations,
     warnings,
@@ -87,6 +93,7 @@ from finetuning_operator.reconcile.needs import (
 from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Observed, Plan, Settings, Step, StepPhase, Volume
 from finetuning_operator.reconcile.sizes import adapter_bytes
 from finetuning_operator.reconcile.stages import (
+    WAITS_TO_START,
     Course,
     Outcome,
     StageRule,
@@ -238,8 +245,11 @@ def _preflight(view: _View) -> Outcome:
     step = Step(
         name=PREFLIGHT,
         image=ImageRole.TRAINER,
-        config=PreflightConfig(**_fields(inputs), output_path=view.path(ADAPTER_FOLDER)),
-        mounts=_training_mounts(view),
+        own_image=_script_image(view),
+        config=PreflightConfig(
+            **_fields(inputs), evaluation=_evaluation_inputs(view, inputs.model), output_path=view.path(ADAPTER_FOLDER)
+        ),
+        mounts=_mounts(view, view.needs),
         resources=_without_accelerators(view.job.spec.resources),
         pod=view.job.spec.pod,
         retries=view.job.spec.backoff_limit,
@@ -261,17 +271,18 @@ def _train(view: _View) -> Outcome:
     step = Step(
         name=TRAIN,
         image=ImageRole.TRAINER,
+        own_image=_script_image(view),
         config=TrainConfig(
             **_fields(inputs),
             output_path=view.path(ADAPTER_FOLDER),
             checkpoint_path=view.path(CHECKPOINT_FOLDER),
             tensorboard_path=view.path(TENSORBOARD_FOLDER),
         ),
-        mounts=_training_mounts(view),
+        mounts=_mounts(view, view.training_needs),
         resources=spec.resources,
         pod=spec.pod,
-        workers=spec.parallelism.workers,
-        processes_per_worker=spec.parallelism.processes_per_worker,
+        workers=inputs.parallelism.workers,
+        processes_per_worker=inputs.parallelism.processes_per_worker,
         retries=spec.backoff_limit,
         priority_class=spec.priority_class_name,
         queue=spec.queue_name,
@@ -338,7 +349,8 @@ def _evaluating(child: EvaluationJob, wanted: EvaluationJob) -> Outcome:
     return Outcome(
         StageState.RUNNING if runs else StageState.PENDING,
         next(hindered, Reason.EVALUATING if runs else Reason.PENDING),
-        active.message if active else "",
+        # A child that has told nothing yet is as one that is not there: to tell the difference would be a write.
+        WAITS_TO_START if not child.status.stages else active.message if active else "",
         percent=progress.percent if progress and active and active.name == EVALUATE else 0,
         attempts=next((stage.attempts for stage in child.status.stages if stage.name == EVALUATE), 0),
         progress=progress,
@@ -383,7 +395,8 @@ def _training_inputs(view: _View) -> TrainingInputs | None:
         return None
     model = model_input(base, view.need(Role.TOKENIZER), observed=view.observed, settings=view.settings)
     dataset = dataset_input(spec.dataset, data, observed=view.observed, settings=view.settings)
-    if model is None or dataset is None:
+    script = _script(view)
+    if model is None or dataset is None or (spec.script is not None and script is None):
         return None
     return TrainingInputs(
         job=JobIdentity(kind=view.job.kind, name=view.name, namespace=metadata.namespace, uid=metadata.uid),
@@ -391,9 +404,29 @@ def _training_inputs(view: _View) -> TrainingInputs | None:
         dataset=dataset,
         method=spec.method,
         training=spec.training,
-        parallelism=spec.parallelism,
+        # One machine is one worker: the result is the same, however many share the work.
+        parallelism=spec.parallelism.model_copy(update={"workers": 1}) if view.settings.local else spec.parallelism,
+        script=script,
         cache_path=view.path(CACHE_FOLDER),
     )
+
+
+def _script(view: _View) -> ScriptInput | None:
+    """Return the user's own program; None where there is none, or not yet."""
+    spec, wanted = view.job.spec.script, view.need(Role.SCRIPT)
+    artifact = wanted.artifact(view.observed) if wanted else None
+    if spec is None or wanted is None or artifact is None:
+        return None
+    return ScriptInput(
+        path=artifact_path(artifact, view.settings),
+        command=tuple(spec.command),
+        provenance=provenance(wanted, artifact),
+    )
+
+
+def _script_image(view: _View) -> str | None:
+    """Return the image that both preflight and training run in; None is the installation's own."""
+    return view.job.spec.script.image if view.job.spec.script else None
 
 
 def _fields(inputs: TrainingInputs) -> dict[str, Any]:
@@ -401,8 +434,23 @@ def _fields(inputs: TrainingInputs) -> dict[str, Any]:
     return {name: getattr(inputs, name) for name in TrainingInputs.model_fields}
 
 
-def _training_mounts(view: _View) -> tuple[ClaimMount, ...]:
-    inputs = input_mounts(view.training_needs, view.observed, view.settings)
+def _evaluation_inputs(view: _View, base: ModelInput) -> EvaluationInputs | None:
+    """Return what will be evaluated; None without an evaluation. What is tuned has the tokenizer of its base model."""
+    options, reference = view.job.spec.evaluation, view.need(Role.REFERENCE)
+    if not options.enabled:
+        return None
+    other = model_input(reference, None, observed=view.observed, settings=view.settings) if reference else None
+    models = {"base": base, "tuned": base} | ({"reference": other} if other else {})
+    return EvaluationInputs(
+        candidates=tuple(CandidateInput(name=name, model=model) for name, model in models.items()),
+        metrics=metrics_of(options),
+        gate=tuple(options.gate),
+        limit=options.limit,
+    )
+
+
+def _mounts(view: _View, needs: Sequence[Need]) -> tuple[ClaimMount, ...]:
+    inputs = input_mounts(needs, view.observed, view.settings)
     return (*inputs, claim_mount(view.claim, view.settings, read_only=False))
 
 

@@ -1,6 +1,6 @@
 """What an object needs relocated: sources by role, the Relocations that stand for them, and where their bytes lie."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -32,11 +32,14 @@ class Role(StrEnum):
     TOKENIZER = "tokenizer"
     DATASET = "dataset"
     REFERENCE = "reference"
+    SCRIPT = "script"
 
 
 _SHARED_RETRIES = 3
 """The least retries of what others may wait for as well."""
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_TAKEN: Mapping[Role, tuple[str, ...]] = {Role.TOKENIZER: _TOKENIZER_FILES, Role.SCRIPT: ("*",)}
+"""Files of a folder, for roles that want others than those of a model."""
 _FOLDER_SCHEMES = frozenset({Scheme.HF, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.FILE})
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 _UNPINNED_SCHEMES = frozenset(
@@ -48,12 +51,13 @@ def role_ref(ref: SourceRef, role: Role) -> SourceRef:
     """Return a reference that takes what the role needs, where the user did not choose files.
 
     Every owner asks through this function: the same need has the same identity, so its bytes are shared. Of a model the
-    relocator takes what models need by itself; a tokenizer alone must not bring weights along.
+    relocator takes what models need by itself; a tokenizer alone must not bring weights along, and a script is what is
+    left out of models.
     """
     plain = SourceRef.model_validate(ref.model_dump(include=set(SourceRef.model_fields)))
-    if plain.include or role is not Role.TOKENIZER or not _is_folder(plain):
+    if plain.include or role not in _TAKEN or not _is_folder(plain):
         return plain
-    return plain.model_copy(update={"include": list(_TOKENIZER_FILES)})
+    return plain.model_copy(update={"include": list(_TAKEN[role])})
 
 
 def _is_folder(ref: SourceRef) -> bool:
@@ -113,6 +117,8 @@ def job_needs(spec: FineTuningJobSpec) -> tuple[Need, ...]:
         needs.append(need(spec.tokenizer, Role.TOKENIZER, spec.storage))
     if spec.evaluation.enabled and spec.evaluation.reference is not None:
         needs.append(need(spec.evaluation.reference, Role.REFERENCE, spec.storage))
+    if spec.script is not None:
+        needs.append(need(spec.script, Role.SCRIPT, spec.storage))
     return tuple(needs)
 
 

@@ -61,6 +61,8 @@ class Step:
     priority_class: str | None = None
     queue: str | None = None
     """Kueue LocalQueue that decides when the step starts; None starts it at once."""
+    own_image: str | None = None
+    """Image of the user's in place of the installation's."""
     earlier_attempts: int = 0
     """How often its stage was started before. What runs a step counts on from there when it knows of none itself."""
 
@@ -229,6 +231,8 @@ class Settings:
     serving_scheme: str = "https"
     wake_by_request: bool = False
     """Whether a request starts a server that was shut down when idle."""
+    scores_path: str | None = None
+    """Folder of scores that all evaluations share; None where there is no place that all of them reach."""
     local: bool = False
     """Whether the realiser is one machine: local paths are allowed, servers are not run."""
     size_margin: float = 1.15

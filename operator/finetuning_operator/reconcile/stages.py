@@ -13,6 +13,8 @@ from finetuning_operator.reconcile.plan import Observed, Step, StepPhase, StepSt
 
 View = TypeVar("View")
 
+WAITS_TO_START = "waits to start"
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -193,7 +195,7 @@ def pause(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 def step_outcome(step: Step, state: StepState | None, *, running: Reason, volumes: tuple[Volume, ...] = ()) -> Outcome:
     """Return where a stage stands that consists of one step."""
     if state is None:
-        return Outcome(StageState.PENDING, Reason.PENDING, "waits to start", steps=(step,), volumes=volumes)
+        return Outcome(StageState.PENDING, Reason.PENDING, WAITS_TO_START, steps=(step,), volumes=volumes)
     if state.phase is StepPhase.SUCCEEDED:
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100, attempts=state.attempts, volumes=volumes)
     if state.phase is StepPhase.FAILED:
@@ -233,7 +235,7 @@ def unmade(child: Resource, observed: Observed) -> Outcome:
     """Return where a stage stands whose object is not there: why not, where that is known."""
     words = observed.hindrances.get((child.kind, child.metadata.name))
     if words is None:
-        return Outcome(StageState.PENDING, Reason.PENDING, "waits to start", children=(child,))
+        return Outcome(StageState.PENDING, Reason.PENDING, WAITS_TO_START, children=(child,))
     return Outcome(StageState.PENDING, words.reason, sentences(words.message, words.hint), children=(child,))
 
 

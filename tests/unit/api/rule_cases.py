@@ -118,6 +118,12 @@ RULE_CASES: tuple[RuleCase, ...] = (
         job(method={"type": "qlora"}, parallelism={"strategy": "fsdp"}),
     ),
     RuleCase(
+        "a script is started once",
+        "spec.parallelism",
+        job(script={"source": "configmap://sft", "command": ["python", "sft.py"]}),
+        job(script={"source": "configmap://sft", "command": ["python", "sft.py"]}, parallelism={"workers": 2}),
+    ),
+    RuleCase(
         "serving.afterGate needs",
         "spec.serving.afterGate",
         job(serving={"afterGate": False}, evaluation={"enabled": False}),
@@ -406,6 +412,7 @@ _JOB_CHANGES = (
     Change("method", None, {"rank": 8}),
     Change("training", {"epochs": 1}, {"epochs": 2}),
     Change("parallelism", {}, {"workers": 2}),
+    Change("script", None, {"source": "configmap://sft", "command": ["python", "sft.py"]}),
     Change("resources", {"limits": {"cpu": 1}}, {"limits": {"cpu": 2}}),
     Change("pod", {}, {"runtimeClassName": "nvidia"}),
     Change("storage", {}, {"profile": "fast"}),

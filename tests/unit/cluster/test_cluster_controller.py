@@ -23,6 +23,7 @@ from finetuning_operator.cluster.errors import (
     QuotaExceeded,
     Unavailable,
 )
+from finetuning_operator.cluster.event_board import EventBoard
 from finetuning_operator.cluster.inquiries import Inquirer
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.metrics import Metrics
@@ -58,6 +59,7 @@ class Core:
     def __post_init__(self) -> None:
         self.queue: WorkQueue[ObjectKey] = WorkQueue(clock=self.clock, jitter=lambda: 0.0)
         progress, metrics = ProgressStore(), Metrics()
+        turns = TokenBucket(rate=1.0, burst=2, clock=self.clock)
         self.controller = Controller(
             self.api,
             self.cache,
@@ -74,7 +76,7 @@ class Core:
                 wake=self.wake,
                 clock=self.clock,
             ),
-            inquirer=Inquirer(self.api, TokenBucket(rate=1.0, burst=2, clock=self.clock)),
+            inquirer=Inquirer(self.api, EventBoard(self.api, turns, clock=self.clock), turns),
             progress=progress,
             metrics=metrics,
             settings=Options().settings,

@@ -370,6 +370,15 @@ class TestWorkers:
         assert state.last_words.reason is Reason.OUT_OF_MEMORY
         assert state.last_words.message.startswith("worker 1: the container was killed")
 
+    def test_a_worker_that_ended_because_of_another_is_not_to_blame(self) -> None:
+        given_up = LastWords(reason=Reason.INTERRUPTED, message="rank 1 failed: no memory")
+        failed = LastWords(reason=Reason.OUT_OF_MEMORY, message="rank 1 was killed (SIGKILL)")
+        one = ended_pod("w0", index=0, exit_code=143, words=given_up, finished=10)
+        two = ended_pod("w1", index=1, exit_code=203, words=failed, finished=12)
+        state = observe(batch_job(workers=2, failed=1), one, two)
+        assert state is not None
+        assert state.last_words == failed.model_copy(update={"message": "worker 1: rank 1 was killed (SIGKILL)"})
+
     def test_the_pod_that_the_job_blames_is_to_blame(self) -> None:
         blamed = condition(
             "Failed",

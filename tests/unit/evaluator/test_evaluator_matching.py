@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score
 
 from finetuning_evaluator.metrics import accuracy, matching
 from finetuning_evaluator.statistics import bootstrap
+from finetuning_workload.answers import is_json
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 JSON = st.recursive(
@@ -85,7 +86,7 @@ def test_an_answer_matches_when_all_of_it_is_the_same_json(reference: str, predi
     ("text", "expected"), [("[1]", True), (" null\n", True), ("[NaN]", False), ("-Infinity", False), ("billing", False)]
 )
 def test_only_what_every_parser_reads_is_json(text: str, *, expected: bool) -> None:
-    assert matching.is_json(text) is expected
+    assert is_json(text) is expected
 
 
 def answers(seed: int, *, classes: int, rows: int = 60) -> tuple[list[str], list[str], list[str]]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from finetuning_api.metrics import Task
 from finetuning_api.runconfig import Provenance
-from finetuning_evaluator.inputs import Task
 from finetuning_evaluator.metrics.latency import Timing, details, observe
 from finetuning_evaluator.metrics.perplexity import RowLikelihood
 from finetuning_evaluator.outputs import Speed, is_refusal, speed, summarise

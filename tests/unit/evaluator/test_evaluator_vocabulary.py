@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from finetuning_api.metrics import Metric, RequestedMetric
-from finetuning_evaluator.inputs import is_per_row, task_of, tasks_of
 from finetuning_evaluator.metrics import built_in, cola, general, pairs
 from finetuning_evaluator.metrics.built_in import ACCEPTABILITY, GENERAL, built_in_digest
+from finetuning_workload.evaluated import is_per_row, tasks_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -25,7 +25,7 @@ def test_the_table_of_the_documentation_has_every_metric_with_its_direction() ->
 @pytest.mark.parametrize("metric", list(Metric))
 def test_every_metric_can_be_asked_for_and_is_read_from_a_task(metric: Metric) -> None:
     assert RequestedMetric(metric.value).metrics() == (metric,)
-    assert task_of(metric) in tasks_of(list(Metric))
+    assert metric.facts.task in tasks_of(list(Metric))
     assert metric.facts.description
     assert metric.facts.unit
 

@@ -39,9 +39,9 @@ class Machine:
         assert done.returncode == 0, done.stderr
         return {group: Saved(**told) for group, told in json.loads(done.stdout).items()}
 
-    def run(self, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
         own = {"DOCKER": self.docker.program, "XDG_CACHE_HOME": str(self.cache), "BUILD_ARGS": "", **extra}
-        command = [sys.executable, "-m", "hack.images", "archives"]
+        command = [sys.executable, "-m", "hack.images", *(words or ("archives",))]
         return subprocess.run(
             command, cwd=REPOSITORY, env={**os.environ, **own}, check=False, capture_output=True, text=True
         )
@@ -65,6 +65,22 @@ def test_all_images_are_built_once_and_saved(machine: Machine) -> None:
     ]
     assert set(told) == GROUPS == machine.files()
     assert set(told["models"].images) == {"trainer", "evaluator", "server"}
+
+
+def test_where_no_image_is_named_all_that_users_run_are_built(machine: Machine) -> None:
+    assert machine.run("build").returncode == 0
+
+    assert machine.docker.built() == [
+        *("operator", "relocator-image", "workload"),
+        *("trainer-image", "evaluator-image", "server-image"),
+    ]
+
+
+def test_an_image_that_does_not_exist_is_told_with_those_that_do(machine: Machine) -> None:
+    refused = machine.run("build", "tuner")
+
+    assert refused.returncode == 2
+    assert "no image is called 'tuner'; choose from operator, relocator" in refused.stderr
 
 
 def test_images_that_share_layers_are_saved_together_under_both_names(machine: Machine) -> None:

@@ -11,8 +11,8 @@ from tests.support.real_node import real_node
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A host that has everything, and no cluster."""
-    for name in ("KUBECONFIG", "CI"):
+    """A host that has everything and no cluster, with one worker that runs tests."""
+    for name in ("KUBECONFIG", "FINETUNING_NODE", "CI", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
     monkeypatch.setattr(support, "needs_root", lambda: False)
@@ -49,3 +49,11 @@ def test_a_cluster_that_is_named_is_used_as_it_is(host: pytest.MonkeyPatch, tmp_
         with pytest.raises(pytest.skip.Exception, match="not to be taken apart"):
             node.restart("kubelet")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["KUBECONFIG", "FINETUNING_NODE"])
+def test_several_workers_are_told_not_to_share_a_cluster(host: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    host.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+    host.setenv(name, str(tmp_path / "named"))
+    with pytest.raises(pytest.fail.Exception, match="2 workers would install"), real_node(tmp_path):
+        pass

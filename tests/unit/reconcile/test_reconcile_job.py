@@ -6,12 +6,14 @@ from tests.support.objects import DIGEST, NOW, RESULTS, World, failed, job
 
 from finetuning_api.base import ConditionStatus, ConditionType, StageState
 from finetuning_api.dataset import DatasetSpec
+from finetuning_api.evaluationjob import EvaluationJobStatus
 from finetuning_api.finetuningjob import CanaryShare, FineTuningJob, FineTuningJobStatus, JobPhase, ServingSpec
 from finetuning_api.inferenceserver import CanarySpec, InferenceServer
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.relocation import Relocation
 from finetuning_api.runconfig import (
+    EvaluateConfig,
     EvaluateResult,
     LastWords,
     PreflightConfig,
@@ -24,7 +26,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile import reconcile
-from finetuning_operator.reconcile.conditions import find_condition
+from finetuning_operator.reconcile.conditions import events_between, find_condition
 from finetuning_operator.reconcile.names import evaluation_name
 from finetuning_operator.reconcile.plan import ClaimMount, Observed, Settings, StepPhase, StepState
 
@@ -185,6 +187,35 @@ def test_preflight_and_training_see_the_same_inputs_and_write_to_the_adapters_cl
     assert not train.network
 
 
+def test_preflight_knows_what_the_evaluation_will_be_asked() -> None:
+    made = world(job(evaluation={**GATE, "limit": 7, "reference": {"source": "hf://acme/large", "revision": "v1"}}))
+    made.finish_relocations()
+    preflight = made.plans[KEY].steps[0]
+    made.finish(KEY, "preflight")
+    made.finish(KEY, "train")
+    evaluate = made.plans[EVALUATION].steps[0]
+
+    assert isinstance(preflight.config, PreflightConfig)
+    assert isinstance(evaluate.config, EvaluateConfig)
+    asked = preflight.config.evaluation
+    assert asked is not None
+    rules = {"metrics", "gate", "limit"}
+    assert asked.model_dump(include=rules) == evaluate.config.model_dump(include=rules)
+    assert [each.name for each in asked.candidates] == [each.name for each in evaluate.config.candidates]
+    assert [each.model for each in asked.candidates] == [each.model for each in evaluate.config.candidates]
+    assert {mount.path for mount in preflight.mounts} == {mount.path for mount in evaluate.mounts}
+
+
+def test_preflight_is_asked_nothing_of_an_evaluation_that_is_off() -> None:
+    made = world(job(evaluation={"enabled": False}))
+    made.finish_relocations()
+
+    (preflight,) = made.plans[KEY].steps
+
+    assert isinstance(preflight.config, PreflightConfig)
+    assert preflight.config.evaluation is None
+
+
 def test_evaluation_compares_base_tuned_and_reference_on_the_adapters_claim() -> None:
     made = trained(job(evaluation={**GATE, "reference": {"source": "hf://acme/large", "revision": "v1"}}))
 
@@ -199,6 +230,48 @@ def test_evaluation_compares_base_tuned_and_reference_on_the_adapters_claim() ->
     assert config.output_path == "/volumes/demo-adapter/evaluation"
     claims = [mount.claim for mount in step.mounts if isinstance(mount, ClaimMount)]
     assert len(claims) == len(set(claims)) == 4
+
+
+def test_a_script_is_relocated_whole_and_read_by_preflight_and_training() -> None:
+    script = {"source": "git+https://example.org/team/code", "revision": "main", "command": ["python", "sft.py"]}
+    made = world(job(script=script))
+    (relocated,) = (
+        each for each in made.objects.values() if isinstance(each, Relocation) and "code" in each.spec.source
+    )
+    assert relocated.spec.include == ["*"]
+    made.finish_relocations()
+    preflight = made.plans[KEY].steps[0]
+    made.finish(KEY, "preflight")
+    train = made.plans[KEY].steps[0]
+
+    assert isinstance(train.config, TrainConfig)
+    assert isinstance(preflight.config, PreflightConfig)
+    assert train.config.script == preflight.config.script
+    assert train.config.script is not None
+    assert train.config.script.command == ("python", "sft.py")
+    assert train.config.script.path == f"/volumes/{relocated.metadata.name}/artifact"
+    assert train.config.script.provenance.source == "git+https://example.org/team/code"
+    mounted = {mount.claim for mount in train.mounts if isinstance(mount, ClaimMount) and mount.read_only}
+    assert relocated.metadata.name in mounted
+
+
+def test_a_script_may_bring_its_image_and_do_what_the_built_in_training_cannot() -> None:
+    script = {"source": "configmap://sft", "command": ["python", "sft.py"], "image": "team/trainer:1"}
+    made = world(job(script=script, method={"type": "qlora"}))
+    made.finish_relocations()
+    assert made.plans[KEY].steps[0].own_image == "team/trainer:1"
+    refused = world(job(method={"type": "qlora"}))
+    assert refused.plans[KEY].steps == ()
+    assert find_condition(refused.job().status.conditions, ConditionType.ACCEPTED) is not None
+    assert not refused.holds(ConditionType.ACCEPTED)
+
+
+def test_on_one_machine_a_script_has_no_image_and_that_is_told() -> None:
+    script = {"source": "configmap://sft", "command": ["python", "sft.py"], "image": "team/trainer:1"}
+    assert any(
+        "spec.script.image: without effect" in each
+        for each in world(job(script=script), local=True).job().status.warnings
+    )
 
 
 def test_fully_tuned_model_is_a_candidate_of_its_own() -> None:
@@ -500,6 +573,33 @@ def test_claim_that_goes_when_a_step_ends_is_told_while_it_runs() -> None:
     assert made.apply(KEY).events == ()
 
 
+def test_an_evaluation_that_tells_nothing_yet_changes_nothing_of_what_its_job_tells() -> None:
+    made = trained()
+    made.objects[EVALUATION] = made.evaluation().model_copy(update={"status": EvaluationJobStatus()})
+    made.apply(KEY)
+    silent = made.job().status
+    del made.objects[EVALUATION]
+    made.apply(KEY)
+
+    assert made.job().status == silent
+    assert (silent.stages[3].state, silent.stages[3].message) == (StageState.PENDING, "waits to start")
+
+
+def test_the_event_of_the_end_tells_of_the_gate() -> None:
+    before, after = trained().job().status.conditions, evaluated(Verdict.PASS).job().status.conditions
+
+    told = [(event.reason, event.message, event.warning) for event in events_between(before, after)]
+    assert told == [(Reason.SUCCEEDED, "it is complete (GatePassed: why)", False)]
+
+
+def test_a_gate_that_is_passed_long_before_the_end_is_told_with_the_end_too() -> None:
+    before, after = trained().job().status.conditions, evaluated(Verdict.PASS).job().status.conditions
+    serving = [each for each in after if each.type is not ConditionType.COMPLETE]
+
+    assert events_between(before, serving) == ()
+    assert [event.message for event in events_between(serving, after)] == ["it is complete (GatePassed: why)"]
+
+
 def test_suspending_a_job_suspends_its_evaluation() -> None:
     made = trained()
     running = made.job()
@@ -538,8 +638,12 @@ def test_pod_that_waits_too_long_ends_the_job() -> None:
     [
         ({"model": {"source": "/models/tiny"}}, Reason.INVALID_SPEC, "spec.model.source"),
         ({"method": {"type": "qlora"}}, Reason.UNSUPPORTED, "qlora"),
-        ({"parallelism": {"workers": 2}}, Reason.UNSUPPORTED, "workers"),
-        ({"parallelism": {"strategy": "fsdp"}}, Reason.UNSUPPORTED, "fsdp"),
+        ({"parallelism": {"strategy": "deepspeed"}}, Reason.UNSUPPORTED, "deepspeed"),
+        (
+            {"parallelism": {"processesPerWorker": 4}, "resources": {"limits": {"nvidia.com/gpu": "2"}}},
+            Reason.INVALID_SPEC,
+            "each worker 2 nvidia.com/gpu, but spec.parallelism.processesPerWorker is 4",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_at_once(spec: dict[str, Any], reason: Reason, word: str) -> None:
@@ -557,7 +661,6 @@ def test_what_cannot_be_done_is_refused_at_once(spec: dict[str, Any], reason: Re
     "spec",
     [
         {"method": {"type": "qlora"}},
-        {"parallelism": {"processesPerWorker": 2}},
         {"parallelism": {"strategy": "deepspeed"}},
     ],
 )
@@ -571,7 +674,7 @@ def test_one_machine_and_a_cluster_refuse_the_same_with_the_same_words(spec: dic
 @pytest.mark.parametrize(
     ("local", "expected"),
     [
-        (True, ["spec.queueName, spec.resources, spec.pod: without effect on one machine"]),
+        (True, ["spec.queueName, spec.resources, spec.pod, spec.parallelism.workers: without effect on one machine"]),
         (False, []),
     ],
 )
@@ -580,10 +683,33 @@ def test_fields_without_effect_on_one_machine_are_told(*, local: bool, expected:
         "queue_name": "team",
         "resources": {"limits": {"memory": "1Gi"}},
         "pod": {"nodeSelector": {"zone": "a"}},
+        "parallelism": {"workers": 2},
     }
     made = world(job(**given), local=local)
 
     assert made.job().status.warnings == expected
+
+
+@pytest.mark.parametrize(("local", "workers"), [(True, 1), (False, 3)])
+def test_workers_are_pods_and_one_machine_is_one_worker(*, local: bool, workers: int) -> None:
+    made = world(job(parallelism={"workers": 3, "processesPerWorker": 2, "strategy": "fsdp"}), local=local)
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    (step,) = made.plans[KEY].steps
+
+    assert isinstance(step.config, TrainConfig)
+    assert (step.workers, step.processes_per_worker) == (workers, 2)
+    assert step.config.parallelism.model_dump(mode="json") == {
+        "workers": workers,
+        "processes_per_worker": 2,
+        "strategy": "fsdp",
+    }
+
+
+@pytest.mark.parametrize("limits", [{"nvidia.com/gpu": "2"}, {"cpu": "1", "rdma/hca": "1"}])
+def test_accelerators_for_every_process_or_for_none_are_accepted(limits: dict[str, str]) -> None:
+    made = world(job(parallelism={"processesPerWorker": 2}, resources={"limits": limits}))
+    assert not made.holds(ConditionType.FAILED)
 
 
 @pytest.mark.parametrize("local", [True, False])

@@ -26,8 +26,8 @@ from finetuning_api.dataset import DatasetSplit, RowFormat
 from finetuning_api.metrics import GateRule, Metric, Verdict
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import CandidateInput, EvaluateConfig, EvaluateResult
-from finetuning_evaluator.candidates import CandidateFacts
 from finetuning_evaluator.evaluate import evaluate
+from finetuning_evaluator.parts import Entry
 from finetuning_evaluator.results import Results
 from finetuning_workload.artifact import require_intact
 from finetuning_workload.candidates import is_switchable, loaded, plan_loads
@@ -485,20 +485,18 @@ def test_a_killed_evaluation_goes_on_with_its_finished_parts(
     command = [sys.executable, "-m", "finetuning_evaluator"]
     partial = tmp_path / "report" / ".partial"
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        part = wait_for(partial, "base-likelihood-*.json", process)
+        part = wait_for(partial, "likelihood-*.json", process)
         process.send_signal(number)
         exit_code = process.wait(timeout=120)
     assert exit_code == (ExitCode.INTERRUPTED if number == signal.SIGTERM else -signal.SIGKILL)
     assert not (tmp_path / "report" / "manifest.json").exists()
-    marked = json.loads(part.read_text())
-    marked["seconds"] = 12345.0
-    part.write_text(json.dumps(marked))
+    computed = Entry.model_validate_json(part.read_bytes()).origin
 
     evaluate(config, context())
 
     by_name = {found.name: found for found in results_of(config).candidates}
-    assert by_name["base"].seconds["likelihood"] == 12345.0
-    assert by_name["tuned"].seconds["likelihood"] < 12345.0
+    assert by_name["base"].reused["likelihood"] == computed
+    assert "cola" not in by_name["tuned"].reused
     assert not partial.exists()
 
 
@@ -517,10 +515,9 @@ def test_a_resumed_evaluation_gives_the_numbers_of_an_undisturbed_one(world: Pat
 
     with pytest.raises(Interrupted):
         evaluate(configs[1], context(StopsAfterBase()))
-    facts = list((tmp_path / "resumed" / ".partial").glob("base-facts-*.json"))
-    assert CandidateFacts.model_validate_json(facts[0].read_bytes()).parameters > 0
 
     assert evaluate(configs[1], context()) == whole
+    assert [set(found.reused) for found in results_of(configs[1]).candidates] == [{"likelihood", "cola"}, set()]
 
 
 def test_a_candidate_that_writes_nothing_scores_zero_and_is_pointed_out(world: Path, tmp_path: Path) -> None:

@@ -102,6 +102,40 @@ def test_second_run_repeats_nothing(finished: tuple[Path, subprocess.CompletedPr
     assert {step["attempts"] for step in read_state(folder, "FineTuningJob", "triage").values()} == {1}
 
 
+def test_a_metric_that_does_not_suit_the_data_ends_a_run_before_anything_is_trained(tmp_path: Path) -> None:
+    folder = make_site(tmp_path)
+    manifest = MANIFEST.replace("exact-match]", "json-match]")
+    (folder / "job.yaml").write_text(manifest)
+
+    done = finetune(folder, "run", "job.yaml")
+
+    assert done.returncode == 1
+    told = " ".join(done.stdout.split())
+    assert "json-match cannot be computed" in told
+    assert "Remove json-match from evaluation.metrics" in told
+    assert list(read_state(folder, "FineTuningJob", "triage")) == ["preflight"]
+    assert status(folder)["reason"] == "MetricUnavailable"
+
+
+def test_a_second_job_on_the_same_data_does_not_score_the_base_again(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "site")
+    other = MANIFEST.replace("name: triage", "name: other").replace("epochs: 6", "epochs: 1")
+    (folder / "other.yaml").write_text(other)
+
+    done = finetune(folder, "run", "other.yaml")
+
+    assert done.returncode == 0, done.stderr
+    (report,) = (folder / ".finetuning" / "volumes").glob("other-*/evaluation/results.json")
+    base, tuned = json.loads(report.read_text())["candidates"]
+    assert {task: each["job"]["name"] for task, each in base["reused"].items()} == {
+        "likelihood": "triage-evaluation",
+        "generation": "triage-evaluation",
+    }
+    assert tuned["reused"] == {}
+
+
 def test_status_is_the_object_that_a_cluster_shows(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = finished
 

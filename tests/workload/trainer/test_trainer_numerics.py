@@ -135,6 +135,30 @@ def test_a_model_that_lets_samples_see_each_other_is_padded_and_says_why(tmp_pat
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("error", [TypeError("no such argument"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_path_that_is_refused_is_left_and_memory_that_runs_out_is_not_taken_for_that(
+    tmp_path: Path, error: Exception
+) -> None:
+    class Refusing(LlamaForCausalLM):
+        def forward(self, *args: object, **kwargs: object) -> object:
+            if kwargs.get("cu_seq_lens_q") is not None:
+                raise error
+            return super().forward(*args, **kwargs)
+
+        @property
+        def base_model(self) -> torch.nn.Module:
+            return self
+
+    model = Refusing.from_pretrained(tiny_llama(tmp_path), dtype=torch.float32)
+    if isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError):
+            choose_paths(model, CPU)
+        return
+    paths = choose_paths(model, CPU)
+    assert paths.packed is False
+    assert "the architecture refuses it: TypeError('no such argument')" in paths.why
+
+
 def test_a_sliding_window_holds_inside_packed_rows() -> None:
     config = MistralConfig(
         vocab_size=400,

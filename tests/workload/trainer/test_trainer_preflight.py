@@ -8,6 +8,7 @@ import pytest
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.training import Workshop, colour_rows, quiet_context, run_trainer, write_rows
 
+from finetuning_api.finetuningjob import ParallelismSpec, ParallelStrategy
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import PreflightResult
 from finetuning_trainer import preflight as preflight_module
@@ -141,10 +142,15 @@ def test_weights_that_cannot_fit_are_refused_and_tight_memory_is_a_warning(
     assert "10.0 MB are allowed" in error.message
     monkeypatch.setattr(preflight_module, "memory_limit", lambda: 601_500_000)
     assert "601.5 MB are allowed" in checked(workshop).warnings[0]
+    monkeypatch.setattr(preflight_module, "memory_limit", lambda: 2 * 601_500_000)
+    assert checked(workshop).warnings == ()
+    two = ParallelismSpec(processes_per_worker=2)
+    assert "601.5 MB are allowed" in checked(workshop, parallelism=two).warnings[0]
 
 
 def test_what_is_not_supported_is_refused_by_name(workshop: Workshop) -> None:
-    assert "parallelism.workers is 3" in refusal(workshop, workers=3).message
+    deepspeed = ParallelismSpec(strategy=ParallelStrategy.DEEPSPEED)
+    assert "parallelism.strategy is deepspeed" in refusal(workshop, parallelism=deepspeed).message
     assert "method.type is qlora" in refusal(workshop, method={"type": "qlora"}).message
 
 

@@ -17,6 +17,7 @@ from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.training import Workshop, colour_rows, quiet_context, run_trainer, write_rows
 from transformers import AutoModelForCausalLM
 
+from finetuning_api.finetuningjob import ParallelismSpec, ParallelStrategy
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import TrainConfig, TrainResult
 from finetuning_trainer import loop
@@ -379,12 +380,13 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(
     assert "spec.training.microBatchSize" in error.value.hint
 
 
-def test_more_than_one_worker_and_qlora_are_refused_by_name(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match=r"parallelism\.workers is 2") as workers:
-        trained(workshop.train_config(workers=2))
+def test_deepspeed_and_qlora_are_refused_by_name(workshop: Workshop) -> None:
+    deepspeed = ParallelismSpec(strategy=ParallelStrategy.DEEPSPEED)
+    with pytest.raises(UserError, match=r"parallelism\.strategy is deepspeed") as strategy:
+        trained(workshop.train_config(parallelism=deepspeed))
     with pytest.raises(UserError, match=r"method\.type is qlora") as qlora:
         trained(workshop.train_config(method={"type": "qlora"}))
-    assert {workers.value.reason, qlora.value.reason} == {Reason.UNSUPPORTED}
+    assert {strategy.value.reason, qlora.value.reason} == {Reason.UNSUPPORTED}
 
 
 def test_micro_batches_change_the_course_only_by_rounding(workshop: Workshop) -> None:

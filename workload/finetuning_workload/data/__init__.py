@@ -12,6 +12,7 @@ from finetuning_workload.data.preparing import (
 from finetuning_workload.data.prompting import count_prompts, iterate_prompts
 from finetuning_workload.data.reading import Table, load_table
 from finetuning_workload.data.rendering import RenderedRow, render_rows
+from finetuning_workload.data.row_files import RowFiles, write_row_files
 from finetuning_workload.data.segments import Segment
 from finetuning_workload.data.splitting import Side, side_of, split_rows
 from finetuning_workload.data.store import TokenizedSplit
@@ -20,6 +21,7 @@ __all__ = [
     "Encoder",
     "PreparedData",
     "RenderedRow",
+    "RowFiles",
     "Segment",
     "Side",
     "Table",
@@ -38,4 +40,5 @@ __all__ = [
     "split_rows",
     "tokenizer_digest",
     "training_rows",
+    "write_row_files",
 ]

@@ -16,7 +16,7 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import DatasetCounts, DatasetInput, ProgressMetric
 from finetuning_workload.artifact import artifact_files, hash_file, read_manifest
 from finetuning_workload.data.encoding import Encoder, TokenizedSample, pieces, truncated
-from finetuning_workload.data.reading import Table, content_hash, load_table
+from finetuning_workload.data.reading import Row, Table, content_hash, load_table
 from finetuning_workload.data.rendering import RenderedRow, iterate_rendered
 from finetuning_workload.data.splitting import Side, chosen_ids, require_both_sides, side_of, unit_hash
 from finetuning_workload.data.store import SplitWriter, TokenizedSplit, cached_folder, total_tokens
@@ -80,15 +80,19 @@ def held_out_rows(
     """
     rows, seed = dataset.rows, dataset.rows.split.seed
     table = load_table(Path(dataset.path), rows)
-    selected = [row for _, row in _selected(table, dataset, tokenizer) if row.usable]
-    held_out = [row for row in selected if side_of(row, rows.split) is Side.TEST]
-    if not selected:
+    held_out: list[RenderedRow] = []
+    usable, keys = 0, set[str]()
+    for row in (row for _, row in _selected(table, dataset, tokenizer) if row.usable):
+        usable += 1
+        keys.add(content_hash(row.split_key))
+        if side_of(row, rows.split) is Side.TEST:
+            held_out.append(row)
+    if not usable:
         message = f"none of {len(table)} rows has a completion to compare with"
         hint = "Check spec.dataset.completion (or messages, text) and the data."
         raise UserError(Reason.COMPLETIONS_EMPTY, message, hint)
     if not held_out:
-        keys = len({row.split_key for row in selected})
-        require_both_sides(train=len(selected), test=0, keys=keys, split=rows.split)
+        require_both_sides(train=usable, test=0, keys=len(keys), split=rows.split)
     held_out.sort(key=lambda row: (unit_hash(seed, "evaluation", row.row_id), row.row_id))
     return held_out[:limit]
 
@@ -106,11 +110,19 @@ def training_rows(dataset: DatasetInput, tokenizer: "PreTrainedTokenizerBase") -
     )
 
 
+def rows_with_sources(dataset: DatasetInput, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[Row, RenderedRow]]:
+    """Go through the rows that the limit leaves, each behind the row of the data that it was made of."""
+    table, rows = load_table(Path(dataset.path), dataset.rows), dataset.rows
+    chosen = chosen_ids(table.row_ids, limit=rows.limit, seed=rows.split.seed)
+    made = zip(table, iterate_rendered(table, rows, tokenizer), strict=True)
+    return ((source, row) for source, row in made if chosen is None or row.row_id in chosen)
+
+
 def preparation_digest(dataset: DatasetInput, tokenizer: "PreTrainedTokenizerBase", *, training: TrainingSpec) -> str:
     """Return the sha256 of everything that shapes tokenised data: bytes, rendering, split, tokenizer and lengths."""
     identity = {
         "version": PREPARATION_VERSION,
-        "data": _content_digest(Path(dataset.path)),
+        "data": content_digest(Path(dataset.path)),
         "rows": dataset.rows.to_wire(),
         "tokenizer": tokenizer_digest(tokenizer),
         "max_length": training.max_length,
@@ -136,7 +148,7 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
 
-def _content_digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
     """Return a digest of the bytes of a data set: from its manifest, or, where it has none, from the files."""
     if path.is_file():
         return hash_file(path)

@@ -2,11 +2,11 @@
 
 from finetuning_api.base import Resource
 from finetuning_api.reasons import ExitCode
-from finetuning_api.runconfig import SECRET_ENV_PREFIX
+from finetuning_api.runconfig import MASTER_ADDRESS_ENV, MASTER_PORT_ENV, SECRET_ENV_PREFIX, WORKER_ENV
 from finetuning_operator.cluster.options import Options
 from finetuning_operator.cluster.progress.address import ProgressKey
 from finetuning_operator.cluster.render.labels import CONTAINER, Manifest, Network, metadata, pod_selector
-from finetuning_operator.cluster.render.network import peers_policy
+from finetuning_operator.cluster.render.network import RENDEZVOUS_PORT, peers_policy
 from finetuning_operator.cluster.render.placement import Placement, affinity_of
 from finetuning_operator.cluster.render.pods import Program, pod_template, with_progress
 from finetuning_operator.reconcile import labels
@@ -14,7 +14,6 @@ from finetuning_operator.reconcile.names import child_name
 from finetuning_operator.reconcile.plan import Step
 
 _QUEUE_NAME = "kueue.x-k8s.io/queue-name"
-_RENDEZVOUS_PORT = 29500
 _GRACE_SECONDS = 120
 """Long enough to write a checkpoint to a slow volume after SIGTERM."""
 
@@ -26,7 +25,7 @@ def render_step(step: Step, *, owner: Resource, options: Options, placement: Pla
     head = metadata(owner, name, **{labels.STEP: step.name})
     if step.queue is not None:
         head["labels"][_QUEUE_NAME] = step.queue
-    head["annotations"] = {labels.IMAGE: options.images[step.image]}
+    head["annotations"] = {labels.IMAGE: image_of(step, options)}
     if step.earlier_attempts:
         head["annotations"][labels.EARLIER_ATTEMPTS] = str(step.earlier_attempts)
     template = pod_template(program, owner=owner, options=options, progress=options.progress)
@@ -35,6 +34,11 @@ def render_step(step: Step, *, owner: Resource, options: Options, placement: Pla
         return (job,)
     pods = pod_selector(owner) | {labels.STEP: step.name}
     return job, _rendezvous(step, owner=owner, name=name), peers_policy(name, owner=owner, pods=pods, step=step.name)
+
+
+def image_of(step: Step, options: Options) -> str:
+    """Return the image that a step's pods run."""
+    return step.own_image or options.images[step.image]
 
 
 def _job_spec(step: Step) -> Manifest:
@@ -73,7 +77,7 @@ def _program(step: Step, *, owner: Resource, options: Options, placement: Placem
     secret = {"prefix": SECRET_ENV_PREFIX, "secretRef": {"name": step.secret, "optional": False}}
     together = step.workers > 1
     program = Program(
-        image=options.images[step.image],
+        image=image_of(step, options),
         role=step.image,
         network=Network.OPEN if step.network else Network.ISOLATED,
         container={"envFrom": [secret]} if step.secret is not None else {},
@@ -101,16 +105,17 @@ def _program(step: Step, *, owner: Resource, options: Options, placement: Placem
 def _world(step: Step, name: str) -> dict[str, str]:
     """Return what the processes of a distributed training must know of each other.
 
-    MASTER_* and WORLD_SIZE are those of torch.distributed, PET_* the defaults of torchrun's options.
+    The trainer reads MASTER_* and, of each pod, FINETUNING_WORKER. Scripts of a user's own find the names of
+    torch.distributed, and in PET_* the defaults of torchrun's options.
     """
     if step.workers * step.processes_per_worker == 1:
         return {}
     # The Job controller names the host of each pod <job>-<index>; the headless Service makes a name of it.
     address = f"{name}-0.{name}" if step.workers > 1 else "localhost"
-    port = str(_RENDEZVOUS_PORT)
+    port = str(RENDEZVOUS_PORT)
     return {
-        "MASTER_ADDR": address,
-        "MASTER_PORT": port,
+        MASTER_ADDRESS_ENV: address,
+        MASTER_PORT_ENV: port,
         "WORLD_SIZE": str(step.workers * step.processes_per_worker),
         "PET_MASTER_ADDR": address,
         "PET_MASTER_PORT": port,
@@ -123,7 +128,7 @@ def _rank(step: Step) -> tuple[Manifest, ...]:
     """Return which of the workers a pod is; with one process each that is its rank as well."""
     if step.workers == 1:
         return ()
-    names = ("PET_NODE_RANK", "RANK") if step.processes_per_worker == 1 else ("PET_NODE_RANK",)
+    names = (WORKER_ENV, "PET_NODE_RANK", *(("RANK",) if step.processes_per_worker == 1 else ()))
     index = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-completion-index']"}}
     return tuple({"name": name, "valueFrom": index} for name in names)
 
@@ -138,6 +143,6 @@ def _rendezvous(step: Step, *, owner: Resource, name: str) -> Manifest:
             # The workers look for each other before any of them is ready.
             "publishNotReadyAddresses": True,
             "selector": pod_selector(owner) | {labels.STEP: step.name},
-            "ports": [{"name": "rendezvous", "port": _RENDEZVOUS_PORT}],
+            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
         },
     }

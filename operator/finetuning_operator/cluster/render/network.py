@@ -9,6 +9,10 @@ from finetuning_operator.reconcile import labels
 
 SERVING_PORT: Final = "http"
 """Name of the port that a server answers on."""
+RENDEZVOUS_PORT: Final = 29500
+"""Where the workers of a step find each other."""
+_EPHEMERAL_PORTS = (32768, 60999)
+"""Linux gives these to whoever asks for any, in every new network namespace (net.ipv4.ip_local_port_range)."""
 _OPERATOR_PODS = {"app.kubernetes.io/name": labels.OPERATOR}
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _NODE_LOCAL_DNS = "169.254.20.10/32"
@@ -34,8 +38,13 @@ def render_network_policies(namespace: str, options: Options) -> tuple[Manifest,
 
 
 def peers_policy(name: str, *, owner: Resource, pods: dict[str, str], step: str) -> Manifest:
-    """Return what lets the workers of one step reach each other, on any port: collectives choose theirs freely."""
+    """Return what lets the workers of one step reach each other, and nobody else.
+
+    They meet on one port; for what they send each other, gloo and NCCL take ports that the kernel gives them.
+    """
     selector = {"podSelector": {"matchLabels": pods}}
+    first, last = _EPHEMERAL_PORTS
+    ports = [{"port": RENDEZVOUS_PORT, "protocol": "TCP"}, {"port": first, "endPort": last, "protocol": "TCP"}]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -43,8 +52,8 @@ def peers_policy(name: str, *, owner: Resource, pods: dict[str, str], step: str)
         "spec": {
             "podSelector": {"matchLabels": pods},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [selector]}],
-            "egress": [{"to": [selector]}, _to_dns()],
+            "ingress": [{"from": [selector], "ports": ports}],
+            "egress": [{"to": [selector], "ports": ports}, _to_dns()],
         },
     }
 

@@ -39,6 +39,12 @@ def test_a_step_is_one_job_named_after_its_owner_and_itself() -> None:
     }
 
 
+def test_an_image_of_the_user_takes_the_place_of_the_installation_s() -> None:
+    made = render(step(own_image="team/trainer:1"))
+    assert container(made)["image"] == "team/trainer:1"
+    assert made[0]["metadata"]["annotations"] == {"finetuning.dev/image": "team/trainer:1"}
+
+
 def test_a_job_that_runs_a_stage_again_knows_how_often_it_was_started_before() -> None:
     (job,) = render(step(earlier_attempts=3))
     assert job["metadata"]["annotations"]["finetuning.dev/earlier-attempts"] == "3"
@@ -148,16 +154,22 @@ def test_a_worker_knows_which_it_is() -> None:
         variables = container(render(step(workers=2, processes_per_worker=processes)))["env"]
         return {each["name"]: each["valueFrom"] for each in variables if "valueFrom" in each}
 
-    assert looked_up(1) == {"PET_NODE_RANK": index, "RANK": index}
-    assert looked_up(2) == {"PET_NODE_RANK": index}
+    assert looked_up(1) == {"FINETUNING_WORKER": index, "PET_NODE_RANK": index, "RANK": index}
+    assert looked_up(2) == {"FINETUNING_WORKER": index, "PET_NODE_RANK": index}
 
 
-def test_workers_of_one_step_reach_each_other() -> None:
+def test_workers_of_one_step_reach_each_other_where_they_meet_and_nothing_else() -> None:
     job, _, policy = render(step(workers=2))
     peers = {"podSelector": {"matchLabels": {k: v for k, v in LABELS.items() if k.startswith("finetuning.dev/")}}}
 
     assert policy["metadata"]["ownerReferences"] == [OWNER]
     assert policy["spec"]["podSelector"] == peers["podSelector"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
-    assert policy["spec"]["ingress"] == [{"from": [peers]}]
-    assert policy["spec"]["egress"][0] == {"to": [peers]}
+    ports = [
+        {"port": 29500, "protocol": "TCP"},
+        {"port": 32768, "endPort": 60999, "protocol": "TCP"},
+    ]
+    assert policy["spec"]["ingress"] == [{"from": [peers], "ports": ports}]
+    dns = {port["port"] for port in policy["spec"]["egress"][1]["ports"]}
+    assert policy["spec"]["egress"][0] == {"to": [peers], "ports": ports}
+    assert (len(policy["spec"]["egress"]), dns) == (2, {53})

@@ -1,50 +1,31 @@
-"""What is evaluated: the held-out rows as each candidate's tokenizer renders them, checked before a model is loaded."""
+"""What is evaluated: the held-out rows as each candidate's tokenizer renders them, checked before a model is loaded.
+
+Preflight reads the same before anything is trained: what cannot be measured is told when it has cost nothing yet.
+"""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from finetuning_api.metrics import GateRule, Metric
+from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, Metric, Task
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import CandidateInput, EvaluateConfig
-from finetuning_evaluator.gate import DEFAULT_AGAINST, is_relative
-from finetuning_evaluator.metrics.accuracy import choices_of, shared_choices
-from finetuning_evaluator.metrics.general import passages
-from finetuning_evaluator.metrics.matching import is_json
-from finetuning_evaluator.metrics.pairs import prefix_token
-from finetuning_evaluator.metrics.perplexity import LIKELIHOOD_METRICS
-from finetuning_evaluator.metrics.rouge import ROUGE_METRICS
-from finetuning_evaluator.metrics.translation import TRANSLATION_METRICS
-from finetuning_evaluator.statistics import IntArray
+from finetuning_api.runconfig import CandidateInput, DatasetInput, EvaluationInputs
+from finetuning_workload.answers import choices_of, is_json, options, shared_choices, with_completion
 from finetuning_workload.data import Encoder, RenderedRow, held_out_rows, load_table, render_rows
 from finetuning_workload.errors import UserError
-from finetuning_workload.models import load_tokenizer
+from finetuning_workload.generation import context_of, require_room
+from finetuning_workload.models import load_model_config, load_tokenizer
 
 TUNED = "tuned"
+TIMED_ROWS = 16
+"""As many as latency times: one after another takes long."""
 _PER_TOKEN = frozenset({Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY, Metric.GENERAL_PERPLEXITY})
-
-
-class Task(StrEnum):
-    """A kind of work with the model; several metrics may be read from one."""
-
-    LIKELIHOOD = "likelihood"
-    GENERATION = "generation"
-    ACCURACY = "accuracy"
-    COLA = "cola"
-    PAIRS = "cola-pairs"
-    GENERAL = "general-perplexity"
-    LATENCY = "latency"
-
-
 _NOT_PER_ROW = frozenset({Task.COLA, Task.PAIRS, Task.GENERAL, Task.LATENCY})
-_GENERATED = frozenset(
-    {*ROUGE_METRICS, *TRANSLATION_METRICS, Metric.EXACT_MATCH, Metric.NORMALIZED_MATCH, Metric.JSON_MATCH}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +42,7 @@ class CandidateInputs:
     token are comparable."""
 
     @property
-    def clusters(self) -> IntArray | None:
+    def clusters(self) -> NDArray[np.int64] | None:
         """The number of every row's group: [rows]; None where the split groups by no column."""
         groups = [row.group for row in self.rows]
         if None in groups:
@@ -76,42 +57,39 @@ class CandidateInputs:
         return None if clusters is None else int(np.unique(clusters).size)
 
 
-def task_of(metric: Metric) -> Task:
-    """Return the work that a metric is read from."""
-    if metric in LIKELIHOOD_METRICS:
-        return Task.LIKELIHOOD
-    if metric in _GENERATED:
-        return Task.GENERATION
-    if metric is Metric.MACRO_F1:
-        return Task.ACCURACY
-    return Task(metric.value)
-
-
 def is_per_row(metric: Metric) -> bool:
     """Return whether a metric scores every held-out row, and not texts of its own or a fixed number of rows."""
-    return task_of(metric) not in _NOT_PER_ROW
+    return metric.facts.task not in _NOT_PER_ROW
 
 
 def tasks_of(metrics: Sequence[Metric]) -> tuple[Task, ...]:
     """Return the work that the metrics need, each kind once."""
-    wanted = {task_of(metric) for metric in metrics}
+    wanted = {metric.facts.task for metric in metrics}
     return tuple(task for task in Task if task in wanted)
 
 
-def read_inputs(config: EvaluateConfig) -> tuple[CandidateInputs, ...]:
+def read_inputs(
+    evaluation: EvaluationInputs, dataset: DatasetInput, *, general_text: Sequence[RenderedRow] = ()
+) -> tuple[CandidateInputs, ...]:
     """Return the candidates with their held-out rows.
 
-    Raises UserError: METRIC_UNAVAILABLE for a metric that the rows do not allow, and whatever reading data raises.
+    ``general_text`` is what general-perplexity is about; whoever does not measure it need not have it. Raises
+    UserError: METRIC_UNAVAILABLE for a metric that the rows do not allow, UNSUPPORTED for rows that leave no room in a
+    model's context, and whatever reading data raises.
     """
     read: dict[str, CandidateInputs] = {}
     inputs = []
-    for candidate in config.candidates:
+    for candidate in evaluation.candidates:
         known = read.get(candidate.model.tokenizer_path)
-        found = _read(config, candidate) if known is None else _renamed(known, candidate)
+        if known is None:
+            found = _read(evaluation, dataset, candidate, general_text=general_text)
+        else:
+            found = replace(known, candidate=candidate)
         read[candidate.model.tokenizer_path] = found
+        _require_context(found, evaluation.metrics)
         inputs.append(found)
     _require_same_rows(inputs)
-    for rule in config.gate:
+    for rule in evaluation.gate:
         _require_comparable(rule, inputs)
     return tuple(inputs)
 
@@ -121,37 +99,56 @@ def comparable(metric: Metric, first: CandidateInputs, second: CandidateInputs) 
     return metric not in _PER_TOKEN or first.encoding_digest == second.encoding_digest
 
 
-def _read(config: EvaluateConfig, candidate: CandidateInput) -> CandidateInputs:
-    tokenizer = load_tokenizer(Path(candidate.model.tokenizer_path))
-    rows = tuple(row for row in held_out_rows(config.dataset, tokenizer, limit=config.limit) if row.usable)
-    _require_rows(rows, config.metrics)
-    if Metric.COLA_PAIRS in config.metrics:
+def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that sentences are scored after. Raises UserError(METRIC_UNAVAILABLE) where there is none."""
+    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if found is None:
+        message = "cola-pairs cannot be computed: the tokenizer has neither a BOS nor an EOS to score sentences after"
+        raise UserError(Reason.METRIC_UNAVAILABLE, message, "Remove cola-pairs from evaluation.metrics.")
+    return int(found)
+
+
+def _read(
+    evaluation: EvaluationInputs,
+    dataset: DatasetInput,
+    candidate: CandidateInput,
+    *,
+    general_text: Sequence[RenderedRow],
+) -> CandidateInputs:
+    metrics, tokenizer = evaluation.metrics, load_tokenizer(Path(candidate.model.tokenizer_path))
+    rows = tuple(row for row in held_out_rows(dataset, tokenizer, limit=evaluation.limit) if row.usable)
+    _require_rows(rows, metrics)
+    if Metric.COLA_PAIRS in metrics:
         prefix_token(tokenizer)
-    choices = _choices(config, tokenizer, rows) if Task.ACCURACY in tasks_of(config.metrics) else ()
+    choices = _choices(dataset, tokenizer, rows, metrics=metrics) if Task.ACCURACY in tasks_of(metrics) else ()
     digest = hashlib.sha256()
-    texts = [*rows, *passages()] if Metric.GENERAL_PERPLEXITY in config.metrics else rows
+    texts = [*rows, *general_text] if Metric.GENERAL_PERPLEXITY in metrics else rows
     for sample in Encoder(tokenizer).encode(texts):
         digest.update(np.array([*sample.ids, -1], dtype=np.int64).tobytes())
     return CandidateInputs(candidate, tokenizer, rows, choices, digest.hexdigest())
 
 
 def _choices(
-    config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[RenderedRow]
+    dataset: DatasetInput,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[RenderedRow],
+    *,
+    metrics: Sequence[Metric],
 ) -> tuple[str, ...]:
-    wanted_by = " and ".join(metric for metric in config.metrics if task_of(metric) is Task.ACCURACY)
-    if config.dataset.rows.choices is None:
-        table = load_table(Path(config.dataset.path), config.dataset.rows)
-        rendered = render_rows(table, config.dataset.rows, tokenizer)
+    wanted_by = _wanting(metrics, Task.ACCURACY)
+    if dataset.rows.choices is None:
+        rendered = render_rows(load_table(Path(dataset.path), dataset.rows), dataset.rows, tokenizer)
         return choices_of([row for row in rendered if row.usable], wanted_by=wanted_by)
     shared = shared_choices(rows, wanted_by=wanted_by)
-    if Metric.MACRO_F1 in config.metrics and not shared:
+    if Metric.MACRO_F1 in metrics and not shared:
         message = "macro-f1 needs the same answers in every row; those in the column of dataset.choices differ"
         raise UserError(Reason.METRIC_UNAVAILABLE, message, "Remove macro-f1 from evaluation.metrics.")
     return shared
 
 
-def _renamed(known: CandidateInputs, candidate: CandidateInput) -> CandidateInputs:
-    return CandidateInputs(candidate, known.tokenizer, known.rows, known.choices, known.encoding_digest)
+def _wanting(metrics: Sequence[Metric], task: Task) -> str:
+    """Return the metrics that are read from a task, as a person lists them."""
+    return " and ".join(metric for metric in metrics if metric.facts.task is task)
 
 
 def _require_rows(rows: Sequence[RenderedRow], metrics: Sequence[Metric]) -> None:
@@ -177,6 +174,32 @@ def _require_json(rows: Sequence[RenderedRow]) -> None:
         raise UserError(Reason.METRIC_UNAVAILABLE, message, hint)
 
 
+def _require_context(inputs: CandidateInputs, metrics: Sequence[Metric]) -> None:
+    """Raise UserError(UNSUPPORTED) where prompts, or prompts with their answers, are longer than a model's context.
+
+    Documents are scored in windows: for them no row is too long.
+    """
+    tasks = tasks_of(metrics)
+    limit = context_of(load_model_config(Path(inputs.candidate.model.path)))
+    encoder = Encoder(inputs.tokenizer)
+    asked = inputs.rows if Task.GENERATION in tasks else inputs.rows[:TIMED_ROWS] if Task.LATENCY in tasks else ()
+    require_room([len(encoder.encode_prompt(row)) for row in asked], limit)
+    if Task.ACCURACY in tasks and limit is not None:
+        _require_room_for_answers(inputs, limit, wanted_by=_wanting(metrics, Task.ACCURACY))
+
+
+def _require_room_for_answers(inputs: CandidateInputs, limit: int, *, wanted_by: str) -> None:
+    longest = [
+        with_completion(row, max(options(row, inputs.choices), key=lambda text: (len(text), text)))
+        for row in inputs.rows
+    ]
+    for sample in Encoder(inputs.tokenizer).encode(longest):
+        if len(sample) > limit:
+            message = f"{wanted_by}, row {sample.row_id}: prompt and longest answer have {len(sample)} tokens, the"
+            hint = f"Shorten the prompt, drop such rows from the data, or remove {wanted_by} from evaluation.metrics."
+            raise UserError(Reason.UNSUPPORTED, f"{message} context of {inputs.candidate.name} has {limit}", hint)
+
+
 def _require_same_rows(inputs: Sequence[CandidateInputs]) -> None:
     first = [row.row_id for row in inputs[0].rows]
     for other in inputs[1:]:
@@ -191,7 +214,7 @@ def _require_comparable(rule: GateRule, inputs: Sequence[CandidateInputs]) -> No
     if TUNED not in by_name:
         message = f"gate: the rule on {rule.metric} judges the candidate named {TUNED}, and there is none"
         raise UserError(Reason.INVALID_SPEC, message, f"Name one candidate {TUNED}.")
-    if not is_relative(rule):
+    if not rule.is_relative:
         return
     against = rule.against or DEFAULT_AGAINST
     if against not in by_name:
