@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two workers with one thread each: tests must not fight over the cores that training uses.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadscope
+# Two workers with a node each; one cluster that is there already is for one.
+E2E_WORKERS := $(if $(KUBECONFIG)$(FINETUNING_NODE),-n 0,-n 2 --dist loadfile --no-loadscope-reorder)
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench e2e images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries kueue-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
+.PHONY: bench e2e e2e-ready images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries kueue-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -70,11 +72,14 @@ e2e-images: ## Build the images that tests on a node load, where something chang
 sbom: venv ## Write what is in the built images: build/sbom/<role>.cdx.json.
 	@$(BIN)/python -m hack.images sbom
 
-e2e: node-binaries ## Install the chart on a real node of this machine and run everything there; as root, 20 minutes.
-	@mkdir -p build && rm -f build/e2e-record.md
+e2e-ready: node-binaries ## Build what `make e2e` runs: binaries of the node, and images; seconds where nothing changed.
+	@mkdir -p build
 	@hack/test-deps.sh images
 	@$(PYTHON) -m hack.images archives > build/e2e-images.json
-	FINETUNE_E2E_IMAGES=build/e2e-images.json $(BIN)/python -m pytest tests/e2e
+
+e2e: e2e-ready ## Install the chart on real nodes of this machine and run everything there; as root, a quarter of an hour.
+	@rm -f build/e2e-record.md
+	FINETUNE_E2E_IMAGES=build/e2e-images.json $(BIN)/python -m pytest tests/e2e $(E2E_WORKERS) --timeout 1200
 
 bench: cluster-binaries ## Measure the operator and its progress endpoint; half an hour, on a quiet machine.
 	$(BIN)/python -m bench.operator.bench_operator latency burst writes stored growth progress

@@ -19,7 +19,7 @@ _HOLD = "hold"
 HOLD_NODE = "hold-node"
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 180
-_STOP_SECONDS = 90
+_STOP_SECONDS = 300  # On a busy machine a node that had images was seen to need more than 90.
 
 
 def start(folder: Path, *, while_used: bool = False, holder: str = _HOLD) -> Running:

@@ -10,6 +10,15 @@ from tests.support.e2e_images import Image, built_images, chart_values
 from tests.support.e2e_site import install_site
 from tests.support.real_node import RealNode, real_node
 
+_LONGEST = ("test_flow.py", "test_faults.py", "test_chart_on_node.py", "test_faults_resume.py", "test_beside_jobs.py")
+"""Files that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: of several workers, each with files of its own, the last to end decides."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
@@ -21,7 +30,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
 @pytest.fixture(scope="session")
 def cluster(node: RealNode) -> Cluster:
     """The node's cluster, as its administrator sees it."""
-    return Cluster.connect(node.kubeconfig, program=node.kubectl_program)
+    return node.connect()
 
 
 @pytest.fixture(scope="session")

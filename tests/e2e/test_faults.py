@@ -138,7 +138,9 @@ def tell(place: Place, fault: Fault) -> Told | None:
     target = place.get(fault.kind, fault.name)
     kind, reason = fault.told
     found = condition(target, kind)
-    if found.get("reason") != reason or (reason == "Pending" and fault.words[0] not in found["message"]):
+    if found.get("reason") != reason or (
+        reason == "Pending" and any(each not in found["message"] for each in fault.words)
+    ):
         return None
     return Told(found["message"], time.time() - began(target))
 
