@@ -290,9 +290,20 @@ class EvaluationSpec(EvaluationOptions):
         gated_metrics_rule(),
         CelRule(
             rule="self.gate.all(g, !has(g.against) || g.against == 'base'"
-            " || (g.against == 'reference' && has(self.reference)))",
-            message="a gate rule's against is base, or reference when evaluation.reference is set",
+            " || (g.against == 'reference' && has(self.reference)) || g.against in self.jobRefs)",
+            message="a gate rule's against is base, reference when evaluation.reference is set, or one of"
+            " evaluation.jobRefs",
             field="gate",
+        ),
+        CelRule(
+            rule="!self.jobRefs.exists(j, j in ['base', 'tuned', 'reference'])",
+            message="a job is compared with under its own name, and base, tuned and reference are candidates already",
+            field="jobRefs",
+        ),
+        CelRule(
+            rule="self.enabled || self.jobRefs.size() == 0",
+            message="the results of other jobs are compared by the evaluation; set enabled to true or remove jobRefs",
+            field="jobRefs",
         ),
         CelRule(
             rule="self.enabled || self.gate.size() == 0",
@@ -304,6 +315,13 @@ class EvaluationSpec(EvaluationOptions):
     enabled: bool = Field(default=True, description="Evaluate after training.")
     reference: SourceRef | None = Field(
         default=None, description="A model to compare with, for example a larger one of the same family."
+    )
+    job_refs: list[Name] = Field(
+        default_factory=list,
+        max_length=4,
+        description="Finished FineTuningJobs to compare with, each a candidate of its own name, on the same rows: is"
+        " this result better than the last one? The job starts when they have ended.",
+        json_schema_extra=A_SET,
     )
 
 
@@ -678,6 +696,11 @@ class FineTuningJob(Resource):
             " || self.spec.serving.canary.name != self.metadata.name",
             message="the adapter is served under the job's own name: choose another one for the canary",
             field="spec.serving.canary.name",
+        ),
+        CelRule(
+            rule="!(self.metadata.name in self.spec.evaluation.jobRefs)",
+            message="a job cannot be compared with itself: name an earlier one",
+            field="spec.evaluation.jobRefs",
         ),
     )
 

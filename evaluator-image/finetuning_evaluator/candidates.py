@@ -229,7 +229,7 @@ def require_different(facts: Mapping[str, CandidateFacts]) -> None:
         twin = seen.setdefault(fact.logits_digest, name)
         if twin != name:
             message = f"the candidates {twin} and {name} compute exactly the same: comparing them would say nothing"
-            hint = "The adapter is not applied or all its weights are zero; check the adapter and the training's loss."
+            hint = "Either an adapter is not applied, or all its weights are zero, or two trainings were the same."
             raise UserError(Reason.CANDIDATES_IDENTICAL, message, hint)
 
 

@@ -111,6 +111,36 @@ class TestEvaluationJob:
         assert told["message"] == "wait: FineTuningJob late failed: preflight: there is not one row"
         assert site.job_names() == {"late-preflight"}
 
+    def test_a_job_is_compared_with_an_earlier_one_that_it_waits_for(self, site: Site) -> None:
+        rules = [{"metric": "exact-match", "nonInferior": 0.01, "against": "earlier"}]
+        site.job("later", evaluation={"metrics": ["exact-match"], "gate": rules, "jobRefs": ["earlier"]})
+        site.wait_for_job("later", where=lambda now: waits(now, "earlier (not there yet)"))
+        site.job("earlier", evaluation={"enabled": False})
+        site.play("preflight", "train")
+        site.play("preflight", "train", "evaluate")
+        done = site.wait_for_job("later")
+
+        assert has_condition(done, "GatePassed")
+        told = run_config(site, "later-evaluation-evaluate")["candidates"]
+        assert [(each["name"], each.get("adapterPath")) for each in told] == [
+            ("base", None),
+            ("tuned", "/volumes/later-adapter/adapter"),
+            ("earlier", "/volumes/earlier-adapter/adapter"),
+        ]
+
+    def test_a_job_is_not_compared_with_a_result_that_is_gone(self, site: Site) -> None:
+        site.finished_job("earlier")
+        site.cluster.delete(site.get("PersistentVolumeClaim", "earlier-adapter"))
+        site.wait_gone("PersistentVolumeClaim", "earlier-adapter")
+        site.job("later", evaluation={"jobRefs": ["earlier"]})
+
+        failed = site.wait_for_job("later")
+
+        told = condition(failed, "Failed")
+        assert told["reason"] == "DependencyFailed"
+        assert told["message"] == "wait: the claim earlier-adapter with the result of FineTuningJob earlier is gone"
+        assert site.job_names() == set()
+
     def test_it_predicts_from_prompts_alone_and_goes_on_after_its_pod_is_gone(self, site: Site) -> None:
         data = {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}"}
         candidates = [{"name": "base", "model": MODEL}, {"name": "tuned", "jobRef": "one"}]

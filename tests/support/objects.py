@@ -93,6 +93,8 @@ class World:
     plans: dict[tuple[str, str], Plan] = field(default_factory=dict)
     servers: dict[tuple[str, str], dict[str, ServerState]] = field(default_factory=dict)
     users: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
+    """Claims that are gone."""
 
     def add(self, resource: Resource) -> tuple[str, str]:
         """Store an object, and note when it came."""
@@ -122,6 +124,7 @@ class World:
             resources=dict(self.objects),
             servers=self.servers.get(key, {}),
             users=self.users.get(key, ()),
+            lost=self.lost,
         )
         plan = reconcile(resource, observed=observed, now=self.now, settings=self.settings)
         self.plans[key] = plan

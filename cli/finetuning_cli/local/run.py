@@ -23,6 +23,7 @@ from finetuning_cli.local.wake import Wake
 from finetuning_cli.manifest import Manifest
 from finetuning_operator.reconcile import reconcile, references
 from finetuning_operator.reconcile.conditions import is_terminal
+from finetuning_operator.reconcile.dependencies import job_refs
 from finetuning_operator.reconcile.notify import is_notifying
 from finetuning_operator.reconcile.plan import ImageRole, Observed, Plan, Settings
 from finetuning_workload.errors import UserError
@@ -132,8 +133,14 @@ class LocalRun:
             self._put(_resumed(_with_spec(stored, wanted)))
         self._activate(key)
         current = self._objects[key]
-        if isinstance(current, FineTuningJob):
-            require_adapter(self._layout, current)
+        for job in self._results_of(current):
+            require_adapter(self._layout, job)
+
+    def _results_of(self, resource: Resource) -> tuple[FineTuningJob, ...]:
+        """Return the jobs whose results an object reads: itself, and until it has ended what it is compared with."""
+        names = () if _rests(resource) else job_refs(resource)
+        jobs = [resource, *(self._objects.get((FineTuningJob.__name__, name)) for name in names)]
+        return tuple(job for job in jobs if isinstance(job, FineTuningJob))
 
     def _loop(self) -> None:
         while True:

@@ -22,7 +22,7 @@ from finetuning_operator.cluster.progress.store import ProgressStore
 from finetuning_operator.cluster.queue import WorkQueue
 from finetuning_operator.cluster.report import Reporter
 from finetuning_operator.cluster.statuses import StatusClock
-from finetuning_operator.cluster.view import Known, Obstacle, StepJob, UnreadableObjectError, View, promised_claim
+from finetuning_operator.cluster.view import Known, Obstacle, StepJob, UnreadableObjectError, View
 from finetuning_operator.reconcile import reconcile
 from finetuning_operator.reconcile.lifecycle import soonest
 from finetuning_operator.reconcile.plan import Observed, Plan, Settings, StepPhase
@@ -247,20 +247,23 @@ class Controller:
         return soonest(*waits)
 
     async def _lost(self, key: ObjectKey, resource: Resource) -> frozenset[str]:
-        """Return the claims with what an object has brought that are gone, or that go while nobody needs them."""
-        name = promised_claim(resource)
-        if name is None:
-            return frozenset()
+        """Return the claims that are gone: with what an object has brought, or with the results that it evaluates.
+
+        One that goes counts as gone where nobody needs it.
+        """
+        lost = [name for name in self._view.promised_claims(key, resource) if await self._is_lost(key, name)]
+        return frozenset(lost)
+
+    async def _is_lost(self, key: ObjectKey, name: str) -> bool:
         claim = ObjectKey(CLAIM.kind, key.namespace, name)
         if claim in self._cache:
-            goes = self._cache.is_deleting(claim) and not self._view.users(key)
-            return frozenset({name}) if goes else frozenset()
+            return self._cache.is_deleting(claim) and not self._view.users(key)
         try:
             # That of a user is not watched.
             await self._api.get(CLAIM, key.namespace, name)
         except NotFound:
-            return frozenset({name})
-        return frozenset()
+            return True
+        return False
 
     def _plan(
         self,

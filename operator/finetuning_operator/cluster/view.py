@@ -23,6 +23,7 @@ from finetuning_operator.cluster.progress.address import ProgressKey
 from finetuning_operator.cluster.progress.store import ProgressStore
 from finetuning_operator.reconcile import labels, references
 from finetuning_operator.reconcile.conditions import is_true
+from finetuning_operator.reconcile.dependencies import job_refs
 from finetuning_operator.reconcile.plan import Observed, ServerState, StepPhase, StepState
 
 MODELS: Mapping[str, type[Resource]] = {
@@ -133,6 +134,15 @@ class View:
         except UnreadableObjectError:
             return None
 
+    def promised_claims(self, key: ObjectKey, resource: Resource) -> tuple[str, ...]:
+        """Return the claims on which something lies as statuses say: an object's own, or those of jobs it evaluates."""
+        if isinstance(resource, Relocation):
+            return _brought_claim(resource)
+        names = () if self._cache.is_finished(key) else job_refs(resource)
+        jobs = (self.readable(ObjectKey(FineTuningJob.__name__, key.namespace, name)) for name in names)
+        made = [job.status.artifacts.adapter for job in jobs if isinstance(job, FineTuningJob)]
+        return tuple(adapter.claim_name for adapter in made if adapter is not None)
+
     def step_jobs(self, resource: Resource) -> tuple[StepJob, ...]:
         """Return the Jobs of an object's steps, by its uid: those of an earlier object of the same name are not its."""
         found = []
@@ -228,11 +238,11 @@ class View:
         )
 
 
-def promised_claim(resource: Resource) -> str | None:
-    """Return the claim with what an object says that it has brought."""
-    if not isinstance(resource, Relocation) or not is_true(resource.status.conditions, ConditionType.READY):
-        return None
-    return resource.status.artifact.claim.claim_name if resource.status.artifact else None
+def _brought_claim(resource: Relocation) -> tuple[str, ...]:
+    """Return the claim with what a Relocation says that it has brought."""
+    if not is_true(resource.status.conditions, ConditionType.READY) or resource.status.artifact is None:
+        return ()
+    return (resource.status.artifact.claim.claim_name,)
 
 
 def _hindered(obstacle: Obstacle) -> StepState:

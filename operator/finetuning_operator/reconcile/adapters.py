@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 from finetuning_api.base import ClaimRef, ConditionType
-from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import AdapterRef, InferenceServer
 from finetuning_api.metrics import Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.conditions import is_true
-from finetuning_operator.reconcile.dependencies import Dependency, dependency, made_adapter
+from finetuning_operator.reconcile.dependencies import Dependency, dependency, made_adapter, tunes_other_model
 from finetuning_operator.reconcile.gate import REASONS
 from finetuning_operator.reconcile.names import ADAPTER_FOLDER, adapter_claim, adapter_job
 from finetuning_operator.reconcile.needs import server_needs
@@ -93,7 +92,7 @@ def _misfit(server: InferenceServer, maker: Dependency, observed: Observed, *, f
         place = f"pvc://{made.claim_name}/{made.path}" if made else "its claim"
         hint = f"Create an InferenceServer without it whose spec.model.source is {place}"
         return sentences(f"{field}: FineTuningJob {maker.name} tunes all weights and makes a model, no adapter", hint)
-    if _other_bytes(server, job, observed):
+    if tunes_other_model(job, server_needs(server.spec)[0], observed):
         sources = f"{_named(job.spec.model)}, not {_named(spec.model)}"
         return f"{field}: FineTuningJob {maker.name} tunes {sources}; its adapter fits no other model"
     tokenizer = job.spec.tokenizer
@@ -101,14 +100,6 @@ def _misfit(server: InferenceServer, maker: Dependency, observed: Observed, *, f
         hint = f"Set spec.tokenizer.source to {tokenizer.source}"
         return sentences(f"{field}: FineTuningJob {maker.name} trained with the tokenizer {_named(tokenizer)}", hint)
     return ""
-
-
-def _other_bytes(server: InferenceServer, job: FineTuningJob, observed: Observed) -> bool:
-    """Whether a job tuned another model: another source, or other bytes of the same one."""
-    if job.spec.model.parsed.canonical != server.spec.model.parsed.canonical:
-        return True
-    here, there = server_needs(server.spec)[0].artifact(observed), job.status.artifacts.model
-    return here is not None and there is not None and here.digest != there.digest
 
 
 def _named(ref: SourceRef) -> str:

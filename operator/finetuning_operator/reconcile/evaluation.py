@@ -1,6 +1,6 @@
 """EvaluationJob: relocate the candidates, wait for the jobs that make them, then evaluate and decide, or predict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from posixpath import join
 
@@ -28,7 +28,7 @@ from finetuning_operator.reconcile.conditions import (
     is_true,
     short_list,
 )
-from finetuning_operator.reconcile.dependencies import dependency, made_adapter
+from finetuning_operator.reconcile.dependencies import awaited, dependency, job_refs, made_adapter
 from finetuning_operator.reconcile.gate import gate_condition, gate_message
 from finetuning_operator.reconcile.labels import EARLIER_ATTEMPTS, count
 from finetuning_operator.reconcile.lifecycle import (
@@ -74,7 +74,7 @@ from finetuning_operator.reconcile.predictions import (
 )
 from finetuning_operator.reconcile.stages import Course, Outcome, StageRule, follow, step_outcome
 
-EVALUATE, PREDICT = "evaluate", "predict"
+WAIT, EVALUATE, PREDICT = "wait", "evaluate", "predict"
 REPORT, PREDICTIONS = "report", "predictions"
 """Suffixes of the claims that results are written to."""
 _REPORT_BYTES = 256 * 2**20
@@ -182,8 +182,7 @@ def evaluation_needs(job: EvaluationJob, *, observed: Observed) -> tuple[Need, .
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
-    waits = any(candidate.job_ref is not None for candidate in view.job.spec.candidates)
-    wait = (StageRule("wait", _wait, ConditionType.RELOCATED, completes=False),) if waits else ()
+    wait = (StageRule(WAIT, _wait, ConditionType.RELOCATED, completes=False),) if job_refs(view.job) else ()
     return (
         *wait,
         StageRule("relocate", _relocate, ConditionType.RELOCATED),
@@ -192,15 +191,11 @@ def _rules(view: _View) -> tuple[StageRule[_View], ...]:
 
 
 def _wait(view: _View) -> Outcome:
-    names = [candidate.job_ref for candidate in view.job.spec.candidates if candidate.job_ref is not None]
-    jobs = [dependency(name, view.observed) for name in dict.fromkeys(names)]
-    failure = next((job.failure for job in jobs if job.failure), "")
-    if failure:
-        return Outcome(StageState.FAILED, Reason.DEPENDENCY_FAILED, failure)
-    waiting = ", ".join(job.told for job in jobs if not job.complete)
-    if waiting:
-        return Outcome(StageState.PENDING, Reason.WAITING, f"waits for FineTuningJob {waiting}")
-    return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100)
+    state, observed = view.observed.steps.get(view.work), view.observed
+    if state is not None and state.phase in {StepPhase.RUNNING, StepPhase.SUCCEEDED}:
+        # What runs holds its claims, also those that go when it ends.
+        observed = replace(observed, lost=frozenset())
+    return awaited(job_refs(view.job), observed)
 
 
 def _relocate(view: _View) -> Outcome:
@@ -411,7 +406,7 @@ def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> 
 
 
 def _phase(course: Course) -> JobPhase:
-    phases = {"wait": JobPhase.PENDING, "relocate": JobPhase.RELOCATING, PREDICT: JobPhase.PREDICTING}
+    phases = {WAIT: JobPhase.PENDING, "relocate": JobPhase.RELOCATING, PREDICT: JobPhase.PREDICTING}
     return phases.get(course.active_name, JobPhase.EVALUATING)
 
 

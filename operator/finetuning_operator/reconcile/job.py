@@ -30,7 +30,7 @@ from finetuning_api.finetuningjob import (
     ServingStatus,
 )
 from finetuning_api.inferenceserver import AdapterRef, CanarySpec, InferenceServer, InferenceServerSpec
-from finetuning_api.metrics import Verdict
+from finetuning_api.metrics import DEFAULT_AGAINST, Verdict
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import (
     CandidateInput,
@@ -47,6 +47,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.accept import idle_warnings, refusal_of
+from finetuning_operator.reconcile.compared import comparison_warnings, shares_inputs
 from finetuning_operator.reconcile.conditions import (
     events_between,
     find_condition,
@@ -55,7 +56,8 @@ from finetuning_operator.reconcile.conditions import (
     is_true,
     short_list,
 )
-from finetuning_operator.reconcile.evaluation import metrics_of, tuned_model
+from finetuning_operator.reconcile.dependencies import awaited, job_refs
+from finetuning_operator.reconcile.evaluation import WAIT, metrics_of, tuned_model
 from finetuning_operator.reconcile.gate import REASONS, gate_condition, gate_message
 from finetuning_operator.reconcile.labels import EARLIER_ATTEMPTS
 from finetuning_operator.reconcile.lifecycle import (
@@ -207,13 +209,26 @@ def _kept(view: _View) -> Plan:
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
     serve = (StageRule(SERVE, _serve, ConditionType.SERVING),) if view.job.spec.serving else ()
+    wait = (StageRule(WAIT, _wait, ConditionType.RELOCATED, completes=False),) if job_refs(view.job) else ()
     return (
+        *wait,
         StageRule(RELOCATE, _relocate, ConditionType.RELOCATED),
         StageRule(PREFLIGHT, _preflight, ConditionType.TRAINED, completes=False),
         StageRule(TRAIN, _train, ConditionType.TRAINED),
         StageRule(EVALUATE, _evaluate, ConditionType.EVALUATED),
         *serve,
     )
+
+
+def _wait(view: _View) -> Outcome:
+    """Nothing is begun for a comparison that cannot be made.
+
+    What was begun goes on, whatever becomes of the other jobs: the evaluation tells of it when its turn comes.
+    """
+    began = any(stage.name == WAIT and stage.state is StageState.SUCCEEDED for stage in view.job.status.stages)
+    if began or view.trained:
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, percent=100)
+    return awaited(job_refs(view.job), view.observed)
 
 
 def _relocate(view: _View) -> Outcome:
@@ -435,16 +450,20 @@ def _fields(inputs: TrainingInputs) -> dict[str, Any]:
 
 
 def _evaluation_inputs(view: _View, base: ModelInput) -> EvaluationInputs | None:
-    """Return what will be evaluated; None without an evaluation. What is tuned has the tokenizer of its base model."""
+    """Return what will be evaluated; None without an evaluation. What is tuned has the tokenizer of its base model.
+
+    Results of other jobs are among it where they read what this job reads; others are not relocated yet.
+    """
     options, reference = view.job.spec.evaluation, view.need(Role.REFERENCE)
     if not options.enabled:
         return None
     other = model_input(reference, None, observed=view.observed, settings=view.settings) if reference else None
-    models = {"base": base, "tuned": base} | ({"reference": other} if other else {})
+    alike = {name: base for name in options.job_refs if shares_inputs(view.job, name, view.observed)}
+    models = {"base": base, "tuned": base} | ({"reference": other} if other else {}) | alike
     return EvaluationInputs(
         candidates=tuple(CandidateInput(name=name, model=model) for name, model in models.items()),
         metrics=metrics_of(options),
-        gate=tuple(options.gate),
+        gate=tuple(rule for rule in options.gate if (rule.against or DEFAULT_AGAINST) in models),
         limit=options.limit,
     )
 
@@ -485,6 +504,7 @@ def _evaluation_job(view: _View, *, suspend: bool) -> EvaluationJob:
     ]
     if options.reference is not None:
         candidates.append(CandidateSpec(name="reference", model=options.reference))
+    candidates += [CandidateSpec(name=name, job_ref=name) for name in options.job_refs]
     return EvaluationJob(
         metadata=_evaluation_metadata(view),
         spec=EvaluationJobSpec(
@@ -639,6 +659,7 @@ def _phase(course: Course) -> JobPhase:
     if course.active is None:
         return JobPhase.COMPLETE
     phases = {
+        WAIT: JobPhase.PENDING,
         RELOCATE: JobPhase.RELOCATING,
         PREFLIGHT: JobPhase.PREPARING,
         TRAIN: JobPhase.TRAINING,
@@ -683,6 +704,7 @@ def _findings(view: _View) -> dict[str, object]:
         *view.job.status.warnings,
         *idle_warnings(view.job.spec, view.settings),
         *warnings(view.needs, view.observed),
+        *comparison_warnings(view.job, view.observed),
         *(preflight.warnings if isinstance(preflight, PreflightResult) else ()),
         *(evaluation.status.warnings if evaluation else ()),
     )

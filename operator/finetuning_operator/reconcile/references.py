@@ -7,6 +7,7 @@ from finetuning_api.evaluationjob import EvaluationJob
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_operator.reconcile.conditions import is_terminal
+from finetuning_operator.reconcile.dependencies import job_refs
 from finetuning_operator.reconcile.evaluation import evaluation_needs
 from finetuning_operator.reconcile.names import adapter_job, evaluation_name
 from finetuning_operator.reconcile.needs import Need, job_needs, server_needs
@@ -37,7 +38,8 @@ def _of_job(job: FineTuningJob) -> Iterable[Reference]:
     if is_terminal(job.status.conditions):
         return served
     evaluated = (("EvaluationJob", evaluation_name(job.metadata.name)),) if job.spec.evaluation.enabled else ()
-    return (*_relocations(job_needs(job.spec)), *evaluated, *served)
+    compared = (("FineTuningJob", name) for name in job_refs(job))
+    return (*_relocations(job_needs(job.spec)), *compared, *evaluated, *served)
 
 
 def _of_evaluation(job: EvaluationJob, find: Callable[[str, str], Resource | None]) -> Iterable[Reference]:

@@ -166,6 +166,30 @@ RULE_CASES: tuple[RuleCase, ...] = (
         _gate(_DELTA | {"against": "reference"}),
     ),
     RuleCase(
+        "a gate rule's against is base",
+        "spec.evaluation.gate",
+        _gate(_DELTA | {"against": "earlier"}, jobRefs=["earlier"]),
+        _gate(_DELTA | {"against": "earlier"}, jobRefs=["other"]),
+    ),
+    RuleCase(
+        "a job is compared with under its own name",
+        "spec.evaluation.jobRefs",
+        _gate(jobRefs=["tuned-before"]),
+        _gate(jobRefs=["earlier", "tuned"]),
+    ),
+    RuleCase(
+        "the results of other jobs",
+        "spec.evaluation.jobRefs",
+        _gate(jobRefs=["earlier"]),
+        _gate(jobRefs=["earlier"], enabled=False),
+    ),
+    RuleCase(
+        "a job cannot be compared with itself",
+        "spec.evaluation.jobRefs",
+        named(_gate(jobRefs=["earlier"]), "later"),
+        named(_gate(jobRefs=["later"]), "later"),
+    ),
+    RuleCase(
         "a gate is decided by the evaluation", "spec.evaluation.gate", _gate(_DELTA), _gate(_DELTA, enabled=False)
     ),
     RuleCase(

@@ -55,6 +55,12 @@ def test_job_reads_its_relocations_its_evaluation_and_its_server() -> None:
     }
 
 
+def test_job_reads_those_that_it_is_compared_with() -> None:
+    compared = job("later", evaluation={"jobRefs": ["demo"]})
+
+    assert references(compared, nothing) == {MODEL_KEY, DATA_KEY, JOB, ("EvaluationJob", "later-evaluation")}
+
+
 def test_job_that_has_ended_keeps_only_its_server_in_use() -> None:
     ended = trained().job()
     served = ended.model_copy(update={"spec": job(serving={}).spec})

@@ -136,6 +136,63 @@ def test_a_second_job_on_the_same_data_does_not_score_the_base_again(
     assert tuned["reused"] == {}
 
 
+def write_later_job(folder: Path, *, against: str) -> None:
+    """Write a job of one epoch that must not be worse than an earlier one."""
+    document = yaml.safe_load(MANIFEST)
+    document["metadata"]["name"] = "later"
+    document["spec"]["training"]["epochs"] = 1
+    rule = {"metric": "completion-perplexity", "nonInferior": 0.5, "against": against}
+    document["spec"]["evaluation"] |= {"gate": [rule], "jobRefs": [against]}
+    (folder / "later.yaml").write_text(yaml.safe_dump(document))
+
+
+def test_a_job_is_gated_against_an_earlier_one_whose_scores_are_there(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "site")
+    write_later_job(folder, against="triage")
+
+    done = finetune(folder, "run", "later.yaml")
+
+    assert "triage" in done.stdout, done.stderr
+    (report,) = (folder / ".finetuning" / "volumes").glob("later-*/evaluation/results.json")
+    results = json.loads(report.read_text())
+    before = json.loads((report.parents[2] / "triage-adapter" / "evaluation" / "results.json").read_text())
+    base, tuned, earlier = results["candidates"]
+    assert [each["name"] for each in (base, tuned, earlier)] == ["base", "tuned", "triage"]
+    assert earlier["adapterDigest"] == before["candidates"][1]["adapterDigest"]
+    assert set(earlier["reused"]) == {"likelihood", "generation"}
+    metric = next(each for each in results["metrics"] if each["metric"] == "completion-perplexity")
+    values = {each["candidate"]: each["value"] for each in metric["values"]}
+    known = next(each for each in before["metrics"] if each["metric"] == "completion-perplexity")
+    assert values["triage"] == next(each["value"] for each in known["values"] if each["candidate"] == "tuned")
+    (gate,) = results["gates"]
+    assert gate["result"]["verdict"] == "Fail", gate
+    assert "over triage" in gate["result"]["message"]
+    assert values["tuned"] > values["triage"] + 0.5
+    assert [each["against"] for each in metric["comparisons"]] == ["base", "triage"]
+
+
+def test_a_job_is_not_compared_with_a_result_that_is_damaged_or_not_there(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "site")
+    write_later_job(folder, against="nobody")
+    missing = finetune(folder, "run", "later.yaml")
+    finetune(folder, "delete", "later")
+    write_later_job(folder, against="triage")
+    (folder / ".finetuning/volumes/triage-adapter/adapter/adapter_model.safetensors").unlink()
+    gone = finetune(folder, "run", "later.yaml")
+
+    assert missing.returncode != 0
+    assert "waits for FineTuningJob nobody (not there yet)" in " ".join(missing.stderr.split())
+    assert gone.returncode != 0
+    told = " ".join(gone.stderr.split())
+    assert "the adapter of triage cannot be trusted" in told
+    assert "finetune delete triage" in told
+    assert not (folder / ".finetuning/steps/FineTuningJob/later").exists()
+
+
 def test_status_is_the_object_that_a_cluster_shows(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = finished
 
