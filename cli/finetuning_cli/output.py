@@ -15,6 +15,7 @@ from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.metrics import EvaluationRow, Verdict
 from finetuning_api.notification import NotificationStatus
 from finetuning_api.relocation import Relocation
+from finetuning_api.tuning import TuningStatus
 from finetuning_cli.display import duration, stage_note, stages_of
 from finetuning_cli.local.layout import Layout
 from finetuning_operator.reconcile.conditions import find_condition
@@ -58,6 +59,33 @@ def results_table(rows: list[EvaluationRow]) -> Table:
     return table
 
 
+def trials_table(tuning: TuningStatus) -> Table:
+    """Return what became of each trial; the best is marked."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    tried = [parameter.name for parameter in tuning.trials[0].parameters]
+    for column in ("trial", *(name.rpartition(".")[2] for name in tried)):
+        table.add_column(column, justify="right")
+    table.add_column("state", no_wrap=True)
+    for column in ("held-out loss", "steps", "resumed"):
+        table.add_column(column, justify="right")
+    told = any(trial.message for trial in tuning.trials)
+    if told:
+        table.add_column("message", overflow="fold")
+    for trial in tuning.trials:
+        best = trial.number == tuning.best
+        table.add_row(
+            str(trial.number),
+            *(f"{parameter.value:g}" for parameter in trial.parameters),
+            f"{trial.state.value}, best" if best else trial.state.value,
+            number(trial.evaluation_loss),
+            "" if trial.steps is None else str(trial.steps),
+            str(trial.resumptions or ""),
+            *([escape(trial.message)] if told else []),
+            style="bold" if best else None,
+        )
+    return table
+
+
 def print_outcome(console: Console, resource: Resource, *, layout: Layout | None) -> None:
     """Print how an object ended: results, verdict, where its files lie, or why it failed.
 
@@ -68,6 +96,9 @@ def print_outcome(console: Console, resource: Resource, *, layout: Layout | None
     if isinstance(resource, FineTuningJob | EvaluationJob):
         for warning in resource.status.warnings:
             console.print(f"  [yellow]warning[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+        if isinstance(resource, FineTuningJob) and resource.status.tuning is not None:
+            console.print()
+            console.print(trials_table(resource.status.tuning))
         if resource.status.evaluation:
             console.print()
             console.print(results_table(resource.status.evaluation))
@@ -135,6 +166,7 @@ def report_content(job: FineTuningJob | EvaluationJob) -> dict[str, object]:
     """Return the results of a job for scripts."""
     status = job.status
     predictions = job.status.predictions if isinstance(job, EvaluationJob) else None
+    tuning = job.status.tuning if isinstance(job, FineTuningJob) else None
     return {
         "kind": job.kind,
         "name": job.metadata.name,
@@ -142,6 +174,7 @@ def report_content(job: FineTuningJob | EvaluationJob) -> dict[str, object]:
         "verdict": status.verdict.value if status.verdict else None,
         "evaluation": [row.to_wire() for row in status.evaluation],
         **({"predictions": predictions.to_wire()} if predictions else {}),
+        **({"tuning": tuning.to_wire()} if tuning else {}),
         "warnings": list(status.warnings),
     }
 

@@ -33,6 +33,7 @@ from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.script import ScriptSpec
 from finetuning_api.sources import SourceRef
 from finetuning_api.tensorboard import TensorBoardSpec, TensorBoardStatus
+from finetuning_api.tuning import TuningSpec, TuningStatus
 
 
 class MethodType(StrEnum):
@@ -522,6 +523,11 @@ class FineTuningJobSpec(RunOptions):
             " processes of its own",
             field="parallelism",
         ),
+        CelRule(
+            rule="!has(self.script) || !has(self.tuning)",
+            message="what a script makes of its settings is not known here: remove tuning, or train without a script",
+            field="tuning",
+        ),
         completions_rule("self.evaluation.metrics", unless="!self.evaluation.enabled"),
         learned_prompt_rule(),
     )
@@ -543,6 +549,9 @@ class FineTuningJobSpec(RunOptions):
     script: ScriptSpec | None = Field(
         default=None,
         description="A program of your own that trains, told method and training; unset is the built-in training.",
+    )
+    tuning: TuningSpec | None = Field(
+        default=None, description="Train several times with other numbers and keep the best; unset trains once."
     )
     parallelism: ParallelismSpec = Field(default_factory=ParallelismSpec, description="Workers and strategy.")
     resources: ResourceRequirements = Field(
@@ -668,6 +677,7 @@ class FineTuningJobStatus(StagedStatus):
         default=None, description="What the job runs with by its preset; unset where it names none."
     )
     artifacts: JobArtifacts = Field(default_factory=JobArtifacts, description="What the job used and made.")
+    tuning: TuningStatus | None = Field(default=None, description="What became of the trials; unset without tuning.")
     evaluation: list[EvaluationRow] = Field(
         default_factory=list,
         max_length=32,

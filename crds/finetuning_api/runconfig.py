@@ -17,6 +17,7 @@ from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, 
 from finetuning_api.notification import NotificationEvent, NotificationType
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
+from finetuning_api.tuning import HalvingSpec, TuningSpec
 
 RUN_CONFIG_ENV = "FINETUNING_RUN_CONFIG"
 TERMINATION_LOG_ENV = "FINETUNING_TERMINATION_LOG"
@@ -176,8 +177,20 @@ class PreflightConfig(TrainingInputs):
     kind: Literal["preflight"] = "preflight"
     evaluation: EvaluationInputs | None = None
     """The evaluation that follows; the tuned candidate has its base model and no adapter yet. None without one."""
+    tuning: TuningSpec | None = None
+    """What trials will differ in: they are drawn here, and the dearest of them is checked."""
     output_path: str
     """Folder that training will write to; its free space is checked."""
+
+
+class TrialInput(ContractModel):
+    """Which of several trainings this is, and when it is given up for others."""
+
+    number: int = Field(ge=0)
+    folder: str
+    """Folder of all trials: each has one of its own in it, named after its number."""
+    halving: HalvingSpec | None = None
+    """None trains to the end."""
 
 
 class TrainConfig(TrainingInputs):
@@ -190,6 +203,24 @@ class TrainConfig(TrainingInputs):
     """Folder of checkpoints."""
     tensorboard_path: str | None = None
     """Folder of TensorBoard's event files; None writes none."""
+    trial: TrialInput | None = None
+    """Set where this training is one of several to choose from."""
+
+
+class ChooseConfig(RunConfigBase):
+    """Make the adapter of one trial that of the job, and remove all trials."""
+
+    kind: Literal["choose"] = "choose"
+    folder: str
+    """Folder of all trials."""
+    number: int = Field(ge=0)
+    """The trial that was chosen."""
+    digest: str
+    """Of its adapter."""
+    output_path: str
+    """Folder that its adapter is moved to."""
+    checkpoint_path: str
+    """Folder that its course is moved to."""
 
 
 class EvaluateConfig(RunConfigBase, EvaluationInputs):
@@ -318,6 +349,7 @@ RunConfig = Annotated[
     | ConvertConfig
     | PreflightConfig
     | TrainConfig
+    | ChooseConfig
     | EvaluateConfig
     | PredictConfig
     | PromptConfig
@@ -377,6 +409,8 @@ class PreflightResult(ContractModel):
     total_steps: int = Field(ge=0)
     memory_bytes: int | None = Field(default=None, ge=0)
     """Estimated peak memory of training; None where a script trains."""
+    trials: tuple[tuple[float, ...], ...] = ()
+    """Numbers of each trial, in the order of spec.tuning.parameters."""
     warnings: tuple[str, ...] = ()
 
 
@@ -394,7 +428,9 @@ class TrainResult(ContractModel):
     best_step: int | None = None
     """Step whose weights are the result, where spec.training.earlyStopping chose it."""
     stopped_early: bool = False
-    """Whether the training ended before its last step because the held-out loss fell no more."""
+    """Whether the training ended before its last step because of its held-out loss."""
+    given_up: bool = False
+    """Whether this trial ended early because others were better."""
     resumed_from_step: int | None = None
     """Step of the checkpoint that the last attempt went on from."""
     resumptions: int = Field(default=0, ge=0)

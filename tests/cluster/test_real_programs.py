@@ -169,6 +169,31 @@ def test_two_workers_of_two_processes_each_train_one_adapter(site: Site) -> None
     assert (stage["state"], stage["attempts"]) == ("Succeeded", 1)
 
 
+def test_trials_that_fall_behind_are_given_up_and_the_best_becomes_the_jobs(site: Site) -> None:
+    rates = {"name": "training.learningRate", "values": [0.02, 1e-7]}
+    ranks = {"name": "method.rank", "values": [2, 4]}
+    tuning = {"parameters": [rates, ranks], "search": "grid", "seed": 3, "halving": {"reductionFactor": 2}}
+    changes = {"training.maxSteps": 40, "training.evaluateEverySteps": 5, "tuning": tuning}
+    site.create("searched", site.add_rows([*GOOD_ROWS]), {**changes, "evaluation.enabled": False})
+
+    done = site.wait("searched", has_ended)
+
+    assert has_condition(done, "Complete"), _failure(done)
+    trials, best = done["status"]["tuning"]["trials"], done["status"]["tuning"]["best"]
+    assert trials[best]["evaluationLoss"] == min(trial["evaluationLoss"] for trial in trials)
+    assert {"name": "training.learningRate", "value": 0.02} in trials[best]["parameters"]
+    assert {trial["steps"] for trial in trials if trial["state"] == "Succeeded"} == {40}
+    given_up = [trial for trial in trials if trial["state"] == "GivenUp"]
+    assert given_up
+    assert all(trial["steps"] < 40 for trial in given_up)
+    adapter = done["status"]["artifacts"]["adapter"]
+    claim = site.node.volumes / adapter["claimName"]
+    assert adapter["digest"] == trials[best]["digest"] == require_intact(claim / adapter["path"]).digest
+    assert json.loads((claim / adapter["path"] / "provenance.json").read_text())["trial"] == best
+    assert not (claim / "trials").exists()
+    assert [path.name for path in (claim / "checkpoints").iterdir()] == ["metrics.jsonl"]
+
+
 BAD_INPUT = [
     (
         "column",

@@ -40,9 +40,18 @@ RESULTS: Mapping[str, Result] = {
     "convert": ArtifactResult(digest=f"sha256:{'b' * 64}", size_bytes=4000, files=4, format="safetensors"),
     "verify": ArtifactResult(digest=DIGEST, size_bytes=1000, files=3, format="safetensors"),
     "preflight": PreflightResult(
-        dataset=COUNTS, parameters=100, trainable_parameters=10, total_steps=5, memory_bytes=1000, warnings=("tight",)
+        dataset=COUNTS,
+        parameters=100,
+        trainable_parameters=10,
+        total_steps=5,
+        memory_bytes=1000,
+        warnings=("tight",),
+        trials=((4,), (8,), (16,)),
     ),
     "train": TrainResult(digest=f"sha256:{'c' * 64}", size_bytes=50, steps=5, loss=1.0, dataset=COUNTS),
+    "trial": TrainResult(
+        digest=f"sha256:{'e' * 64}", size_bytes=50, steps=5, loss=1.0, evaluation_loss=2.0, dataset=COUNTS
+    ),
     "evaluate": EvaluateResult(
         rows=(EvaluationRow(metric=Metric.EXACT_MATCH, base=0.1, tuned=0.9, delta=0.8, samples=2),),
         gates=(GateResult(metric=Metric.EXACT_MATCH, verdict=Verdict.PASS, message="0.8 >= 0.1"),),
@@ -51,7 +60,7 @@ RESULTS: Mapping[str, Result] = {
     "predict": PredictResult(rows=10, tokens=120, digest=f"sha256:{'d' * 64}", size_bytes=2000),
     "notify": NotifyResult(host="hooks.example"),
 }
-"""What each step reports when it succeeds."""
+"""What each step reports when it succeeds; steps that there are several of are known by what their names begin with."""
 
 
 def job(name: str = "demo", **spec: object) -> FineTuningJob:
@@ -74,7 +83,9 @@ def relocation(source: str, *, name: str = "reloc-0", **spec: object) -> Relocat
 
 def succeeded(step: str) -> StepState:
     """Return a step that ended well."""
-    return StepState(StepPhase.SUCCEEDED, last_words=LastWords(reason=Reason.SUCCEEDED, result=RESULTS[step]))
+    return StepState(
+        StepPhase.SUCCEEDED, last_words=LastWords(reason=Reason.SUCCEEDED, result=RESULTS[step.partition("-")[0]])
+    )
 
 
 def failed(reason: Reason = Reason.NETWORK_UNREACHABLE, message: str = "no route", hint: str = "Wait.") -> StepState:

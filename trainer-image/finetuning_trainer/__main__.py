@@ -5,6 +5,7 @@ import sys
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import (
     ArtifactResult,
+    ChooseConfig,
     ConvertConfig,
     PreflightConfig,
     PreflightResult,
@@ -28,6 +29,10 @@ def work(config: RunConfig, context: Context) -> PreflightResult | TrainResult |
             from finetuning_trainer.torchrun import run_training
 
             return run_training(config, context)
+        case ChooseConfig():
+            from finetuning_trainer.trials import choose
+
+            return choose(config)
         case ConvertConfig():
             from finetuning_trainer.convert import convert
 

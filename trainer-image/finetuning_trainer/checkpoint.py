@@ -53,6 +53,8 @@ class Position(ContractModel):
     """Most tokens of a forward pass: what the plan said, or less where memory ran out since."""
     resumptions: int = 0
     """How often this training went on from a checkpoint and came to save another."""
+    given_up: bool = False
+    """Whether this training, one of several trials, is given up: others are better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,12 @@ def save_checkpoint(
         (partial / _HISTORY).write_bytes(history)
     _prune(folder, newest=position.step, keep=keep, best=position.best_step)
     return final
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a training that has its result; its history stays."""
+    for _, path in _checkpoints(folder):
+        shutil.rmtree(path)
 
 
 def latest_checkpoint(folder: Path, *, identity: str) -> Checkpoint | None:

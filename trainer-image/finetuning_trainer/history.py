@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from finetuning_trainer.loop import StepOutcome
 
 HISTORY_NAME = "metrics.jsonl"
+_EVALUATION_LOSS = "eval_loss"
+
+
+def evaluation_losses(content: bytes) -> list[float]:
+    """Return the held-out losses of a history, in order; a last line that is not whole yet is not read."""
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = map(json.loads, whole.splitlines())
+    return [line[_EVALUATION_LOSS] for line in lines if _EVALUATION_LOSS in line]
 
 
 class History:
@@ -51,7 +59,7 @@ class History:
             "tokens_per_second": round(outcome.tokens / max(seconds, 1e-9), 1),
         }
         if evaluation_loss is not None:
-            line["eval_loss"] = evaluation_loss
+            line[_EVALUATION_LOSS] = evaluation_loss
         self._events.add(step, line)
         extra = {"spike": asdict(spike)} if spike else {}
         with self.path.open("a") as file:

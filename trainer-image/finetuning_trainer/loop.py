@@ -63,6 +63,8 @@ class Session:
     spikes: SpikeWatch
     reporter: Reporter
     stop: Stop
+    behind: Callable[[], bool] | None = None
+    """Tells after an evaluation whether this training, one of several trials, is given up for better ones."""
 
     @property
     def group(self) -> Group:
@@ -120,7 +122,7 @@ def train(session: Session, position: Position, *, saved_step: int | None) -> Po
 def _is_over(session: Session, position: Position) -> bool:
     stopping = session.training.early_stopping
     stale = stopping is not None and position.stale_evaluations >= stopping.patience
-    return stale or position.step >= session.total_steps
+    return stale or position.given_up or position.step >= session.total_steps
 
 
 def _with_best_weights(session: Session, position: Position) -> Position:
@@ -150,11 +152,23 @@ def _one_step(session: Session, position: Position, *, saved: _Saved) -> Positio
         position = _judged(position, evaluation_loss, session.training.early_stopping)
     spike = _spike(session, position.step, outcome)
     session.history.append(position.step, outcome, seconds=seconds, evaluation_loss=evaluation_loss, spike=spike)
+    if evaluation_loss is not None:
+        position = _compared(session, position)
     _report(session, position, outcome, seconds)
     due = position.step % session.training.checkpoint_every_steps == 0
     if due or position.step == position.best_step or _is_over(session, position):
         _save(session, position, saved)
     return position
+
+
+def _compared(session: Session, position: Position) -> Position:
+    """Note whether a trial that could go on is given up: the first process looks at the others, and all obey."""
+    if session.behind is None or _is_over(session, position):
+        return position
+    behind = session.group.from_first(session.group.world.rank == 0 and session.behind())
+    if behind:
+        _LOG.info("given up after step %d: other trials have a lower held-out loss", position.step)
+    return position.model_copy(update={"given_up": behind})
 
 
 def _spike(session: Session, step: int, outcome: StepOutcome) -> Spike | None:

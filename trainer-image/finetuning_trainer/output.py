@@ -54,11 +54,20 @@ def describe_output(folder: Path, record: TrainingProvenance) -> None:
 def finished_result(folder: Path, *, identity: str) -> TrainResult | None:
     """Return the result of a training that is already done, when its artifact is intact and of the same identity."""
     try:
-        manifest = require_intact(folder)
-        record = TrainingProvenance.model_validate_json((folder / PROVENANCE_NAME).read_bytes())
+        manifest, record = _made(folder)
     except (UserError, OSError, ValidationError):
         return None
     return train_result(manifest, record) if record.identity == identity else None
+
+
+def result_of(folder: Path) -> TrainResult:
+    """Return what the program says of an artifact that is there. Raises UserError(ARTIFACT_CORRUPT)."""
+    return train_result(*_made(folder))
+
+
+def _made(folder: Path) -> tuple[Manifest, TrainingProvenance]:
+    manifest = require_intact(folder)
+    return manifest, TrainingProvenance.model_validate_json((folder / PROVENANCE_NAME).read_bytes())
 
 
 def train_result(manifest: Manifest, record: TrainingProvenance) -> TrainResult:
@@ -72,6 +81,7 @@ def train_result(manifest: Manifest, record: TrainingProvenance) -> TrainResult:
         dataset=record.counts,
         best_step=record.best_step,
         stopped_early=record.stopped_early,
+        given_up=record.given_up,
         resumed_from_step=record.resumed_from_step,
         resumptions=record.resumptions,
     )

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from finetuning_api.finetuningjob import MethodSpec, MethodType
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import DatasetCounts, PreflightConfig, PreflightResult
+from finetuning_api.trials import told, with_parameters
+from finetuning_api.tuning import TrialParameter
 from finetuning_trainer.adapters import attach, parameter_counts, require_supported
 from finetuning_trainer.batching import total_steps
 from finetuning_trainer.guard import training_memory_errors
@@ -23,6 +26,7 @@ from finetuning_trainer.plan import (
 )
 from finetuning_trainer.script import require_startable
 from finetuning_trainer.strategies import require_known
+from finetuning_trainer.trials import draw_trials
 from finetuning_workload.data import PreparedData, prepare
 from finetuning_workload.errors import UserError
 from finetuning_workload.evaluated import read_inputs
@@ -50,6 +54,8 @@ def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
     quiet_libraries()
     set_threads(context.environment)
     require_known(config)
+    trials = draw_trials(config.tuning) if config.tuning else ()
+    config = dearest(config, trials)
     if config.script is None:
         require_supported(config.method)
     else:
@@ -86,8 +92,28 @@ def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
             len(data.train), batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps
         ),
         memory_bytes=memory,
+        trials=trials,
         warnings=tuple(warnings),
     )
+
+
+def dearest(config: PreflightConfig, trials: Sequence[Sequence[float]]) -> PreflightConfig:
+    """Return a configuration that costs at least what each trial does: what works for it works for all.
+
+    Raises UserError(INVALID_SPEC) for a trial whose numbers do not fit together.
+    """
+    if config.tuning is None:
+        return config
+    names = [parameter.name for parameter in config.tuning.parameters]
+    settings = (config.method, config.training)
+    for number, values in enumerate((*trials, [max(column) for column in zip(*trials, strict=True)])):
+        parameters = [TrialParameter(name=name, value=value) for name, value in zip(names, values, strict=True)]
+        try:
+            method, training = with_parameters(settings, parameters)
+        except ValueError as error:
+            message = f"spec.tuning: trial {number} ({told(parameters)}) cannot be trained: {error}"
+            raise UserError(Reason.INVALID_SPEC, message, "Change spec.tuning.parameters.") from error
+    return config.model_copy(update={"method": method, "training": training})
 
 
 def _shape(config: PreflightConfig, model_config: PreTrainedConfig) -> ModelShape:

@@ -45,6 +45,9 @@ class TrainingProvenance(ContractModel):
     """Steps whose loss stood far above those before; metrics.jsonl has the ids of their rows."""
     best_step: int | None = None
     stopped_early: bool = False
+    trial: int | None = None
+    """Which of several trials this was; None where the job trained once."""
+    given_up: bool = False
     resumed_from_step: int | None = None
     resumptions: int = 0
     started_at: datetime

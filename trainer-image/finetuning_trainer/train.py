@@ -13,7 +13,14 @@ from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ScriptInput, TrainConfig, TrainResult
 from finetuning_trainer import batching
 from finetuning_trainer.adapters import Trainee, attach, require_supported
-from finetuning_trainer.checkpoint import Checkpoint, Position, checkpoint_of, latest_checkpoint, restore
+from finetuning_trainer.checkpoint import (
+    Checkpoint,
+    Position,
+    checkpoint_of,
+    latest_checkpoint,
+    remove_checkpoints,
+    restore,
+)
 from finetuning_trainer.evaluate import HeldOut, chosen_rows
 from finetuning_trainer.events import EventFiles
 from finetuning_trainer.fusing import Fused, choose_fused, fused_parts
@@ -31,6 +38,7 @@ from finetuning_trainer.script import train_with_script
 from finetuning_trainer.spikes import SpikeWatch
 from finetuning_trainer.strategies import choose_strategy, require_known
 from finetuning_trainer.strategy import SingleProcess
+from finetuning_trainer.trials import rivalry
 from finetuning_workload.data import PreparedData, preparation_digest, prepare
 from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.hardware import DtypeChoice, choose_device, choose_dtype, set_threads
@@ -212,6 +220,9 @@ def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainRe
             record=record,
         )
         result = train_result(manifest, record)
+        if prepared.config.trial is not None:
+            # Of many trials, one is kept.
+            remove_checkpoints(Path(prepared.config.checkpoint_path))
     # A worker that ended with success is never started again: none may before the result is there.
     strategy.group.wait()
     return result
@@ -258,6 +269,7 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         spikes=SpikeWatch(history.losses()),
         reporter=reporter,
         stop=lambda: prepared.strategy.stops(bool(context.stop)),
+        behind=rivalry(prepared.config.trial),
     )
 
 
@@ -296,6 +308,8 @@ def _record(
         loss_spikes=session.history.spikes(),
         best_step=position.best_step,
         stopped_early=position.step < prepared.plan.total_steps,
+        trial=config.trial.number if config.trial else None,
+        given_up=position.given_up,
         resumed_from_step=resumed_from_step,
         resumptions=position.resumptions,
         started_at=prepared.started_at,

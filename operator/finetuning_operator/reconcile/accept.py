@@ -13,6 +13,7 @@ from finetuning_operator.reconcile.lifecycle import Refusal
 from finetuning_operator.reconcile.plan import Settings
 from finetuning_operator.reconcile.presets import chosen_preset
 from finetuning_operator.reconcile.quantities import parse_quantity
+from finetuning_operator.reconcile.tuning import refused_tuning
 
 _FOR_CLUSTERS = (
     "pending_deadline_seconds",
@@ -41,6 +42,8 @@ def refusal_of(job: FineTuningJob, settings: Settings) -> Refusal | None:
     unsupported = _unsupported(job.spec)
     if unsupported:
         return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported))
+    if tuning := refused_tuning(job.spec):
+        return Refusal(Reason.INVALID_SPEC, tuning)
     if not settings.local and (lacking := _lacking_accelerators(job.spec)):
         return Refusal(Reason.INVALID_SPEC, lacking)
     return None if is_true(job.status.conditions, ConditionType.ACCEPTED) else _not_allowed(job, settings)
@@ -113,7 +116,7 @@ def _lacking_accelerators(spec: FineTuningJobSpec) -> str:
 
 def idle_warnings(spec: FineTuningJobSpec | EvaluationJobSpec, settings: Settings) -> tuple[str, ...]:
     """Return which fields that were set do nothing here."""
-    here = [*_given(spec, _FOR_CLUSTERS), *_image_given(spec), *_of_many_pods(spec)] if settings.local else []
+    here = [*_given(spec, _FOR_CLUSTERS), *_image_given(spec), *_side_by_side(spec)] if settings.local else []
     told = {"on one machine": here}
     told["in this release"] = _given(spec, _NOT_YET)
     return tuple(f"{', '.join(fields)}: without effect {where}" for where, fields in told.items() if fields)
@@ -124,9 +127,15 @@ def _image_given(spec: FineTuningJobSpec | EvaluationJobSpec) -> list[str]:
     return ["spec.script.image"] if script is not None and script.image is not None else []
 
 
-def _of_many_pods(spec: FineTuningJobSpec | EvaluationJobSpec) -> list[str]:
-    several = isinstance(spec, FineTuningJobSpec) and spec.parallelism.workers > 1
-    return ["spec.parallelism.workers"] if several else []
+def _side_by_side(spec: FineTuningJobSpec | EvaluationJobSpec) -> list[str]:
+    """Return what several pods would share: one machine does one thing after the other."""
+    if not isinstance(spec, FineTuningJobSpec):
+        return []
+    numbers = {
+        "spec.parallelism.workers": spec.parallelism.workers,
+        "spec.tuning.parallelism": spec.tuning.parallelism if spec.tuning else 1,
+    }
+    return [field for field, number in numbers.items() if number > 1]
 
 
 def _given(spec: FineTuningJobSpec | EvaluationJobSpec, names: tuple[str, ...]) -> list[str]:

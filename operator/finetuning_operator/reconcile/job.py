@@ -22,6 +22,7 @@ from finetuning_api.finetuningjob import (
     DatasetArtifact,
     EvaluationOptions,
     FineTuningJob,
+    FineTuningJobSpec,
     JobArtifacts,
     JobPhase,
     MethodType,
@@ -34,6 +35,7 @@ from finetuning_api.metrics import DEFAULT_AGAINST, Verdict
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.runconfig import (
     CandidateInput,
+    ChooseConfig,
     DatasetCounts,
     EvaluationInputs,
     JobIdentity,
@@ -44,8 +46,11 @@ from finetuning_api.runconfig import (
     TrainConfig,
     TrainingInputs,
     TrainResult,
+    TrialInput,
 )
 from finetuning_api.sources import SourceRef
+from finetuning_api.trials import with_parameters
+from finetuning_api.tuning import TrialStatus
 from finetuning_operator.reconcile.accept import idle_warnings, refusal_of
 from finetuning_operator.reconcile.compared import comparison_warnings, shares_inputs
 from finetuning_operator.reconcile.conditions import (
@@ -102,12 +107,24 @@ from finetuning_operator.reconcile.stages import (
     follow,
     is_running,
     remembered,
+    sentences,
     step_outcome,
     success_told,
     unmade,
 )
+from finetuning_operator.reconcile.tuning import (
+    TRIALS_FOLDER,
+    best_trial,
+    chosen_told,
+    drawn_trials,
+    followed,
+    paused,
+    trial_step,
+    tuning_outcome,
+    tuning_status,
+)
 
-RELOCATE, PREFLIGHT, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "train", "evaluate", "serve"
+RELOCATE, PREFLIGHT, TUNE, TRAIN, EVALUATE, SERVE = "relocate", "preflight", "tune", "train", "evaluate", "serve"
 CHECKPOINT_FOLDER, CACHE_FOLDER, REPORT_FOLDER = "checkpoints", "cache", "evaluation"
 TENSORBOARD_FOLDER = "tensorboard"
 """Folders on the adapter's claim, beside ADAPTER_FOLDER."""
@@ -161,6 +178,16 @@ class _View:
         found = evaluation.status.verdict if evaluation else None
         return found or self.job.status.verdict
 
+    @property
+    def trials(self) -> tuple[TrialStatus, ...]:
+        """Every trial as it is known by now; none before they were drawn."""
+        spec, told = self.job.spec.tuning, self.job.status.tuning
+        drawn = self.result(PREFLIGHT)
+        if told is None and spec is not None and isinstance(drawn, PreflightResult):
+            return drawn_trials(spec, drawn.trials)
+        known = told.trials if told else ()
+        return tuple(followed(trial, self.observed.steps.get(trial_step(trial.number))) for trial in known)
+
     def result(self, step: str) -> object:
         state = self.observed.steps.get(step)
         done = state is not None and state.phase is StepPhase.SUCCEEDED
@@ -210,10 +237,12 @@ def _kept(view: _View) -> Plan:
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
     serve = (StageRule(SERVE, _serve, ConditionType.SERVING),) if view.job.spec.serving else ()
     wait = (StageRule(WAIT, _wait, ConditionType.RELOCATED, completes=False),) if job_refs(view.job) else ()
+    several = (StageRule(TUNE, _tune, ConditionType.TRAINED, completes=False, single=False),)
     return (
         *wait,
         StageRule(RELOCATE, _relocate, ConditionType.RELOCATED),
         StageRule(PREFLIGHT, _preflight, ConditionType.TRAINED, completes=False),
+        *(several if view.job.spec.tuning else ()),
         StageRule(TRAIN, _train, ConditionType.TRAINED),
         StageRule(EVALUATE, _evaluate, ConditionType.EVALUATED),
         *serve,
@@ -262,7 +291,10 @@ def _preflight(view: _View) -> Outcome:
         image=ImageRole.TRAINER,
         own_image=_script_image(view),
         config=PreflightConfig(
-            **_fields(inputs), evaluation=_evaluation_inputs(view, inputs.model), output_path=view.path(ADAPTER_FOLDER)
+            **_fields(inputs),
+            evaluation=_evaluation_inputs(view, inputs.model),
+            tuning=view.job.spec.tuning,
+            output_path=view.path(ADAPTER_FOLDER),
         ),
         mounts=_mounts(view, view.needs),
         resources=_without_accelerators(view.job.spec.resources),
@@ -275,33 +307,48 @@ def _preflight(view: _View) -> Outcome:
     return step_outcome(step, state, running=Reason.PREFLIGHT, volumes=(_volume(view),))
 
 
+def _tune(view: _View) -> Outcome:
+    tuning, inputs, trials = view.job.spec.tuning, _training_inputs(view), view.trials
+    if tuning is None or view.trained:
+        told = success_told(TUNE, view.job.status.stages)
+        return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, told, percent=100, attempts=1)
+    if not trials:
+        return Outcome(StageState.FAILED, Reason.INTERNAL, "preflight ended without telling which trials there are")
+    if inputs is None:
+        return _WAITS_FOR_INPUTS
+    return tuning_outcome(
+        tuning,
+        trials,
+        states=view.observed.steps,
+        step_of=lambda trial: _trial_step(view, inputs, trial),
+        volumes=(_volume(view),),
+    )
+
+
+def _trial_step(view: _View, inputs: TrainingInputs, trial: TrialStatus) -> Step:
+    """Return the step of one trial: a training with numbers of its own, in a folder of its own."""
+    tuning, name = view.job.spec.tuning, str(trial.number)
+    method, training = with_parameters((inputs.method, inputs.training), trial.parameters)
+    config = TrainConfig(
+        **_fields(inputs.model_copy(update={"method": method, "training": training})),
+        output_path=view.path(join(TRIALS_FOLDER, name, ADAPTER_FOLDER)),
+        checkpoint_path=view.path(join(TRIALS_FOLDER, name, CHECKPOINT_FOLDER)),
+        tensorboard_path=view.path(join(TENSORBOARD_FOLDER, trial_step(trial.number))),
+        trial=TrialInput(
+            number=trial.number, folder=view.path(TRIALS_FOLDER), halving=tuning.halving if tuning else None
+        ),
+    )
+    step = _training_step(view, trial_step(trial.number), config)
+    return replace(step, earlier_attempts=trial.attempts)
+
+
 def _train(view: _View) -> Outcome:
     if view.trained:
         told = success_told(TRAIN, view.job.status.stages)
         return Outcome(StageState.SUCCEEDED, Reason.SUCCEEDED, told, percent=100, attempts=1, volumes=(_volume(view),))
-    inputs = _training_inputs(view)
-    if inputs is None:
+    step = _choosing_step(view) if view.job.spec.tuning else _only_training_step(view)
+    if step is None:
         return _WAITS_FOR_INPUTS
-    spec = view.job.spec
-    step = Step(
-        name=TRAIN,
-        image=ImageRole.TRAINER,
-        own_image=_script_image(view),
-        config=TrainConfig(
-            **_fields(inputs),
-            output_path=view.path(ADAPTER_FOLDER),
-            checkpoint_path=view.path(CHECKPOINT_FOLDER),
-            tensorboard_path=view.path(TENSORBOARD_FOLDER),
-        ),
-        mounts=_mounts(view, view.training_needs),
-        resources=spec.resources,
-        pod=spec.pod,
-        workers=inputs.parallelism.workers,
-        processes_per_worker=inputs.parallelism.processes_per_worker,
-        retries=spec.backoff_limit,
-        priority_class=spec.priority_class_name,
-        queue=spec.queue_name,
-    )
     state = view.observed.steps.get(TRAIN)
     outcome = step_outcome(step, state, running=Reason.TRAINING, volumes=(_volume(view),))
     if outcome.state is not StageState.SUCCEEDED:
@@ -310,7 +357,64 @@ def _train(view: _View) -> Outcome:
     if not isinstance(result, TrainResult):
         message = "training ended without telling its result; its log has the details"
         return Outcome(StageState.FAILED, Reason.INTERNAL, message, attempts=outcome.attempts)
-    return replace(outcome, message=_course(outcome.attempts, result))
+    return replace(outcome, message=chosen_told(view.trials) or _course(outcome.attempts, result))
+
+
+def _only_training_step(view: _View) -> Step | None:
+    """Return the step of a job that trains once; None when an input is not there."""
+    inputs = _training_inputs(view)
+    if inputs is None:
+        return None
+    config = TrainConfig(
+        **_fields(inputs),
+        output_path=view.path(ADAPTER_FOLDER),
+        checkpoint_path=view.path(CHECKPOINT_FOLDER),
+        tensorboard_path=view.path(TENSORBOARD_FOLDER),
+    )
+    return _training_step(view, TRAIN, config)
+
+
+def _training_step(view: _View, name: str, config: TrainConfig) -> Step:
+    spec = view.job.spec
+    return Step(
+        name=name,
+        image=ImageRole.TRAINER,
+        own_image=_script_image(view),
+        config=config,
+        mounts=_mounts(view, view.training_needs),
+        resources=spec.resources,
+        pod=spec.pod,
+        workers=config.parallelism.workers,
+        processes_per_worker=config.parallelism.processes_per_worker,
+        retries=spec.backoff_limit,
+        priority_class=spec.priority_class_name,
+        queue=spec.queue_name,
+    )
+
+
+def _choosing_step(view: _View) -> Step | None:
+    """Return the step that makes the best trial's adapter that of the job; None where no trial has one."""
+    spec, best = view.job.spec, best_trial(view.trials)
+    if best is None or best.digest is None:
+        return None
+    return Step(
+        name=TRAIN,
+        image=ImageRole.TRAINER,
+        config=ChooseConfig(
+            job=_identity(view),
+            folder=view.path(TRIALS_FOLDER),
+            number=best.number,
+            digest=best.digest,
+            output_path=view.path(ADAPTER_FOLDER),
+            checkpoint_path=view.path(CHECKPOINT_FOLDER),
+        ),
+        mounts=_mounts(view, ()),
+        resources=_without_accelerators(spec.resources),
+        pod=spec.pod,
+        retries=spec.backoff_limit,
+        priority_class=spec.priority_class_name,
+        queue=spec.queue_name,
+    )
 
 
 def _course(attempts: int, result: TrainResult) -> str:
@@ -404,7 +508,7 @@ def _serving(child: InferenceServer, wanted: InferenceServer) -> Outcome:
 
 def _training_inputs(view: _View) -> TrainingInputs | None:
     """Return what preflight and training share; None when an input is not there."""
-    spec, metadata = view.job.spec, view.job.metadata
+    spec = view.job.spec
     data, base = view.need(Role.DATASET), view.need(Role.MODEL)
     if data is None or base is None:
         return None
@@ -414,7 +518,7 @@ def _training_inputs(view: _View) -> TrainingInputs | None:
     if model is None or dataset is None or (spec.script is not None and script is None):
         return None
     return TrainingInputs(
-        job=JobIdentity(kind=view.job.kind, name=view.name, namespace=metadata.namespace, uid=metadata.uid),
+        job=_identity(view),
         model=model,
         dataset=dataset,
         method=spec.method,
@@ -424,6 +528,11 @@ def _training_inputs(view: _View) -> TrainingInputs | None:
         script=script,
         cache_path=view.path(CACHE_FOLDER),
     )
+
+
+def _identity(view: _View) -> JobIdentity:
+    metadata = view.job.metadata
+    return JobIdentity(kind=view.job.kind, name=view.name, namespace=metadata.namespace, uid=metadata.uid)
 
 
 def _script(view: _View) -> ScriptInput | None:
@@ -486,7 +595,7 @@ def _volume(view: _View) -> Volume:
     data, base = view.need(Role.DATASET), view.need(Role.MODEL)
     found = [wanted.artifact(view.observed) if wanted else None for wanted in (data, base)]
     sizes = [artifact.size_bytes if artifact else 0 for artifact in found]
-    planned = adapter_bytes(spec.method, spec.training, dataset=sizes[0], model=sizes[1])
+    planned = adapter_bytes(spec, dataset=sizes[0], model=sizes[1])
     return Volume(
         name=view.claim,
         spec=spec.storage.adapter,
@@ -662,6 +771,7 @@ def _phase(course: Course) -> JobPhase:
         WAIT: JobPhase.PENDING,
         RELOCATE: JobPhase.RELOCATING,
         PREFLIGHT: JobPhase.PREPARING,
+        TUNE: JobPhase.TRAINING,
         TRAIN: JobPhase.TRAINING,
         EVALUATE: JobPhase.EVALUATING,
     }
@@ -670,7 +780,9 @@ def _phase(course: Course) -> JobPhase:
 
 def _running(view: _View, course: Course, common: Common) -> Plan:
     old = view.job.status
-    status = old.model_copy(update={**common.fields(), **_findings(view)})
+    tuning = tuning_status(view.trials)
+    told = {"tuning": paused(tuning) if common.finished else tuning}
+    status = old.model_copy(update={**common.fields(), **_findings(view), **told})
     events = events_between(old.conditions, status.conditions)
     server = _idle_server(view, common.conditions) if course.failed else _early_server(view, course)
     children = (*course.children, server) if server else course.children
@@ -689,7 +801,7 @@ def _running(view: _View, course: Course, common: Common) -> Plan:
 def _stopped(view: _View, common: Common) -> Plan:
     """Return the plan of a job that runs nothing; an evaluation under way is stopped with it."""
     old = view.job.status
-    status = old.model_copy(update=common.fields())
+    status = old.model_copy(update={**common.fields(), "tuning": paused(old.tuning)})
     stopped = view.evaluation is not None and not is_terminal(view.evaluation.status.conditions)
     children: tuple[Resource, ...] = (_evaluation_job(view, suspend=True),) if stopped else ()
     if common.finished and (server := _idle_server(view, common.conditions)) is not None:
@@ -703,6 +815,7 @@ def _findings(view: _View) -> dict[str, object]:
     noted = (
         *view.job.status.warnings,
         *idle_warnings(view.job.spec, view.settings),
+        *_flattery(view.job.spec),
         *warnings(view.needs, view.observed),
         *comparison_warnings(view.job, view.observed),
         *(preflight.warnings if isinstance(preflight, PreflightResult) else ()),
@@ -714,6 +827,14 @@ def _findings(view: _View) -> dict[str, object]:
     if (serving := _serving_status(view)) is not None:
         found["serving"] = serving
     return found
+
+
+def _flattery(spec: FineTuningJobSpec) -> tuple[str, ...]:
+    """Return what to know of scores on rows that decided already."""
+    if spec.tuning is None or not spec.evaluation.enabled:
+        return ()
+    told = "the held-out rows chose the best trial and are evaluated as well: its scores are a little too good"
+    return (sentences(told, "To have them exact, evaluate the job on other rows (an EvaluationJob with jobRef)"),)
 
 
 def _artifacts(view: _View) -> JobArtifacts:

@@ -44,6 +44,8 @@ class StageRule(Generic[View]):
     condition: ConditionType | None = None
     completes: bool = True
     """Whether success of this stage makes the condition true; else it only tells why the condition is not true yet."""
+    single: bool = True
+    """Whether the stage has one step, whose attempts are its own; several count for themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ def follow(
         if course.active is not None:
             course = replace(course, stages=(*course.stages, _waiting(rule.name, previous.get(rule.name))))
             continue
-        outcome, wake = _timed(_counted(rule.decide(view), previous.get(rule.name)), clock)
+        decided = rule.decide(view)
+        outcome, wake = _timed(_counted(decided, previous.get(rule.name)) if rule.single else decided, clock)
         course = replace(
             course,
             stages=(*course.stages, _stage(rule.name, outcome, previous=previous.get(rule.name), now=clock.now)),

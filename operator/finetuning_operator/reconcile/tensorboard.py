@@ -15,7 +15,7 @@ from finetuning_api.inferenceserver import HealthCheck, ServerVariant
 from finetuning_api.reasons import Reason
 from finetuning_api.tensorboard import TensorBoardSpec, TensorBoardStatus
 from finetuning_operator.reconcile.conditions import is_terminal, is_true, shorten
-from finetuning_operator.reconcile.job import TENSORBOARD_FOLDER, TRAIN
+from finetuning_operator.reconcile.job import TENSORBOARD_FOLDER, TRAIN, TUNE
 from finetuning_operator.reconcile.lifecycle import soonest
 from finetuning_operator.reconcile.names import adapter_claim, child_name, server_url
 from finetuning_operator.reconcile.needs import claim_mount
@@ -45,14 +45,14 @@ def with_tensorboard(job: FineTuningJob, plan: Plan, *, observed: Observed, now:
 
 
 def _is_time(status: FineTuningJobStatus, *, ended: bool) -> bool:
-    train = next((stage for stage in status.stages if stage.name == TRAIN and stage.start_time), None)
-    if train is None or is_true(status.conditions, ConditionType.SUSPENDED):
+    begun = [stage for stage in status.stages if stage.name in {TUNE, TRAIN} and stage.start_time]
+    if not begun or is_true(status.conditions, ConditionType.SUSPENDED):
         return False
     waits = any(
         condition.status is not ConditionStatus.TRUE and condition.reason in _FOR_A_NODE
         for condition in status.conditions
     )
-    return ended or not (waits or train.state is StageState.PENDING)
+    return ended or not (waits or begun[-1].state is StageState.PENDING)
 
 
 def _server(job: FineTuningJob, spec: TensorBoardSpec, settings: Settings) -> Server:

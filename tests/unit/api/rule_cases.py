@@ -57,6 +57,10 @@ def _candidate(**candidate: object) -> Manifest:
     return evaluation(candidates=[{"name": "base", **candidate}])
 
 
+def _tuned(*parameters: Mapping[str, object], **tuning: object) -> Manifest:
+    return job(tuning={"parameters": [{"name": "method.rank", **each} for each in parameters], **tuning})
+
+
 _MODEL = {"source": "hf://owner/model"}
 _ADAPTER = {"name": "a", "jobRef": "b"}
 _CANARY = {"name": "live", "adapter": "a", "weight": 10}
@@ -116,6 +120,46 @@ RULE_CASES: tuple[RuleCase, ...] = (
         "spec.parallelism.strategy",
         job(method={"type": "qlora"}, parallelism={"strategy": "ddp"}),
         job(method={"type": "qlora"}, parallelism={"strategy": "fsdp"}),
+    ),
+    RuleCase(
+        "give either values or both min and max",
+        "spec.tuning.parameters[0].values",
+        _tuned({"min": 4, "max": 8}),
+        _tuned({"min": 4, "max": 8, "values": [4]}),
+    ),
+    RuleCase(
+        "the range is empty",
+        "spec.tuning.parameters[0].min",
+        _tuned({"min": 4, "max": 8}),
+        _tuned({"min": 8, "max": 8}),
+    ),
+    RuleCase(
+        "a range of scale log begins above 0",
+        "spec.tuning.parameters[0].min",
+        _tuned({"name": "method.dropout", "min": 0, "max": 0.5}),
+        _tuned({"name": "method.dropout", "min": 0, "max": 0.5, "scale": "log"}),
+    ),
+    RuleCase(
+        "search grid tries every combination of values",
+        "spec.tuning.parameters",
+        _tuned({"values": [4, 8]}, search="grid"),
+        _tuned({"min": 4, "max": 8}, search="grid"),
+    ),
+    RuleCase(
+        "search grid tries every combination: remove trials",
+        "spec.tuning.trials",
+        _tuned({"values": [4, 8]}, trials=2),
+        _tuned({"values": [4, 8]}, search="grid", trials=2),
+    ),
+    RuleCase(
+        "what a script makes of its settings is not known here",
+        "spec.tuning",
+        _tuned({"values": [4, 8]}),
+        _tuned({"values": [4, 8]})
+        | {
+            "spec": _tuned({"values": [4, 8]})["spec"]
+            | {"script": {"source": "configmap://sft", "command": ["python", "sft.py"]}}
+        },
     ),
     RuleCase(
         "a script is started once",
@@ -436,6 +480,7 @@ _JOB_CHANGES = (
     Change("method", None, {"rank": 8}),
     Change("training", {"epochs": 1}, {"epochs": 2}),
     Change("parallelism", {}, {"workers": 2}),
+    Change("tuning", None, {"parameters": [{"name": "method.rank", "values": [4, 8]}]}),
     Change("script", None, {"source": "configmap://sft", "command": ["python", "sft.py"]}),
     Change("resources", {"limits": {"cpu": 1}}, {"limits": {"cpu": 2}}),
     Change("pod", {}, {"runtimeClassName": "nvidia"}),

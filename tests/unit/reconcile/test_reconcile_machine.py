@@ -7,6 +7,7 @@ operator would see: what an object refers to, and the states of its own Jobs. Af
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,6 +37,9 @@ from finetuning_operator.reconcile.plan import (
     StepState,
 )
 
+if TYPE_CHECKING:
+    from finetuning_api.tuning import TrialStatus
+
 Key = tuple[str, str]
 KEY: Key = ("FineTuningJob", "demo")
 OWN = FineTuningJob | EvaluationJob | Relocation | InferenceServer
@@ -46,7 +50,8 @@ LOST = LastWords(reason=Reason.NODE_LOST, message="the node went away")
 BROKEN = LastWords(reason=Reason.LOSS_DIVERGED, message="the loss is NaN", hint="Lower learningRate.")
 EVERYTHING = {"type": "slack", "secretRef": {"name": "hook"}, "events": [each.value for each in NotificationEvent]}
 _MOST_ROUNDS = 40
-_STAGES_AT_MOST = 12
+TUNING = {"parameters": [{"name": "method.rank", "values": [4, 8, 16]}], "search": "grid", "maxFailed": 1}
+_STAGES_AT_MOST = 16
 
 
 class Crash(Exception):
@@ -220,6 +225,8 @@ class Life(RuleBasedStateMachine):
         self.cluster = Cluster()
         self.ends: dict[str, tuple[Condition, ...]] = {}
         """By uid: how an object ended for good."""
+        self.trials: dict[tuple[str, int], TrialStatus] = {}
+        """By uid of the job and number: how a trial ended."""
 
     @initialize(
         pending=st.sampled_from([None, 120]),
@@ -228,6 +235,7 @@ class Life(RuleBasedStateMachine):
         replicas=st.sampled_from([None, 1]),
         evaluated=st.sampled_from([True, True, False]),
         watched=st.booleans(),
+        tuned=st.booleans(),
         progress=st.integers(0, 8),
     )
     def begin(
@@ -239,6 +247,7 @@ class Life(RuleBasedStateMachine):
         *,
         evaluated: bool,
         watched: bool,
+        tuned: bool,
         progress: int,
     ) -> None:
         """A job at any point of an ordinary life: chance alone would end most of them early."""
@@ -250,6 +259,7 @@ class Life(RuleBasedStateMachine):
             serving=serving,
             evaluation={"enabled": evaluated},
             notifications=[EVERYTHING] if watched else [],
+            tuning=TUNING if tuned else None,
             tensorboard={"ttlSecondsAfterFinished": 600} if watched else None,
         )
         self.cluster.create(self.wanted)
@@ -452,6 +462,7 @@ class Life(RuleBasedStateMachine):
         self._check_rest()
         self._check_ends()
         self._check_notifications()
+        self._check_trials()
 
     def _note(self, told: dict[tuple[str, ConditionType], list[tuple[str, str]]]) -> None:
         """Record how conditions change, to see them change back."""
@@ -492,6 +503,23 @@ class Life(RuleBasedStateMachine):
         for event, condition in ends.items():
             expected = int(is_true(status.conditions, condition) and bool(self.job.spec.notifications))
             assert noted.count(event) == expected
+
+    def _check_trials(self) -> None:
+        """A trial that has ended stays as it ended and never runs again; the best is chosen when all have ended."""
+        if KEY not in self.cluster.objects or self.job.status.tuning is None:
+            return
+        uid, tuning = self.job.metadata.uid, self.job.status.tuning
+        assert [trial.number for trial in tuning.trials] == [0, 1, 2]
+        for trial in tuning.trials:
+            if trial.ended:
+                assert self.trials.setdefault((uid, trial.number), trial) == trial
+                active = self.cluster.jobs.get((KEY, f"trial-{trial.number}"))
+                assert active is None or active.owner != uid or not active.active
+            else:
+                assert (uid, trial.number) not in self.trials
+        if is_true(self.job.status.conditions, ConditionType.TRAINED):
+            assert all(trial.ended for trial in tuning.trials)
+            assert tuning.best is not None
 
     def _check_rest(self) -> None:
         """A plan that was applied is empty, until the moment that it names itself."""
