@@ -11,7 +11,7 @@ from hack.cluster.binaries import PLANE, QUEUE, BuildError, require_binaries
 from tests.support import pods
 from tests.support.cluster import Object, has_condition
 from tests.support.kueue import GROUP, cluster_queue, local_queue, running_kueue
-from tests.support.lifecycle import condition, is_running, job, stage_message
+from tests.support.lifecycle import DATASET, MODEL, condition, is_running, job, resource, stage_message
 from tests.support.objects import RESULTS
 from tests.support.operator_process import Identity
 from tests.support.private_plane import PrivatePlane
@@ -23,6 +23,7 @@ from finetuning_api.runconfig import LastWords
 QUEUE_NAME = f"{GROUP}/queue-name"
 ALL_OF_IT = {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": "1"}
 """What the queue of each test has. Every pod of ours asks for cpu and memory, so a queue needs them."""
+TWICE_OF_IT = {"cpu": "2", "memory": "16Gi", "nvidia.com/gpu": "2"}
 ONE_GPU: Object = {"limits": {"nvidia.com/gpu": 1}}
 URGENT = "urgent"
 """A priority before that of our jobs."""
@@ -162,6 +163,59 @@ def test_a_queue_that_cannot_admit_is_told_until_it_can(site: Site, served: Pool
         assert has_condition(goes_on.wait_for_job(), "Complete")
 
 
+def test_workers_of_one_training_are_admitted_together_or_not_at_all(served: Pool) -> None:
+    site = with_queue(served.lend(), **TWICE_OF_IT)
+    holder = tenant(site)
+    site.job(queueName="team", resources=ONE_GPU, parallelism={"workers": 2})
+    site.play("preflight")
+
+    told = wait_for_word(site, "quota")
+
+    assert condition(told, "Trained")["reason"] == "Queued"
+    assert "nvidia.com/gpu" in kueue_says(site, "demo-train", "QuotaReserved")
+    assert site.cluster.objects("Pod", site.namespace, labels=of("demo", "train")) == []
+    pods.finish(site.cluster, holder)
+    both = pods.wait_for_pods(site.cluster, site.namespace, count=2, labels=of("demo", "train"), phase="Running")
+    for pod in both:
+        pods.succeed(site.cluster, pod)
+    site.play("evaluate")
+    assert has_condition(site.wait_for_job(), "Complete")
+    assert set(writes_of_jobs(served, site)) == {"create jobs"}
+
+
+def test_the_priority_of_a_job_decides_who_gives_way(site: Site) -> None:
+    important = {"metadata": {"name": "important"}, "value": 1000, "globalDefault": False}
+    site.cluster.apply({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", **important})
+    train = in_training(site, backoffLimit=0)
+
+    site.job("first", queueName="team", resources=ONE_GPU, priorityClassName="important", evaluation={"enabled": False})
+    play_one(site, of("first", "preflight"))
+
+    wait_for_word(site, "Kueue took it back")
+    assert kueue_says(site, "demo-train", "Evicted").startswith("Preempted to accommodate a workload")
+    play_one(site, of("first", "train"))
+    assert has_condition(site.wait_for_job("first"), "Complete")
+    play_one(site, of("demo", "train"))
+    site.play("evaluate")
+    assert has_condition(site.wait_for_job(), "Complete")
+    assert uid(site.get("Job", "demo-train")) == uid(train)
+
+
+def test_an_evaluation_alone_waits_in_its_queue_too(site: Site, served: Pool) -> None:
+    holder = tenant(site)
+    fields: Object = {"candidates": [{"name": "base", "model": MODEL}], "dataset": DATASET, "metrics": ["exact-match"]}
+    site.create(resource("EvaluationJob", "compare", site.namespace, queueName="team", **fields))
+
+    told = site.wait("EvaluationJob", "compare", where=lambda now: "quota" in stage_message(now, "evaluate"))
+
+    word = kueue_says(site, "compare-evaluate", "QuotaReserved")
+    assert stage_message(told, "evaluate") == f"waits in the queue team: {word}"
+    pods.finish(site.cluster, holder)
+    site.play("evaluate")
+    site.wait("EvaluationJob", "compare", where=lambda now: has_condition(now, "Complete"))
+    assert set(writes_of_jobs(served, site)) == {"create jobs"}
+
+
 def with_queue(site: Site, *, leads_to: str = "", **quota: str) -> Site:
     """Set up the queue ``team``, and a ClusterQueue with the name of the namespace unless it leads to another."""
     if not leads_to:
@@ -170,14 +224,14 @@ def with_queue(site: Site, *, leads_to: str = "", **quota: str) -> Site:
     return site
 
 
-def tenant(site: Site, *, priority: str = "") -> Object:
-    """Take all that the queue has, as a Job of somebody else does; return its running pod."""
+def tenant(site: Site, *, name: str = "tenant", priority: str = "") -> Object:
+    """Take all that the queue of a test has, as a Job of somebody else does; return its running pod."""
     important = {f"{GROUP}/priority-class": priority} if priority else {}
-    head = {"name": "tenant", "namespace": site.namespace, "labels": {QUEUE_NAME: "team", **important}}
-    template = {"metadata": {"labels": {"job": "tenant"}}, "spec": pods.restricted_spec(limits=ALL_OF_IT)}
+    head = {"name": name, "namespace": site.namespace, "labels": {QUEUE_NAME: "team", **important}}
+    template = {"metadata": {"labels": {"job": name}}, "spec": pods.restricted_spec(limits=ALL_OF_IT)}
     spec = {"suspend": True, "template": template}
     site.cluster.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": head, "spec": spec})
-    return pods.wait_for_pod(site.cluster, site.namespace, labels="job=tenant", phase="Running")
+    return pods.wait_for_pod(site.cluster, site.namespace, labels=f"job={name}", phase="Running")
 
 
 def in_training(site: Site, **spec: object) -> Object:
@@ -187,6 +241,16 @@ def in_training(site: Site, **spec: object) -> Object:
     site.pod("train")
     site.wait_for_job(where=is_running("train"))
     return site.get("Job", "demo-train")
+
+
+def of(name: str, step: str) -> str:
+    """Return the selector of the pods of one step of one job."""
+    return f"finetuning.dev/name={name},finetuning.dev/step={step}"
+
+
+def play_one(site: Site, labels: str) -> None:
+    """Let the one pod with these labels succeed, once it runs."""
+    pods.succeed(site.cluster, pods.wait_for_pod(site.cluster, site.namespace, labels=labels, phase="Running"))
 
 
 def resume(site: Site) -> None:

@@ -1,14 +1,11 @@
 """What ends a training from outside: it goes on from its last checkpoint, and the job says how often that happened."""
 
-import os
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.support.cluster import Cluster, Object
-from tests.support.e2e import SYSTEM, Installation, Place, conditions, has_ended, record
-from tests.support.inside import processes_of
+from tests.support.e2e import SYSTEM, Installation, Place, conditions, has_ended, kill, record, step_of
 from tests.support.lifecycle import condition, stage
 from tests.support.real_node import RealNode
 
@@ -72,11 +69,6 @@ def trains(place: Place, name: str, *, other_than: Object | None = None) -> Obje
     return place.wait_for_pod("train", other_than=former)
 
 
-def step_of(job: Object) -> int:
-    """Return the training step that a job told of last."""
-    return int((job.get("status", {}).get("progress") or {}).get("step") or 0)
-
-
 def resumptions(job: Object) -> int:
     """Return how often a job says that its training was resumed, always from a checkpoint."""
     told = RESUMED.fullmatch(condition(job, "Trained")["message"])
@@ -89,15 +81,6 @@ def describe(job: Object) -> str:
     """Return stage and conditions of a job as the record shows them."""
     train = stage(job, "train")
     return f"stage train: {train['state']}, attempts {train['attempts']}: {train['message']}\n{conditions(job)}"
-
-
-def kill(node: RealNode, pod: Object) -> None:
-    """End the program of a pod as the kernel would, out of sight of everything in the cluster."""
-    node.require_own()  # Processes of another machine cannot be killed from here.
-    found = processes_of(pod)
-    assert found, f"nothing runs in {pod['metadata']['name']}"
-    for pid in found:
-        os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from tests.support.bad_input import good_spec
 from tests.support.chart import CHART, Values, helm
 from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.e2e_site import STORE, TINY_MODEL, TINY_ROWS
+from tests.support.inside import processes_of
 from tests.support.lifecycle import resource
 from tests.support.processes import FINETUNE, REPOSITORY
+from tests.support.real_node import RealNode
 
 SYSTEM = "finetuning-system"
 RELEASE = "finetuning"
@@ -196,7 +199,21 @@ def has_ended(target: Object) -> bool:
 
 def is_stepping(target: Object) -> bool:
     """Whether a job's training told of a step."""
-    return bool((target.get("status", {}).get("progress") or {}).get("step", 0))
+    return step_of(target) > 0
+
+
+def step_of(target: Object) -> int:
+    """Return the training step that a job told of last."""
+    return int((target.get("status", {}).get("progress") or {}).get("step") or 0)
+
+
+def kill(node: RealNode, pod: Object) -> None:
+    """End the program of a pod as the kernel would, out of sight of everything in the cluster."""
+    node.require_own()  # Processes of another machine cannot be killed from here.
+    found = processes_of(pod)
+    assert found, f"nothing runs in {_name(pod)}"
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
 
 
 def conditions(target: Object) -> str:
