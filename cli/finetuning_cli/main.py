@@ -44,6 +44,13 @@ class AnswerFormat(StrEnum):
     JSON = "json"
 
 
+class ExportForm(StrEnum):
+    """What an export holds."""
+
+    MERGED = "merged"
+    ADAPTER = "adapter"
+
+
 class StatusFormat(StrEnum):
     """How the state of objects is printed."""
 
@@ -371,6 +378,50 @@ def tensorboard(
             show_tensorboard(name, state=folder, port=port)
         else:
             tell_tensorboard(name, client=place.client(), port=port)
+
+
+@app.command()
+def export(
+    name: JobName,
+    form: Annotated[
+        ExportForm,
+        typer.Option("--format", help="merged: one model that needs no PEFT. adapter: as it was trained."),
+    ] = ExportForm.MERGED,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="oci://registry/repository:tag or hf://owner/name; unset keeps it.", metavar="ADDR"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch of the hub.", metavar="NAME")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", help="Address of a private hub or registry.", metavar="URL")
+    ] = None,
+    secret: Annotated[
+        str | None,
+        typer.Option("--secret", help="Secret that may write there; here variables that begin with its name."),
+    ] = None,
+    any_verdict: Annotated[bool, typer.Option("--any-verdict", help="Also export what did not pass its gate.")] = False,
+    state: Folder = None,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Make something of a job's result for others: a merged model, or a copy in a registry or on a hub."""
+    with _told():
+        from finetuning_api.export import ExportFormat
+        from finetuning_cli.exports import Wish
+        from finetuning_cli.place import PlaceOptions, local_state
+
+        place = PlaceOptions(state, namespace, context, kubeconfig, cluster)
+        folder = local_state(place, name)
+        wish = Wish(ExportFormat(form.value), to, revision, endpoint, secret, after_gate=not any_verdict)
+        if folder is not None:
+            from finetuning_cli.commands.export import export as export_here
+
+            raise typer.Exit(export_here(name, wish, state=folder))
+        from finetuning_cli.cluster.export import export as export_in_cluster
+
+        export_in_cluster(name, wish, client=place.client())
 
 
 @app.command()

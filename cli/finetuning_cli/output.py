@@ -10,6 +10,7 @@ from rich.table import Table
 
 from finetuning_api.base import ClaimRef, Condition, ConditionStatus, ConditionType, Resource
 from finetuning_api.evaluationjob import EvaluationJob, PredictionsArtifact
+from finetuning_api.export import ExportFormat, ExportStatus
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.metrics import EvaluationRow, Verdict
@@ -141,6 +142,8 @@ def places(resource: Resource, layout: Layout) -> list[tuple[str, Path]]:
         folder = layout.volumes / adapter.claim_name / adapter.path
         found += [("adapter", folder), ("provenance", folder / "provenance.json")]
         report = ClaimRef(claim_name=adapter.claim_name, path=REPORT_FOLDER)
+    if isinstance(resource, FineTuningJob):
+        found += [(f"export {name}", layout.claim(place)) for name, place in _exported(resource)]
     if isinstance(resource, EvaluationJob):
         report = resource.status.report
         if resource.status.predictions is not None:
@@ -155,6 +158,15 @@ def places(resource: Resource, layout: Layout) -> list[tuple[str, Path]]:
 def _predictions(made: PredictionsArtifact) -> ClaimRef:
     """Return where the lines of predictions are."""
     return ClaimRef(claim_name=made.claim_name, path=f"{made.path}/predictions.jsonl".lstrip("/"))
+
+
+def _exported(job: FineTuningJob) -> list[tuple[str, ClaimRef]]:
+    """Return where what was exported lies, by name; an adapter lies where it always did."""
+    return [
+        (each.name, ClaimRef(claim_name=each.claim_name, path=each.path or ""))
+        for each in job.status.exports
+        if each.claim_name is not None and each.format is ExportFormat.MERGED
+    ]
 
 
 def has_results(job: FineTuningJob | EvaluationJob) -> bool:
@@ -187,6 +199,8 @@ def claims(resource: Resource) -> list[tuple[str, str]]:
         found.append(("adapter", ClaimRef(claim_name=adapter.claim_name, path=adapter.path)))
         if resource.status.evaluation:
             found.append(("report", ClaimRef(claim_name=adapter.claim_name, path=f"{REPORT_FOLDER}/report.html")))
+    if isinstance(resource, FineTuningJob):
+        found += [(f"export {name}", place) for name, place in _exported(resource)]
     if isinstance(resource, EvaluationJob) and resource.status.report is not None:
         report = resource.status.report
         path = f"{report.path}/report.html".lstrip("/")
@@ -259,10 +273,22 @@ def print_status(console: Console, resource: Resource, *, layout: Layout | None)
         )
     console.print()
     console.print(conditions)
+    if isinstance(resource, FineTuningJob) and resource.status.exports:
+        console.print()
+        console.print(_exports_table(resource.status.exports))
     if isinstance(resource, FineTuningJob) and resource.status.notifications:
         console.print()
         console.print(_notifications_table(resource.status.notifications))
     print_outcome(console, resource, layout=layout)
+
+
+def _exports_table(exports: list[ExportStatus]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("export", "format", "to", "state", "message"):
+        table.add_column(column, overflow="fold")
+    for each in exports:
+        table.add_row(each.name, each.format.value, each.to or "", each.state.value, escape(each.message))
+    return table
 
 
 def _notifications_table(notifications: list[NotificationStatus]) -> Table:

@@ -62,7 +62,7 @@ def condition_of(item: Mapping[str, Any], name: ConditionType) -> Mapping[str, A
 
 
 def has_ended(item: Mapping[str, Any]) -> bool:
-    """Return whether an object is final: nothing will change any more."""
+    """Return whether an object is final: nothing but its exports will change any more."""
     return any(
         condition_of(item, name).get("status") == ConditionStatus.TRUE.value
         for name in (ConditionType.COMPLETE, ConditionType.FAILED)
@@ -74,7 +74,15 @@ def standing(item: Mapping[str, Any], goal: Goal) -> Standing:
     found = condition_of(item, goal.type_for(str(item.get("kind", ""))))
     if found.get("status") == goal.status:
         return Standing.REACHED
-    return Standing.NEVER if has_ended(item) else Standing.OPEN
+    return Standing.NEVER if has_ended(item) and not _is_exporting(item, goal) else Standing.OPEN
+
+
+def _is_exporting(item: Mapping[str, Any], goal: Goal) -> bool:
+    """Return whether a goal is about exports that are under way: they begin where everything else has ended."""
+    if goal.condition is not ConditionType.EXPORTED or not item["spec"].get("exports"):
+        return False
+    told = {record["name"]: record.get("state", "") for record in item["status"].get("exports", [])}
+    return any(told.get(each["name"], "Pending") == "Pending" for each in item["spec"]["exports"])
 
 
 def outcome_text(item: Mapping[str, Any], goal: Goal) -> str:

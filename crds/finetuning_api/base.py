@@ -142,6 +142,7 @@ class ConditionType(StrEnum):
     EVALUATED = "Evaluated"
     PREDICTED = "Predicted"
     GATE_PASSED = "GatePassed"
+    EXPORTED = "Exported"
     SERVING = "Serving"
     READY = "Ready"
     SUSPENDED = "Suspended"

@@ -27,6 +27,7 @@ from finetuning_api.base import (
     keyed_by,
 )
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
+from finetuning_api.export import MOST_EXPORTS, ExportSpec, ExportStatus
 from finetuning_api.metrics import EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
 from finetuning_api.notification import MOST_NOTIFICATIONS, NotificationSpec, NotificationStatus
 from finetuning_api.pod import Affinity, ExtraVolume
@@ -493,6 +494,7 @@ MUTABLE_FINETUNINGJOB_FIELDS = (
     "serving.replicas",
     "serving.canary",
     "notifications",
+    "exports",
 )
 """Fields of a FineTuningJob's spec that may change; every other one is fixed at creation."""
 
@@ -562,6 +564,12 @@ class FineTuningJobSpec(RunOptions):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="What is measured and what decides.")
     serving: ServingSpec | None = Field(default=None, description="Serve the result; unset does not serve.")
     notifications: list[NotificationSpec] = Field(default_factory=list, max_length=16, description="Who is told.")
+    exports: list[ExportSpec] = Field(
+        default_factory=list,
+        max_length=MOST_EXPORTS,
+        description="What is made of the result for others, also when it is asked for after the end.",
+        json_schema_extra=keyed_by("name"),
+    )
     tracking: TrackingSpec | None = Field(default=None, description="Experiment tracking.")
     tensorboard: TensorBoardSpec | None = Field(
         default=None, description="Show the course of the training; unset shows none."
@@ -687,6 +695,12 @@ class FineTuningJobStatus(StagedStatus):
     verdict: Verdict | None = Field(default=None, description="Outcome of the gate; unset without rules.")
     serving: ServingStatus | None = Field(default=None, description="Where the result is served.")
     tensorboard: TensorBoardStatus | None = Field(default=None, description="Where the training can be watched.")
+    exports: list[ExportStatus] = Field(
+        default_factory=list,
+        max_length=MOST_EXPORTS,
+        description="What became of the exports.",
+        json_schema_extra=keyed_by("name"),
+    )
     notifications: list[NotificationStatus] = Field(
         default_factory=list,
         max_length=MOST_NOTIFICATIONS,

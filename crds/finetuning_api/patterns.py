@@ -39,6 +39,10 @@ MODULES = Pattern(
     r"^[^\s,]+(,[^\s,]+)*$", "all-linear, or names of modules separated by commas without spaces: q_proj,v_proj"
 )
 VARIABLE = Pattern(r"^[A-Za-z_][A-Za-z0-9_]*$", "letters, digits and '_', not starting with a digit")
+DESTINATION = Pattern(
+    r"^(oci://[^/ #@]+(/[^/ #@]+)+|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)$",
+    "oci://registry/repository:tag, or hf://owner/name for a model of a hub",
+)
 TEMPLATE = Pattern(
     r"^([^{}]|\{\{|\}\}|\{[^{}]+\})*$",
     "text with {column} placeholders whose braces are balanced; a brace that is meant literally is doubled: {{ or }}",
@@ -55,6 +59,7 @@ PATTERNS: tuple[Pattern, ...] = (
     FOLDER,
     MODULES,
     VARIABLE,
+    DESTINATION,
     TEMPLATE,
 )
 """Every pattern that a field may have."""

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     EVALUATING = "Evaluating"
     PREDICTING = "Predicting"
     SERVING = "Serving"
+    EXPORTING = "Exporting"
     SUCCEEDED = "Succeeded"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
@@ -81,6 +82,10 @@ class Reason(StrEnum):
     CHECKPOINT_CORRUPT = "CheckpointCorrupt"
     METRIC_UNAVAILABLE = "MetricUnavailable"
     CANDIDATES_IDENTICAL = "CandidatesIdentical"
+
+    # Exports
+    MERGE_INEXACT = "MergeInexact"
+    EXPORT_FAILED = "ExportFailed"
 
     # Notifications
     NOTIFICATION_FAILED = "NotificationFailed"
@@ -134,6 +139,7 @@ LIFE_CYCLE_REASONS: frozenset[Reason] = frozenset(
         Reason.EVALUATING,
         Reason.PREDICTING,
         Reason.SERVING,
+        Reason.EXPORTING,
         Reason.SUCCEEDED,
         Reason.SUSPENDED,
         Reason.RESUMED,

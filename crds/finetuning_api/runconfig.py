@@ -139,6 +139,29 @@ class ConvertConfig(RunConfigBase):
     provenance: Provenance
 
 
+class ExportConfig(RunConfigBase):
+    """Add an adapter to its base model and make one model of both, without network."""
+
+    kind: Literal["export"] = "export"
+    model: ModelInput
+    adapter_path: str
+    adapter_digest: str
+    output_path: str
+    """Folder of the merged model."""
+
+
+class PushConfig(RunConfigBase):
+    """Bring an artifact to a registry or a hub."""
+
+    kind: Literal["push"] = "push"
+    path: str
+    digest: str
+    """What the artifact must be; another one is not pushed."""
+    destination: SourceRef
+    """The source that it is afterwards."""
+    stall_seconds: int = Field(default=60, ge=1)
+
+
 class TrainingInputs(RunConfigBase):
     """What preflight and training share: both must see exactly the same."""
 
@@ -347,6 +370,8 @@ RunConfig = Annotated[
     | RelocateConfig
     | VerifyConfig
     | ConvertConfig
+    | ExportConfig
+    | PushConfig
     | PreflightConfig
     | TrainConfig
     | ChooseConfig
@@ -382,6 +407,16 @@ class ArtifactResult(ContractModel):
     resolved_revision: str | None = None
     transferred_bytes: int = Field(default=0, ge=0)
     """Bytes that came over the network in this run; 0 when everything was there."""
+
+
+class PushResult(ContractModel):
+    """An artifact that is at its destination."""
+
+    kind: Literal["push"] = "push"
+    revision: str
+    """Digest of the manifest in a registry, commit in a hub: what pins the source that was made."""
+    transferred_bytes: int = Field(default=0, ge=0)
+    """Bytes that had to be sent; 0 when everything was there."""
 
 
 class DatasetCounts(ContractModel):
@@ -471,7 +506,14 @@ class NotifyResult(ContractModel):
 
 
 Result = Annotated[
-    MeasureResult | ArtifactResult | PreflightResult | TrainResult | EvaluateResult | PredictResult | NotifyResult,
+    MeasureResult
+    | ArtifactResult
+    | PushResult
+    | PreflightResult
+    | TrainResult
+    | EvaluateResult
+    | PredictResult
+    | NotifyResult,
     Field(discriminator="kind"),
 ]
 

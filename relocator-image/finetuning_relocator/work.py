@@ -9,11 +9,14 @@ from finetuning_api.runconfig import (
     MeasureResult,
     NotifyConfig,
     NotifyResult,
+    PushConfig,
+    PushResult,
     RelocateConfig,
     RunConfig,
     VerifyConfig,
 )
 from finetuning_relocator.notify.send import notify
+from finetuning_relocator.push.send import push
 from finetuning_relocator.relocate import measure, relocate
 from finetuning_relocator.trust import trust_extra_authorities
 from finetuning_relocator.verify import verify
@@ -21,8 +24,8 @@ from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.program import Context
 
 
-def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult | NotifyResult:
-    """Measure, relocate or verify a source, or send a notification."""
+def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult | PushResult | NotifyResult:
+    """Measure, relocate or verify a source, push an artifact, or send a notification."""
     trust_extra_authorities(os.environ)
     match config:
         case MeasureConfig():
@@ -31,6 +34,8 @@ def work(config: RunConfig, context: Context) -> MeasureResult | ArtifactResult 
             return relocate(config, context)
         case VerifyConfig():
             return verify(config, context)
+        case PushConfig():
+            return push(config, context)
         case NotifyConfig():
             return notify(config, context)
         case _:

@@ -1,4 +1,4 @@
-"""A hub on loopback: what huggingface_hub asks of a model hub, answered from memory.
+"""A hub on loopback: what huggingface_hub asks of a model hub to read and to write, answered from memory.
 
     with Hub() as hub:
         commit = hub.add_model("acme/tiny", {"config.json": b"{}", "model.safetensors": weights})
@@ -8,6 +8,7 @@ Files whose names end in ``LARGE`` suffixes are stored as the hub stores large f
 redirected to another address. ``hub.fail_file("acme/tiny", "model.safetensors", Fault(...))`` spoils their bytes.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -68,7 +69,9 @@ class Hub(LoopbackServer):
             return f"/cdn/{hashlib.sha256(repository.commits[commit][path]).hexdigest()}"
         return f"/{name}/resolve/{commit}/{path}"
 
-    def _add(self, kind: str, name: str, files: Mapping[str, bytes], options: Mapping[str, bool]) -> str:
+    def _add(
+        self, kind: str, name: str, files: Mapping[str, bytes], options: Mapping[str, bool], *, branch: str = "main"
+    ) -> str:
         repository = self._repositories.setdefault((kind, name), Repository())
         for option, value in options.items():
             setattr(repository, option, value)
@@ -76,7 +79,7 @@ class Hub(LoopbackServer):
         identity = repr((name, len(repository.commits), sorted(content.items())))
         commit = hashlib.sha1(identity.encode(), usedforsecurity=False).hexdigest()
         repository.commits[commit] = content
-        repository.references["main"] = commit
+        repository.references[branch] = commit
         self._large |= {
             hashlib.sha256(data).hexdigest(): data for path, data in content.items() if path.endswith(LARGE)
         }
@@ -84,6 +87,8 @@ class Hub(LoopbackServer):
 
     def _answer(self, seen: Seen) -> Answer:
         parts = seen.path.strip("/").split("/")
+        if seen.method in {"POST", "PUT"}:
+            return self._write(seen, parts)
         if parts[0] == "cdn":
             return Answer(body=self._large[parts[1]], headers={"ETag": f'"{parts[1]}"'}, ranges=True)
         if parts[0] == "api" and len(parts) >= 4:
@@ -93,6 +98,76 @@ class Hub(LoopbackServer):
         if len(parts) >= 5 and parts[2] == "resolve":
             return self._resolve(seen, kind=kind, name="/".join(parts[:2]), revision=parts[3], path="/".join(parts[4:]))
         return _error("EntryNotFound", HTTPStatus.NOT_FOUND)
+
+    def files(self, name: str, revision: str = "main") -> Mapping[str, bytes]:
+        """Return the files of a branch or commit of a model repository."""
+        repository = self._repositories["models", name]
+        return repository.commits[repository.references.get(revision, revision)]
+
+    def is_private(self, name: str) -> bool:
+        """Whether a model repository is hidden from strangers."""
+        return self._repositories["models", name].private
+
+    def _write(self, seen: Seen, parts: list[str]) -> Answer:
+        """Answer what ``create_repo``, ``create_branch`` and ``upload_folder`` send, for those with a token."""
+        if parts[0] == "uploads":
+            # A store of large files is asked with an address that is a secret of its own, not with the token.
+            self._large[parts[1]] = seen.body
+            return Answer()
+        if seen.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
+            headers = {"X-Error-Message": "Invalid credentials in Authorization header"}
+            return Answer(status=HTTPStatus.UNAUTHORIZED, headers=headers)
+        content = seen.body.decode()
+        if parts == ["api", "repos", "create"]:
+            return self._create(json.loads(content))
+        if parts[-4:] == ["info", "lfs", "objects", "batch"]:
+            return self._large_files(json.loads(content))
+        if parts[:2] == ["api", "validate-yaml"]:
+            return _json({"warnings": [], "errors": []})
+        return self._write_to("/".join(parts[2:4]), action=parts[4], branch=parts[5], content=content)
+
+    def _write_to(self, name: str, *, action: str, branch: str, content: str) -> Answer:
+        repository = self._repositories["models", name]
+        if action == "branch":
+            known = branch in repository.references
+            repository.references.setdefault(branch, repository.references.get("main", ""))
+            return _error("Conflict", HTTPStatus.CONFLICT) if known else _json({})
+        if action == "preupload":
+            return _json({"files": [_upload_mode(file["path"]) for file in json.loads(content)["files"]]})
+        return self._commit_files(name, branch, [json.loads(line) for line in content.splitlines()])
+
+    def _create(self, asked: Mapping[str, str | bool]) -> Answer:
+        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else str(asked["name"])
+        known = ("models", name) in self._repositories
+        private = asked.get("private") is True or asked.get("visibility") == "private"
+        self._repositories.setdefault(("models", name), Repository(private=private))
+        return Answer(
+            status=HTTPStatus.CONFLICT if known else HTTPStatus.OK,
+            body=json.dumps({"url": f"{self.url}/{name}"}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+
+    def _large_files(self, asked: Mapping[str, list[dict[str, object]]]) -> Answer:
+        """Tell where each large file is to be sent; nothing of what is there already."""
+        objects = [
+            file | {"actions": {"upload": {"href": f"{self.url}/uploads/{file['oid']}"}}}
+            if file["oid"] not in self._large
+            else file
+            for file in asked["objects"]
+        ]
+        return _json({"transfer": "basic", "objects": objects})
+
+    def _commit_files(self, name: str, branch: str, lines: list[dict[str, dict[str, str]]]) -> Answer:
+        repository = self._repositories["models", name]
+        content = dict(repository.commits.get(repository.references.get(branch, ""), {}))
+        for line in lines:
+            match str(line["key"]):
+                case "file":
+                    content[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                case "lfsFile":
+                    content[line["value"]["path"]] = self._large[line["value"]["oid"]]
+        commit = self._add("models", name, content, {}, branch=branch)
+        return _json({"commitUrl": f"{self.url}/{name}/commit/{commit}", "commitOid": commit})
 
     def _find(self, seen: Seen, kind: str, name: str) -> Repository | Answer:
         repository = self._repositories.get((kind, name))
@@ -145,6 +220,10 @@ class Hub(LoopbackServer):
             "X-Linked-ETag": f'"{digest}"',
         }
         return Answer(status=HTTPStatus.FOUND, headers=headers)
+
+
+def _upload_mode(path: str) -> dict[str, object]:
+    return {"path": path, "uploadMode": "lfs" if path.endswith(LARGE) else "regular", "shouldIgnore": False}
 
 
 def _commit(repository: Repository, revision: str) -> str | None:

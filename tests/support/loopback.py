@@ -125,7 +125,7 @@ class LoopbackServer:
             def do_GET(self) -> None:
                 server._serve(self)
 
-            do_HEAD = do_POST = do_GET  # noqa: N815  (names that the base class looks for)
+            do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815  (names that the base class looks for)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the name of the base class)
                 """Say nothing: tests look at ``seen``."""

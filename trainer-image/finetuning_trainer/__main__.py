@@ -7,6 +7,7 @@ from finetuning_api.runconfig import (
     ArtifactResult,
     ChooseConfig,
     ConvertConfig,
+    ExportConfig,
     PreflightConfig,
     PreflightResult,
     RunConfig,
@@ -37,6 +38,10 @@ def work(config: RunConfig, context: Context) -> PreflightResult | TrainResult |
             from finetuning_trainer.convert import convert
 
             return convert(config, context)
+        case ExportConfig():
+            from finetuning_trainer.merge import merge
+
+            return merge(config, context)
         case _:
             message = f"the trainer does not know the kind {config.kind!r}"
             raise EnvironmentFault(Reason.INTERNAL, message, "Operator and image must be of one release.")

@@ -6,10 +6,10 @@ from finetuning_trainer.provenance import TrainingProvenance
 CARD_NAME = "README.md"
 
 
-def model_card(record: TrainingProvenance) -> str:
+def model_card(record: TrainingProvenance, *, merged: bool = False) -> str:
     """Return the card in Markdown with the metadata block that model hubs read."""
-    kind = "model" if record.method.type is MethodType.FULL else "adapter"
-    library = "transformers" if record.method.type is MethodType.FULL else "peft"
+    whole = merged or record.method.type is MethodType.FULL
+    kind, library = ("model", "transformers") if whole else ("adapter", "peft")
     facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(record))
     return f"""---
 library_name: {library}
@@ -24,7 +24,7 @@ A fine-tuned {kind}, made by finetuning-operator. `provenance.json` holds every 
 |---|---|
 {facts}
 
-{_usage(record)}
+{_usage(whole=whole)}
 """
 
 
@@ -64,7 +64,7 @@ def _loss(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f} nats per supervised token"
 
 
-def _usage(record: TrainingProvenance) -> str:
-    if record.method.type is MethodType.FULL:
+def _usage(*, whole: bool) -> str:
+    if whole:
         return "Load it with `transformers.AutoModelForCausalLM.from_pretrained(FOLDER)`."
     return "Load it with `peft.PeftModel.from_pretrained(base_model, FOLDER)` on the base model named above."

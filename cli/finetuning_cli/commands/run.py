@@ -1,14 +1,16 @@
 """`finetune run`: one manifest on this machine."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import typer
 from rich.console import Console
 
 from finetuning_api.base import ConditionType, Resource
 from finetuning_api.evaluationjob import EvaluationJob
-from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.finetuningjob import FineTuningJob, Preset
 from finetuning_api.relocation import Relocation
 from finetuning_cli.display import LiveDisplay
 from finetuning_cli.local.layout import Layout
@@ -16,7 +18,7 @@ from finetuning_cli.local.lock import Holder, state_lock
 from finetuning_cli.local.presets import load_presets
 from finetuning_cli.local.run import LocalRun, Outcome
 from finetuning_cli.local.store import to_yaml
-from finetuning_cli.manifest import load_manifest
+from finetuning_cli.manifest import Manifest, load_manifest
 from finetuning_cli.output import brought, headline, print_outcome
 from finetuning_operator.reconcile.conditions import is_true
 
@@ -26,21 +28,32 @@ _SIGNAL_EXIT = 128
 
 def run_file(file: Path, *, state: Path, wait: bool, output: str | None, presets: Path | None = None) -> int:
     """Run a manifest and return the exit code: 0, 1 when something failed, 130 or 143 after a signal."""
-    errors = Console(stderr=True)
-    manifest = load_manifest(file)
-    offered = {} if presets is None else load_presets(presets)
     layout = Layout.at(state)
+    offered = {} if presets is None else load_presets(presets)
+    outcome = run_manifest(load_manifest(file), layout=layout, wait=wait, presets=offered)
+    if outcome.stopped_by is not None and not _finished(outcome):
+        return stopped(outcome, again=f"finetune run {file}")
+    _print(outcome, layout=layout, output=output)
+    return 0 if all(_succeeded(outcome.objects[key]) for key in outcome.roots) else 1
+
+
+def run_manifest(
+    manifest: Manifest, *, layout: Layout, wait: bool = True, presets: Mapping[str, Preset] = MappingProxyType({})
+) -> Outcome:
+    """Do what a manifest asks for, with progress on standard error, once the state folder is free."""
+    errors = Console(stderr=True)
 
     def on_wait(holder: Holder | None) -> None:
         errors.print(f"waits: {layout.root} is in use by {holder or 'another run'}", markup=False, soft_wrap=True)
 
     with state_lock(layout, job=manifest.names, wait=wait, on_wait=on_wait) as lock, LiveDisplay(errors) as display:
-        outcome = LocalRun(layout, manifest, lock=lock, display=display, presets=offered).run()
-    if outcome.stopped_by is not None and not _finished(outcome):
-        errors.print(f"stopped; go on with: finetune run {file}", markup=False, soft_wrap=True)
-        return _SIGNAL_EXIT + outcome.stopped_by
-    _print(outcome, layout=layout, output=output)
-    return 0 if all(_succeeded(outcome.objects[key]) for key in outcome.roots) else 1
+        return LocalRun(layout, manifest, lock=lock, display=display, presets=presets).run()
+
+
+def stopped(outcome: Outcome, *, again: str) -> int:
+    """Tell how to go on after a signal, and return the exit code."""
+    Console(stderr=True).print(f"stopped; go on with: {again}", markup=False, soft_wrap=True)
+    return 1 if outcome.stopped_by is None else _SIGNAL_EXIT + outcome.stopped_by
 
 
 def _print(outcome: Outcome, *, layout: Layout, output: str | None) -> None:

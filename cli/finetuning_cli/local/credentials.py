@@ -44,7 +44,7 @@ class Secrets:
         return {f"{SECRET_ENV_PREFIX}{key}": value for key, value in own.items() if key.startswith(_PASSED_ON)}
 
     def receiver(self, name: str, *, own: Mapping[str, str]) -> dict[str, str]:
-        """Return the variables that carry the Secret of a notification to its step.
+        """Return the variables that carry the Secret of a notification, or of a destination, to its step.
 
         Without a document of that name, key ``url`` of Secret ``team-hook`` is the user's own variable TEAM_HOOK_URL.
         """

@@ -24,6 +24,7 @@ from finetuning_cli.manifest import Manifest
 from finetuning_operator.reconcile import reconcile, references
 from finetuning_operator.reconcile.conditions import is_terminal
 from finetuning_operator.reconcile.dependencies import job_refs
+from finetuning_operator.reconcile.export import is_exporting
 from finetuning_operator.reconcile.notify import is_notifying
 from finetuning_operator.reconcile.plan import ImageRole, Observed, Plan, Settings
 from finetuning_workload.errors import UserError
@@ -197,7 +198,7 @@ class LocalRun:
         adopted = [self._adopt(child) for child in plan.children]
         saved = self._put(resource.model_copy(update={"status": plan.status}))
         for event in plan.events:
-            if event.reason is Reason.NOTIFICATION_FAILED:
+            if event.reason in {Reason.NOTIFICATION_FAILED, Reason.EXPORT_FAILED}:
                 self._display.note(event.message)
         started = self._start(resource, plan)
         return any(adopted) or saved or started
@@ -316,7 +317,9 @@ def _rests(resource: Resource) -> bool:
     match resource:
         case FineTuningJob() | EvaluationJob():
             quiet = is_terminal(resource.status.conditions) or resource.spec.suspend
-            return quiet and not (isinstance(resource, FineTuningJob) and is_notifying(resource))
+            return quiet and not (
+                isinstance(resource, FineTuningJob) and (is_notifying(resource) or is_exporting(resource))
+            )
         case Relocation():
             return is_terminal(resource.status.conditions) or _is_ready(resource)
     return True

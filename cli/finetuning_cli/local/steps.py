@@ -24,6 +24,7 @@ from finetuning_api.runconfig import (
     LastWords,
     MeasureConfig,
     NotifyConfig,
+    PushConfig,
     RelocateConfig,
 )
 from finetuning_cli.local.credentials import Secrets, offline
@@ -198,7 +199,7 @@ class Runner:
         if step.secret is not None and isinstance(step.config, MeasureConfig | RelocateConfig):
             scheme = step.config.source.parsed.scheme
             environment |= self.secrets.environment(step.secret, scheme=scheme, own=os.environ)
-        if step.secret is not None and isinstance(step.config, NotifyConfig):
+        if step.secret is not None and isinstance(step.config, NotifyConfig | PushConfig):
             environment |= self.secrets.receiver(step.secret, own=os.environ)
         return environment | {
             RUN_CONFIG_ENV: str(folder / CONFIG_NAME),

@@ -8,6 +8,7 @@ from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.relocation import Relocation
 from finetuning_operator.reconcile.evaluation import reconcile_evaluation
+from finetuning_operator.reconcile.export import with_exports
 from finetuning_operator.reconcile.job import reconcile_job
 from finetuning_operator.reconcile.notify import with_notifications
 from finetuning_operator.reconcile.plan import Observed, Plan, Settings
@@ -28,6 +29,7 @@ def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings
             job = with_preset(resource, settings)
             plan = reconcile_job(job, observed=observed, now=now, settings=settings)
             plan = with_tensorboard(job, plan, observed=observed, now=now, settings=settings)
+            plan = with_exports(job, plan, observed=observed, now=now, settings=settings)
             return with_notifications(job, plan, observed=observed, now=now, settings=settings)
         case EvaluationJob():
             return reconcile_evaluation(resource, observed=observed, now=now, settings=settings)

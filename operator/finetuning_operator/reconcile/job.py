@@ -297,7 +297,7 @@ def _preflight(view: _View) -> Outcome:
             output_path=view.path(ADAPTER_FOLDER),
         ),
         mounts=_mounts(view, view.needs),
-        resources=_without_accelerators(view.job.spec.resources),
+        resources=without_accelerators(view.job.spec.resources),
         pod=view.job.spec.pod,
         retries=view.job.spec.backoff_limit,
         priority_class=view.job.spec.priority_class_name,
@@ -582,7 +582,7 @@ def _mounts(view: _View, needs: Sequence[Need]) -> tuple[ClaimMount, ...]:
     return (*inputs, claim_mount(view.claim, view.settings, read_only=False))
 
 
-def _without_accelerators(resources: ResourceRequirements) -> ResourceRequirements:
+def without_accelerators(resources: ResourceRequirements) -> ResourceRequirements:
     """Preflight runs on the CPU: it must not wait for, nor hold, an accelerator."""
     return ResourceRequirements(
         requests={name: amount for name, amount in resources.requests.items() if name in _CPU_RESOURCES},

@@ -26,6 +26,11 @@ def adapter_claim(job: str) -> str:
     return child_name(job, _ADAPTER.removeprefix("-"))
 
 
+def export_claim(job: str) -> str:
+    """Return the claim of what a job exports beside its adapter."""
+    return child_name(job, "export")
+
+
 def adapter_job(claim: str) -> str | None:
     """Return the job whose adapter's claim has this name, None where no job's can. Names of jobs are never cut here."""
     job = claim.removesuffix(_ADAPTER)

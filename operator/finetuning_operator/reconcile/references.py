@@ -9,6 +9,7 @@ from finetuning_api.inferenceserver import InferenceServer
 from finetuning_operator.reconcile.conditions import is_terminal
 from finetuning_operator.reconcile.dependencies import job_refs
 from finetuning_operator.reconcile.evaluation import evaluation_needs
+from finetuning_operator.reconcile.export import is_exporting, merge_needs
 from finetuning_operator.reconcile.names import adapter_job, evaluation_name
 from finetuning_operator.reconcile.needs import Need, job_needs, server_needs
 from finetuning_operator.reconcile.plan import Observed
@@ -18,10 +19,11 @@ Reference = tuple[str, str]
 
 
 def references(resource: Resource, find: Callable[[str, str], Resource | None]) -> frozenset[Reference]:
-    """Return the objects that reconciling this one reads. A job that has ended reads only the server it keeps.
+    """Return the objects that reconciling this one reads.
 
-    ``find`` returns an object of the same namespace by kind and name: what the result of another job needs is known
-    through that job. The answer can grow when one of the objects in it changes.
+    A job that has ended reads the server that it keeps, and what it still exports is made of. ``find`` returns an
+    object of the same namespace by kind and name: what the result of another job needs is known through that job. The
+    answer can grow when one of the objects in it changes.
     """
     match resource:
         case FineTuningJob():
@@ -36,7 +38,7 @@ def references(resource: Resource, find: Callable[[str, str], Resource | None]) 
 def _of_job(job: FineTuningJob) -> Iterable[Reference]:
     served = () if job.spec.serving is None else (("InferenceServer", job.metadata.name),)
     if is_terminal(job.status.conditions):
-        return served
+        return (*served, *_relocations(merge_needs(job.spec))) if is_exporting(job) else served
     evaluated = (("EvaluationJob", evaluation_name(job.metadata.name)),) if job.spec.evaluation.enabled else ()
     compared = (("FineTuningJob", name) for name in job_refs(job))
     return (*_relocations(job_needs(job.spec)), *compared, *evaluated, *served)

@@ -32,9 +32,10 @@ USER_KEYS = ("USERNAME", "username")
 PASSWORD_KEYS = ("PASSWORD", "password")
 DOCKER_CONFIG_KEY = ".dockerconfigjson"
 _PIECE_BYTES = 1 << 16  # What a cut connection loses: requests gives whole pieces only.
-_TITLE = "org.opencontainers.image.title"
+TITLE = "org.opencontainers.image.title"
 _UNPACK = "io.deis.oras.content.unpack"
-_MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.artifact.manifest.v1+json")
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_MANIFEST_TYPES = (MANIFEST_TYPE, "application/vnd.oci.artifact.manifest.v1+json")
 _UNREACHABLE = (
     requests.exceptions.ConnectTimeout,
     requests.exceptions.SSLError,
@@ -120,7 +121,7 @@ class RegistrySource(Source):
 
     def _announced(self, layer: Mapping[str, Any]) -> RemoteFile:
         annotations = layer.get("annotations") or {}
-        title = annotations.get(_TITLE)
+        title = annotations.get(TITLE)
         if title is None or annotations.get(_UNPACK) == "true":
             problem = "is a packed folder" if title else f"has no title ({layer.get('mediaType')})"
             message = f"a layer of {self._what} {problem}: {title or layer.get('digest')}"

@@ -460,6 +460,18 @@ RULE_CASES: tuple[RuleCase, ...] = (
         _pod(volumes=[_volume(mountPath="/var/cache")]),
         _pod(volumes=[_volume(mountPath="/etc")]),
     ),
+    RuleCase(
+        "the adapter lies on its own claim already",
+        "spec.exports[0].to",
+        job(exports=[{"name": "a", "format": "adapter", "to": "hf://acme/a"}]),
+        job(exports=[{"name": "a", "format": "adapter"}]),
+    ),
+    RuleCase(
+        "revision, endpoint and secretRef are about where",
+        "spec.exports[0].to",
+        job(exports=[{"name": "a", "to": "oci://r.example/a:1", "secretRef": {"name": "login"}}]),
+        job(exports=[{"name": "a", "secretRef": {"name": "login"}}]),
+    ),
 )
 
 
@@ -544,6 +556,7 @@ CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
         Change("serving", {"replicas": 1}, {"replicas": 3}),
         Change("serving", {"replicas": 1}, {"replicas": 1, "canary": {"name": "live", "weight": 10}}),
         Change("notifications", [], [{"type": "slack", "secretRef": {"name": "a"}}]),
+        Change("exports", [], [{"name": "merged"}]),
     ),
     "EvaluationJob": (Change("suspend", before=True, after=False), Change("ttlSecondsAfterFinished", 60, None)),
     "Relocation": (Change("ttlSecondsAfterUnused", 60, 30),),

@@ -1,0 +1,1 @@
+"""Artifacts to registries and hubs: the way of a relocation, backwards."""
