@@ -8,9 +8,11 @@ from tests.support.cluster import Cluster, Object, Refused, has_condition
 from tests.support.lifecycle import job, wait_for_end, wait_for_events
 from tests.support.operator_process import OperatorProcess
 from tests.support.player import End, Script, play, succeed
+from typer.testing import CliRunner, Result
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ArtifactResult, LastWords, PushResult
+from finetuning_cli.main import app
 
 DIGEST, REVISION = f"sha256:{'e' * 64}", f"sha256:{'f' * 64}"
 MERGED = End(
@@ -21,7 +23,7 @@ MERGED = End(
 )
 PUSHED = End(words=LastWords(reason=Reason.SUCCEEDED, result=PushResult(revision=REVISION)))
 REFUSED = End(exit_code=1, words=LastWords(reason=Reason.ACCESS_DENIED, message="r.example refuses access (403)"))
-TO_REGISTRY = {"name": "registry", "to": "oci://r.example/acme/demo:v1", "secretRef": {"name": "login"}}
+TO_REGISTRY: Object = {"name": "registry", "to": "oci://r.example/acme/demo:v1", "secretRef": {"name": "login"}}
 
 
 def scripted(push: End = PUSHED) -> Script:
@@ -45,6 +47,11 @@ def wait_exported(cluster: Cluster, namespace: str, *, reason: str) -> Object:
         return any((each["type"], each["reason"]) == ("Exported", reason) for each in conditions)
 
     return cluster.wait_for_object("FineTuningJob", "demo", namespace, where=told)
+
+
+def finetune(cluster: Cluster, namespace: str, *arguments: str) -> Result:
+    place = ["--kubeconfig", str(cluster.kubeconfig), "-n", namespace]
+    return CliRunner().invoke(app, [*arguments, *place])
 
 
 def made_for(cluster: Cluster, namespace: str, word: str) -> Object:
@@ -72,8 +79,14 @@ def test_a_finished_job_is_merged_and_pushed_when_it_is_asked_for(cluster: Clust
     with play(cluster, scripted(), namespace=namespace):
         cluster.create(job(namespace))
         assert has_condition(wait_for_end(cluster, namespace), "Complete")
-        cluster.patch(cluster.get("FineTuningJob", "demo", namespace), {"spec": {"exports": [TO_REGISTRY]}})
-        done = wait_exported(cluster, namespace, reason="Succeeded")
+        asked = finetune(cluster, namespace, "export", "demo", "--to", TO_REGISTRY["to"], "--secret", "login")
+        assert asked.exit_code == 0, asked.output
+        waited = finetune(cluster, namespace, "wait", "demo", "--for", "condition=Exported", "--timeout", "2m")
+        assert waited.exit_code == 0, waited.output
+    done = cluster.get("FineTuningJob", "demo", namespace)
+    told = finetune(cluster, namespace, "export", "demo", "--to", TO_REGISTRY["to"], "--secret", "login")
+    assert "Done" in told.output
+    assert REVISION in told.output
 
     (record,) = done["status"]["exports"]
     assert (record["state"], record["digest"], record["pushedRevision"]) == ("Done", DIGEST, REVISION)

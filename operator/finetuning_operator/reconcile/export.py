@@ -13,7 +13,7 @@ from datetime import datetime
 from posixpath import join
 from typing import Final, cast
 
-from finetuning_api.base import Condition, ConditionType, Resource
+from finetuning_api.base import Condition, ConditionStatus, ConditionType, Resource
 from finetuning_api.export import ExportFormat, ExportSpec, ExportState, ExportStatus
 from finetuning_api.finetuningjob import (
     AdapterArtifact,
@@ -25,7 +25,7 @@ from finetuning_api.finetuningjob import (
 from finetuning_api.metrics import Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import ArtifactResult, ExportConfig, JobIdentity, LastWords, PushConfig, PushResult
-from finetuning_operator.reconcile.conditions import is_terminal, shorten
+from finetuning_operator.reconcile.conditions import find_condition, headline, is_terminal, shorten
 from finetuning_operator.reconcile.job import without_accelerators
 from finetuning_operator.reconcile.lifecycle import Writer, soonest
 from finetuning_operator.reconcile.names import export_claim
@@ -208,6 +208,9 @@ def _merge(look: _Look, spec: ExportSpec, record: ExportStatus, made: AdapterArt
         model_input(base, look.need(Role.TOKENIZER), observed=look.observed, settings=look.settings) if base else None
     )
     if artifact is None or model is None:
+        failure = _relocation_failure(look)
+        if failure:
+            return _Turn(_ended(record, ExportState.FAILED, failure))
         return _Turn(_told(record, "waits for its base model"), children=children)
     known = look.status.artifacts.model
     if known is not None and known.digest != artifact.digest:
@@ -237,6 +240,16 @@ def _merge(look: _Look, spec: ExportSpec, record: ExportStatus, made: AdapterArt
     )
     turn = _stepped(look, record, step, doing="is merged")
     return replace(turn, children=children, volumes=(_volume(look, artifact.size_bytes),))
+
+
+def _relocation_failure(look: _Look) -> str:
+    """Return why what a merge reads cannot be brought; empty where it is there or may come."""
+    for wanted in look.needs:
+        found = wanted.find(look.observed)
+        failed = find_condition(found.status.conditions, ConditionType.FAILED) if found else None
+        if failed is not None and failed.status is ConditionStatus.TRUE:
+            return f"{wanted.role}: {headline(failed.message)}"
+    return ""
 
 
 def _push(look: _Look, spec: ExportSpec, record: ExportStatus) -> _Turn:

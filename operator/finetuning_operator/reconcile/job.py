@@ -409,7 +409,7 @@ def _choosing_step(view: _View) -> Step | None:
             checkpoint_path=view.path(CHECKPOINT_FOLDER),
         ),
         mounts=_mounts(view, ()),
-        resources=_without_accelerators(spec.resources),
+        resources=without_accelerators(spec.resources),
         pod=spec.pod,
         retries=spec.backoff_limit,
         priority_class=spec.priority_class_name,

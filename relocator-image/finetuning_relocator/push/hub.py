@@ -1,9 +1,10 @@
 """To a hub: one commit with all files of an artifact, which ``hf://`` brings back."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from finetuning_relocator.faults import authentication_required, unreachable
@@ -24,17 +25,18 @@ class HubDestination(HubSource):
             raise authentication_required(self._what, self._request.credentials, TOKEN_KEY)
         api = HfApi(endpoint=self._endpoint, token=self._token)
         try:
-            with explained(self._host):
+            with explained(self._host), ExitStack() as stack:
                 api.create_repo(self._repository, private=True, exist_ok=True)
                 if self._request.revision is not None:
                     api.create_branch(self._repository, branch=self._request.revision, exist_ok=True)
-                commit = api.upload_folder(
-                    repo_id=self._repository,
-                    folder_path=folder,
+                # Opened files go the way that every hub knows (LFS), and in one commit; by their paths the client would
+                # send them in several, through a store that only the public hub has.
+                files = {file.path: stack.enter_context((folder / file.path).open("rb")) for file in manifest.files}
+                commit = api.create_commit(
+                    self._repository,
+                    [CommitOperationAdd(path, opened) for path, opened in files.items()],
                     revision=self._request.revision,
                     commit_message=f"{manifest.format} {manifest.digest}",
-                    # Names of an artifact's files, which hold no pattern: the manifest itself is of the volume alone.
-                    allow_patterns=[file.path for file in manifest.files],
                 )
         except HfHubHTTPError as error:
             raise self._failure(error) from error

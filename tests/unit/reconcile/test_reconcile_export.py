@@ -1,12 +1,13 @@
 """Exports follow the end of a job, whenever they are asked for, and change nothing else of it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from tests.support.objects import World, failed, job
 
 from finetuning_api.base import ConditionType
-from finetuning_api.export import ExportState, ExportStatus
+from finetuning_api.export import ExportFormat, ExportState, ExportStatus
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.metrics import EvaluationRow, GateResult, Metric, Verdict
 from finetuning_api.reasons import Reason
@@ -27,8 +28,12 @@ from finetuning_operator.reconcile.policy import SourcePolicy
 
 KEY = ("FineTuningJob", "demo")
 GATED = {"metrics": ["exact-match"], "gate": [{"metric": "exact-match", "min": 0.5}]}
-TO_REGISTRY = {"name": "registry", "to": "oci://registry.example/team/demo:v1", "secretRef": {"name": "login"}}
-ADAPTER_TO_HUB = {"name": "hub", "format": "adapter", "to": "hf://acme/demo"}
+TO_REGISTRY: dict[str, object] = {
+    "name": "registry",
+    "to": "oci://registry.example/team/demo:v1",
+    "secretRef": {"name": "login"},
+}
+ADAPTER_TO_HUB: dict[str, object] = {"name": "hub", "format": "adapter", "to": "hf://acme/demo"}
 MERGED_DIGEST, REVISION = f"sha256:{'e' * 64}", f"sha256:{'f' * 64}"
 MERGED = StepState(
     StepPhase.SUCCEEDED,
@@ -53,7 +58,7 @@ MISSED = StepState(
 )
 
 
-def world(*exports: dict[str, object], settings: Settings | None = None, **spec: Any) -> World:  # noqa: ANN401  (fields of the specification)
+def world(*exports: Mapping[str, object], settings: Settings | None = None, **spec: Any) -> World:  # noqa: ANN401  (fields of the specification)
     made = World(settings or Settings())
     made.add(job(exports=list(exports), **({"evaluation": GATED} | spec)))
     made.settle()
@@ -83,7 +88,7 @@ def exported(made: World) -> tuple[str, Reason]:
     return found.status.value, found.reason
 
 
-def edit(made: World, *exports: dict[str, object]) -> None:
+def edit(made: World, *exports: Mapping[str, object]) -> None:
     """Change the exports as a user would."""
     old = made.job()
     fields = old.spec.model_dump(by_alias=True, exclude_none=True) | {"exports": list(exports)}
@@ -128,7 +133,7 @@ def test_a_merge_has_no_network_and_a_claim_of_its_own_and_a_push_only_reads() -
     assert steps(made) == []
     assert record(made, "registry") == ExportStatus(
         name="registry",
-        format="merged",
+        format=ExportFormat.MERGED,
         to="oci://registry.example/team/demo:v1",
         state=ExportState.DONE,
         claim_name="demo-export",
@@ -177,6 +182,21 @@ def test_a_job_that_ended_long_ago_exports_what_it_is_asked_for_and_brings_its_b
     assert record(made, "merged").state is ExportState.DONE
     assert made.job().status.stages == before.stages
     assert made.holds(ConditionType.COMPLETE)
+
+
+def test_a_base_model_that_cannot_be_brought_again_fails_the_export() -> None:
+    made = complete(world())
+    for key, found in list(made.objects.items()):
+        if isinstance(found, Relocation):
+            del made.objects[key], made.steps[key], made.plans[key]
+    edit(made, {"name": "merged"})
+    (relocation,) = [key for key in made.objects if key[0] == "Relocation"]
+
+    made.finish(relocation, "measure", failed(Reason.SOURCE_NOT_FOUND, "hf://acme/tiny was not found"))
+
+    assert record(made, "merged").state is ExportState.FAILED
+    assert "model: " in record(made, "merged").message
+    assert "hf://acme/tiny was not found" in record(made, "merged").message
 
 
 def test_another_base_model_than_that_of_the_training_is_never_merged() -> None:
@@ -228,7 +248,7 @@ def test_a_failed_export_is_told_once_and_changes_nothing_else_of_the_job() -> N
     assert made.plans[KEY].events == ()
     after = made.job().status
     assert exported(made) == ("False", Reason.EXPORT_FAILED)
-    told = {"exports": [], "conditions": []}
+    told: dict[str, list[object]] = {"exports": [], "conditions": []}
     assert after.model_copy(update=told) == before.model_copy(update=told)
     assert made.holds(ConditionType.COMPLETE)
 
