@@ -149,3 +149,24 @@ def test_numbers_that_a_field_cannot_have_are_refused_before_anything_is_brought
         "spec.tuning.parameters[0] (method.rank): rank cannot be 8.5"
     )
     assert names(cluster, "Job", namespace) == set()
+
+
+def test_a_claim_that_is_deleted_between_trials_keeps_none_of_the_others_waiting(
+    cluster: Cluster, namespace: str, run_operator: RunOperator, env: dict[str, str]
+) -> None:
+    run_operator(env=env).wait_ready()
+    with play(cluster, ends(trial_1=None), namespace=namespace):
+        cluster.create(tuned(namespace))
+        cluster.wait_for_object(
+            "FineTuningJob", "demo", namespace, where=lambda found: trials(found)[1:2] == ["Running"]
+        )
+    claim = cluster.get("PersistentVolumeClaim", "demo-adapter", namespace)
+    cluster.delete(claim)
+
+    with play(cluster, ends(), namespace=namespace):
+        done = wait_for_end(cluster, namespace)
+
+    assert trials(done) == ["Succeeded"] * 3
+    assert (
+        cluster.get("PersistentVolumeClaim", "demo-adapter", namespace)["metadata"]["uid"] != claim["metadata"]["uid"]
+    )

@@ -141,7 +141,7 @@ def choose(config: ChooseConfig) -> TrainResult:
     """
     output, trial = Path(config.output_path), Path(config.folder) / str(config.number)
     if not _is_chosen(output, config.digest):
-        require_intact(trial / _ADAPTER, digest=config.digest)
+        _require_trial(trial / _ADAPTER, config)
         # Before the adapter: once that is in its place, the trials are no longer looked for.
         _take(trial / _CHECKPOINTS, Path(config.checkpoint_path))
         _take(trial / _ADAPTER, output)
@@ -149,6 +149,15 @@ def choose(config: ChooseConfig) -> TrainResult:
     shutil.rmtree(config.folder, ignore_errors=True)
     _LOG.info("trial %d was chosen: %s", config.number, output)
     return result
+
+
+def _require_trial(adapter: Path, config: ChooseConfig) -> None:
+    try:
+        require_intact(adapter, digest=config.digest)
+    except UserError as error:
+        message = f"the adapter of trial {config.number}, the best, is not what the trial left: {error.message}"
+        hint = "Its volume was changed or replaced since. Delete the job and create it again."
+        raise UserError(error.reason, message, hint) from error
 
 
 def _is_chosen(output: Path, digest: str) -> bool:

@@ -51,6 +51,7 @@ from finetuning_operator.cluster.view import StepJob
 from finetuning_operator.reconcile import labels
 from finetuning_operator.reconcile.names import child_name
 from finetuning_operator.reconcile.plan import Observed, Plan, Server, Step, StepPhase, StepState, Volume
+from finetuning_operator.reconcile.tuning import ended_trials
 
 Manifest = dict[str, Any]
 
@@ -197,7 +198,7 @@ class Applier:
         """Let a claim that was deleted go: pods hold it also when they have ended, and only a new one can be used."""
         if not self._cache.is_deleting(ObjectKey(CLAIM.kind, owner.metadata.namespace, volume.name)):
             return
-        told = {stage.name for stage in _stages(owner) if stage.state is StageState.SUCCEEDED}
+        told = {stage.name for stage in _stages(owner) if stage.state is StageState.SUCCEEDED} | ended_trials(owner)
         for job in jobs:
             held = any(volume.name in claims_held(pod) for pod in job.pods)
             if held and job.step in told and not job.deleting:

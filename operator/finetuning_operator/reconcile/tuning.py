@@ -7,8 +7,8 @@ kept there too and never looked at again: neither a restart nor the loss of a fi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from finetuning_api.base import StageState
-from finetuning_api.finetuningjob import FineTuningJobSpec, MethodType
+from finetuning_api.base import Resource, StageState
+from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import TrainResult
 from finetuning_api.trials import told, trial_count, unfit_number
@@ -34,6 +34,12 @@ _MESSAGE_LENGTH = 512
 def trial_step(number: int) -> str:
     """Return the name of a trial's step."""
     return f"{_TRIAL}-{number}"
+
+
+def ended_trials(owner: Resource) -> set[str]:
+    """Return the steps of an object's trials that will not run again."""
+    tuning = owner.status.tuning if isinstance(owner, FineTuningJob) else None
+    return {trial_step(trial.number) for trial in tuning.trials if trial.ended} if tuning else set()
 
 
 def refused_tuning(spec: FineTuningJobSpec) -> str:

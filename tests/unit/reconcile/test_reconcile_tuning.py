@@ -188,6 +188,18 @@ def test_what_became_of_a_trial_is_remembered_when_its_step_is_gone() -> None:
     assert states(made) == [TrialState.SUCCEEDED, TrialState.PENDING, TrialState.PENDING]
 
 
+@pytest.mark.parametrize("later", [StepState(StepPhase.RUNNING, started_at=NOW), end(0.5), failed()])
+def test_a_trial_that_has_ended_stays_as_it_ended_whatever_is_told_of_its_step(later: StepState) -> None:
+    made = tuned()
+    made.finish(KEY, "trial-0", end(1.0))
+    before = made.job().status
+
+    made.finish(KEY, "trial-0", later)
+
+    assert made.job().status == before
+    assert wanted(made) == ["trial-1"]
+
+
 def test_trials_are_not_drawn_again_when_preflight_says_something_else() -> None:
     made = tuned()
     before = made.job().status.tuning

@@ -238,4 +238,5 @@ def test_an_adapter_that_changed_since_its_trial_is_not_chosen(workshop: Worksho
         choose(choosing(workshop, 0, best.digest))
 
     assert caught.value.reason is Reason.ARTIFACT_CORRUPT
+    assert caught.value.message.startswith("the adapter of trial 0, the best, is not what the trial left: ")
     assert folder_of(workshop, 0).exists()
