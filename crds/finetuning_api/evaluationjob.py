@@ -26,6 +26,7 @@ from finetuning_api.finetuningjob import (
     RunOptions,
     StorageSpec,
     completions_rule,
+    custom_metric_rule,
     gated_metrics_rule,
 )
 from finetuning_api.metrics import EvaluationRow, GateResult, Verdict
@@ -70,6 +71,7 @@ class EvaluationJobSpec(RunOptions, EvaluationOptions):
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         gated_metrics_rule(unless=_PREDICTS),
+        custom_metric_rule(unless=_PREDICTS),
         CelRule(
             rule=f"{_PREDICTS}"
             " || self.gate.all(g, self.candidates.exists(c, c.name == (has(g.against) ? g.against : 'base')))",

@@ -26,6 +26,7 @@ from finetuning_api.base import (
     Url,
     keyed_by,
 )
+from finetuning_api.custom import CustomMetricSpec
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
 from finetuning_api.export import MOST_EXPORTS, ExportSpec, ExportStatus
 from finetuning_api.metrics import EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
@@ -258,6 +259,18 @@ class EvaluationOptions(ApiModel):
         default=10_000, ge=100, le=1_000_000, description="Resamples behind each 95 % interval."
     )
     seed: int = Field(default=42, ge=0, le=INT32_MAX, description="Seed of the resampling.")
+    custom: CustomMetricSpec | None = Field(
+        default=None, description="What computes the metric custom: a function in a Python file of your own."
+    )
+
+
+def custom_metric_rule(*, unless: str = "false") -> CelRule:
+    """Return the rule that the metric of one's own and what computes it come together."""
+    return CelRule(
+        rule=f"{unless} || ('custom' in self.metrics) == has(self.custom)",
+        message="custom needs both: the name in metrics, and under custom the file that computes it",
+        field="custom",
+    )
 
 
 def gated_metrics_rule(*, unless: str = "false") -> CelRule:
@@ -290,6 +303,7 @@ class EvaluationSpec(EvaluationOptions):
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         gated_metrics_rule(),
+        custom_metric_rule(),
         CelRule(
             rule="self.gate.all(g, !has(g.against) || g.against == 'base'"
             " || (g.against == 'reference' && has(self.reference)) || g.against in self.jobRefs)",

@@ -43,6 +43,7 @@ class Metric(StrEnum):
     COLA = "cola"
     COLA_PAIRS = "cola-pairs"
     LATENCY = "latency"
+    CUSTOM = "custom"
 
     @property
     def facts(self) -> "MetricFacts":
@@ -144,6 +145,9 @@ _FACTS: Mapping[Metric, MetricFacts] = {
         Task.LATENCY,
         lower_is_better=True,
     ),
+    Metric.CUSTOM: MetricFacts(
+        "mean over rows of what a Python file of one's own gives the greedy completion", "of its own", Task.GENERATION
+    ),
 }
 
 
@@ -169,6 +173,7 @@ class RequestedMetric(StrEnum):
     COLA = "cola"
     COLA_PAIRS = "cola-pairs"
     LATENCY = "latency"
+    CUSTOM = "custom"
 
     def metrics(self) -> tuple[Metric, ...]:
         """Return the metrics that this request stands for."""

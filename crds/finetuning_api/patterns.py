@@ -43,6 +43,10 @@ DESTINATION = Pattern(
     r"^(oci://[^/ #@]+(/[^/ #@]+)+|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)$",
     "oci://registry/repository:tag, or hf://owner/name for a model of a hub",
 )
+PYTHON_FILE = Pattern(
+    r"^([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.py$",
+    "the path of a .py file whose parts are letters, digits and . _ - without .. in it, for example metrics/tone.py",
+)
 TEMPLATE = Pattern(
     r"^([^{}]|\{\{|\}\}|\{[^{}]+\})*$",
     "text with {column} placeholders whose braces are balanced; a brace that is meant literally is doubled: {{ or }}",
@@ -60,6 +64,7 @@ PATTERNS: tuple[Pattern, ...] = (
     MODULES,
     VARIABLE,
     DESTINATION,
+    PYTHON_FILE,
     TEMPLATE,
 )
 """Every pattern that a field may have."""

@@ -185,6 +185,15 @@ class CandidateInput(ContractModel):
     adapter_digest: str | None = None
 
 
+class CustomMetricInput(ContractModel):
+    """The relocated file of the metric custom, and the function in it."""
+
+    path: str
+    file: str
+    function: str
+    provenance: Provenance
+
+
 class EvaluationInputs(ContractModel):
     """What preflight and evaluation share: preflight finds what the evaluation could not compute."""
 
@@ -192,6 +201,8 @@ class EvaluationInputs(ContractModel):
     metrics: tuple[Metric, ...]
     gate: tuple[GateRule, ...] = ()
     limit: int | None = None
+    custom: CustomMetricInput | None = None
+    """What computes the metric custom; None where nobody asks for it."""
 
 
 class PreflightConfig(TrainingInputs):

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from finetuning_api.metrics import Metric, Task
-from finetuning_api.runconfig import EvaluateConfig, EvaluateResult
-from finetuning_evaluator import gate, report, warnings
+from finetuning_api.runconfig import CustomMetricInput, EvaluateConfig, EvaluateResult
+from finetuning_evaluator import custom, gate, report, warnings
 from finetuning_evaluator.analysis import ANALYSIS_VERSION, Resampling, adjusted, analyse, judge
 from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, number_format
 from finetuning_evaluator.metrics.built_in import built_in_digest
@@ -69,6 +69,9 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
         runner = Runner(config, tasks=tasks, parts=parts, device=device, number_format=chosen, progress=progress)
         with explained_memory_errors("the evaluation", hint=_MEMORY_HINT):
             measured = runner.measure(inputs)
+        if config.custom is not None and Metric.CUSTOM in config.metrics:
+            progress.note("custom")
+            _add_custom(config, config.custom, measured, context)
         progress.note("intervals")
         environment = _environment(device, chosen, threads)
         dataset = _dataset(config, inputs[0], shared)
@@ -80,6 +83,20 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
         reporter.close()
     report.write(folder, results, measured=measured, observed=observed, parts=parts)
     return results.summary()
+
+
+def _add_custom(
+    config: EvaluateConfig, metric: CustomMetricInput, measured: Sequence[Measured], context: Context
+) -> None:
+    """Add what a user's own metric makes of the outputs to them."""
+    written = {
+        found.inputs.candidate.name: [output.text for output in found.parts[Task.GENERATION].outputs]
+        for found in measured
+    }
+    scores = custom.score(metric, written, rows=measured[0].inputs.rows, dataset=config.dataset, context=context)
+    for found in measured:
+        part = found.parts[Task.GENERATION]
+        found.parts[Task.GENERATION] = part.model_copy(update={"custom": scores[found.inputs.candidate.name]})
 
 
 def config_digest(config: EvaluateConfig) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from finetuning_api.metrics import Metric, Task
 from finetuning_api.reasons import Reason
+from finetuning_evaluator import custom
 from finetuning_evaluator.metrics import (
     accuracy,
     cola,
@@ -101,6 +102,10 @@ def _generated(metric: Metric, inputs: CandidateInputs, part: TaskPart, tokenize
         if metric is Metric.JSON_MATCH:
             details["jsonShare"] = sum(map(is_json, texts)) / len(texts)
         return Observed(matching.observe(matches), signature, details)
+    if metric is Metric.CUSTOM:
+        if part.custom is None:
+            raise LookupError(metric)
+        return Observed(custom.observe(part.custom), part.custom.signature, details)
     if metric in translation.TRANSLATION_METRICS:
         return Observed(translation.observe(metric, references, texts), translation.signature(metric), details)
     scores = [rouge.score_text(reference, text, tokenizer) for reference, text in zip(references, texts, strict=True)]

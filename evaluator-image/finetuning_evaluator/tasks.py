@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from finetuning_api.metrics import Task
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
+from finetuning_evaluator.custom import CustomScores
 from finetuning_evaluator.metrics import accuracy, cola, general, latency, pairs, perplexity
 from finetuning_workload.candidates import LoadedCandidate
 from finetuning_workload.data import Encoder, RenderedRow
@@ -48,6 +49,8 @@ class TaskPart(ContractModel):
     pair_scores: tuple[pairs.PairScore, ...] = ()
     general: tuple[perplexity.RowLikelihood, ...] = ()
     timings: tuple[latency.Timing, ...] = ()
+    custom: CustomScores | None = None
+    """What a user's own metric makes of the outputs; computed anew, and not kept with them."""
 
 
 def cost(task: Task) -> float:

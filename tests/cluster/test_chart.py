@@ -86,7 +86,12 @@ EVERYTHING: dict[str, Values] = {
                 "queueName": "gpus",
             }
         },
-        "bounds": {"resources": {"nvidia.com/gpu": 2, "memory": "64Gi"}, "serverReplicas": 4, "presetRequired": True},
+        "bounds": {
+            "resources": {"nvidia.com/gpu": 2, "memory": "64Gi"},
+            "serverReplicas": 4,
+            "presetRequired": True,
+            "metricCode": False,
+        },
     },
     "behind a wall": {
         "relocation": {
@@ -236,7 +241,7 @@ def test_what_an_administrator_says_reaches_the_operator(tmp_path: Path) -> None
 
     assert options.settings.presets["small"] == Preset.model_validate(values["presets"]["small"])
     assert options.settings.bounds == Bounds(
-        resources={"nvidia.com/gpu": "2", "memory": "64Gi"}, server_replicas=4, preset_required=True
+        resources={"nvidia.com/gpu": "2", "memory": "64Gi"}, server_replicas=4, preset_required=True, metric_code=False
     )
     assert options.settings.sources == SourcePolicy.model_validate(values["relocation"])
     assert options.outside == Outside(

@@ -128,6 +128,20 @@ class TestEvaluationJob:
             ("earlier", "/volumes/earlier-adapter/adapter"),
         ]
 
+    def test_the_file_of_a_metric_of_one_s_own_is_mounted_where_it_is_read(self, site: Site) -> None:
+        custom = {"source": "git+https://host/metrics", "revision": "v1", "file": "tone.py", "allowCode": True}
+        site.job("own", evaluation={"metrics": ["custom"], "custom": custom})
+        site.play("preflight", "train")
+        site.pod("evaluate")
+
+        told = run_config(site, "own-evaluation-evaluate")["custom"]
+        assert (told["file"], told["function"]) == ("tone.py", "score")
+        readable = [
+            {each["mountPath"] for each in mounts(site.get("Job", job)) if each.get("readOnly")}
+            for job in ("own-preflight", "own-train", "own-evaluation-evaluate")
+        ]
+        assert [told["path"].removesuffix("/artifact") in paths for paths in readable] == [True, False, True]
+
     def test_a_job_is_not_compared_with_a_result_that_is_gone(self, site: Site) -> None:
         site.finished_job("earlier")
         site.cluster.delete(site.get("PersistentVolumeClaim", "earlier-adapter"))

@@ -6,14 +6,10 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import IO
 
 from pydantic import BaseModel, Field, ValidationError
 from transformers import PreTrainedTokenizerBase
@@ -21,8 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from finetuning_api.finetuningjob import MethodType
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import (
-    RUN_CONFIG_ENV,
-    TERMINATION_LOG_ENV,
     ContractModel,
     ScriptInput,
     TrainConfig,
@@ -41,8 +35,9 @@ from finetuning_trainer.folders import whole_folder
 from finetuning_trainer.output import ADAPTER_FORMAT, MODEL_FORMAT, describe_output, train_result
 from finetuning_trainer.provenance import TrainingProvenance, versions
 from finetuning_workload.artifact import artifact_files, require_intact
+from finetuning_workload.child import ChildEnd, inherited, run_child
 from finetuning_workload.data import PreparedData, RowFiles, prepare, write_row_files
-from finetuning_workload.errors import EnvironmentFault, Interrupted, UserError
+from finetuning_workload.errors import EnvironmentFault, UserError
 from finetuning_workload.files import write_atomically
 from finetuning_workload.models import load_model_config, require_fitting_adapter, weight_files
 from finetuning_workload.parent import PARENT_ENV
@@ -54,16 +49,10 @@ _STATE_NAME = "trainer_state.json"
 """What Hugging Face's Trainer writes beside each of its checkpoints."""
 _TORN_NAME = "checkpoint-is-incomplete.txt"
 """What it leaves in a checkpoint while it writes it because it was asked to stop."""
-_LOOK_SECONDS = 0.2
-_LINGERING_SECONDS = 5.0
-_LAST_BYTES = 4096
-_LONGEST_LINE = 500
 _SHOWN_FILES = 10
 _ADAPTER_CONFIG = "adapter_config.json"
 _ITS_INPUT = frozenset({ExitCode.USER_ERROR, 2})
 """Exit codes for wrong input: the contract's own, with which Python also ends after an exception, and argparse's."""
-_PRIVATE = (RUN_CONFIG_ENV, TERMINATION_LOG_ENV)
-"""Of the environment of this program, what is not for the script."""
 
 
 class _Attempts(ContractModel):
@@ -109,7 +98,7 @@ def train_with_script(
     begun_with = _newest_state(checkpoints) if attempts.resumptions else None
     content_format = MODEL_FORMAT if config.method.type is MethodType.FULL else ADAPTER_FORMAT
     with whole_folder(output, source="training", revision=identity, content_format=content_format) as partial:
-        environment = _environment(config, rows, output=partial, inherited=context.environment)
+        environment = _environment(config, rows, output=partial, environment=context.environment)
         _run(script, environment, context.stop)
         state = max(_newest_state(checkpoints), _newest_state(partial), key=lambda each: each.global_step)
         _keep_result(partial, config)
@@ -187,7 +176,9 @@ def _newest_state(folder: Path) -> TrainerState:
     return max(states, key=lambda state: state.global_step)
 
 
-def _environment(config: TrainConfig, rows: RowFiles, *, output: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+def _environment(
+    config: TrainConfig, rows: RowFiles, *, output: Path, environment: Mapping[str, str]
+) -> dict[str, str]:
     settings = {
         "method": config.method.model_dump(mode="json", by_alias=True),
         "training": config.training.model_dump(mode="json", by_alias=True),
@@ -201,10 +192,10 @@ def _environment(config: TrainConfig, rows: RowFiles, *, output: Path, inherited
         CHECKPOINT_PATH_ENV: config.checkpoint_path,
         SETTINGS_ENV: json.dumps(settings),
         PARENT_ENV: str(os.getpid()),
-        "PATH": _search_path(inherited),
+        "PATH": _search_path(environment),
         "PYTHONUNBUFFERED": "1",
     }
-    return {name: value for name, value in inherited.items() if name not in _PRIVATE} | own
+    return inherited(environment) | own
 
 
 def _run(script: ScriptInput, environment: Mapping[str, str], stop: StopFlag) -> None:
@@ -212,54 +203,17 @@ def _run(script: ScriptInput, environment: Mapping[str, str], stop: StopFlag) ->
     _LOG.info("starting the script of %s: %s", script.provenance.source, shlex.join(script.command))
     # Safe path: a file of the user's must not take the place of a module that the launcher needs.
     command = [sys.executable, "-P", "-m", "finetuning_trainer.launch", *script.command]
-    last = bytearray()
-    with subprocess.Popen(
-        command,
-        cwd=script.path,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-    ) as process:
-        telling = threading.Thread(target=_tell, args=(process.stdout, last), daemon=True)
-        telling.start()
-        while process.poll() is None and not stop.wait(_LOOK_SECONDS):
-            pass
-        if process.poll() is None:
-            process.terminate()
-        code = process.wait()
-        # What it started may hold its output open for longer than it lives.
-        telling.join(_LINGERING_SECONDS)
-    if stop:
-        # Also where it ended well: what it left may be half of a training.
-        message = "the script was asked to stop"
-        raise Interrupted(message)
-    if code != ExitCode.DONE:
-        raise _failure(code, _last_line(bytes(last)))
+    end = run_child(command, name="the script", folder=script.path, environment=environment, stop=stop)
+    if end.code != ExitCode.DONE:
+        raise _failure(end)
 
 
-def _tell(output: IO[bytes] | None, last: bytearray) -> None:
-    """Write what the program writes to the log of this one, and remember its end."""
-    for chunk in iter(partial(os.read, output.fileno(), _LAST_BYTES) if output else bytes, b""):
-        last += chunk
-        del last[:-_LAST_BYTES]
-        sys.stderr.buffer.write(chunk)
-        sys.stderr.buffer.flush()
-
-
-def _last_line(text: bytes) -> str:
-    lines = text.decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip()[:_LONGEST_LINE] for line in reversed(lines) if line.strip()), "")
-
-
-def _failure(code: int, last_line: str) -> UserError | EnvironmentFault:
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    message = f"the script {how}{f': {last_line}' if last_line else ''}"
-    if code in _ITS_INPUT:
+def _failure(end: ChildEnd) -> UserError | EnvironmentFault:
+    message = f"the script {end.told}"
+    if end.code in _ITS_INPUT:
         hint = "Its output is in the log of this stage. A script that ends with 203 is tried again."
         return UserError(Reason.SCRIPT_FAILED, message, hint)
-    memory = " Signal 9 comes most often from a lack of memory." if code == -signal.SIGKILL else ""
+    memory = " Signal 9 comes most often from a lack of memory." if end.code == -signal.SIGKILL else ""
     return EnvironmentFault(Reason.SCRIPT_FAILED, message, f"Its output is in the log of this stage.{memory}")
 
 

@@ -19,6 +19,7 @@ from finetuning_workload.answers import choices_of, is_json, options, shared_cho
 from finetuning_workload.data import Encoder, RenderedRow, held_out_rows, load_table, render_rows
 from finetuning_workload.errors import UserError
 from finetuning_workload.generation import context_of, require_room
+from finetuning_workload.metric_file import require_metric_file
 from finetuning_workload.models import load_model_config, load_tokenizer
 
 TUNED = "tuned"
@@ -77,6 +78,8 @@ def read_inputs(
     UserError: METRIC_UNAVAILABLE for a metric that the rows do not allow, UNSUPPORTED for rows that leave no room in a
     model's context, and whatever reading data raises.
     """
+    if evaluation.custom is not None:
+        require_metric_file(evaluation.custom)
     read: dict[str, CandidateInputs] = {}
     inputs = []
     for candidate in evaluation.candidates:

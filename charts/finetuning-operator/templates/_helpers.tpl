@@ -96,7 +96,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 
 {{/* What an administrator allows and offers, as the operator reads it. */}}
 {{- define "finetuning.policy" -}}
-{{- $bounds := dict "resources" .Values.bounds.resources "presetRequired" .Values.bounds.presetRequired -}}
+{{- $bounds := dict "resources" .Values.bounds.resources "presetRequired" .Values.bounds.presetRequired "metricCode" .Values.bounds.metricCode -}}
 {{- if not (kindIs "invalid" .Values.bounds.serverReplicas) -}}
 {{- $_ := set $bounds "serverReplicas" (int64 .Values.bounds.serverReplicas) -}}
 {{- end -}}

@@ -7,7 +7,7 @@ from finetuning_api.evaluationjob import EvaluationJobSpec
 from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, ParallelStrategy
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import PATH_ADVICE, Scheme
-from finetuning_operator.reconcile.allowed import Sources, refused_amount, refused_number, refused_source
+from finetuning_operator.reconcile.allowed import Sources, refused_amount, refused_code, refused_number, refused_source
 from finetuning_operator.reconcile.conditions import is_true
 from finetuning_operator.reconcile.lifecycle import Refusal
 from finetuning_operator.reconcile.plan import Settings
@@ -61,6 +61,7 @@ def _not_allowed(job: FineTuningJob, settings: Settings) -> Refusal | None:
     replicas = (("spec.serving.replicas", serving.replicas),) if serving else ()
     return (
         refused_source(_sources(job.spec), settings.sources)
+        or refused_code("spec.evaluation.custom", job.spec.evaluation.custom, settings.bounds)
         or refused_amount(asked, settings.bounds)
         or refused_number(replicas, settings.bounds)
     )
@@ -83,6 +84,7 @@ def _sources(spec: FineTuningJobSpec) -> Sources:
         ("spec.tokenizer", spec.tokenizer),
         ("spec.dataset", spec.dataset),
         ("spec.evaluation.reference", spec.evaluation.reference),
+        ("spec.evaluation.custom", spec.evaluation.custom),
         ("spec.script", spec.script),
     )
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from finetuning_api.base import ConditionType, Resource, ResourceRequirements
+from finetuning_api.custom import CustomMetricSpec
+from finetuning_api.evaluationjob import EvaluationJob
 from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
@@ -46,8 +48,16 @@ def refused_number(replicas: Sequence[tuple[str, int]], bounds: Bounds) -> Refus
     return next(_crowds(replicas, bounds), None)
 
 
+def refused_code(field: str, custom: CustomMetricSpec | None, bounds: Bounds) -> Refusal | None:
+    """Return why a metric of a user's own is not computed, None where it is."""
+    if custom is None or bounds.metric_code:
+        return None
+    message = f"{field} brings code, but this installation runs no metrics of others (bounds.metricCode)"
+    return _refusal(message, "use the built-in metrics, or have it allowed")
+
+
 def came_with_a_job(child: Resource, amounts: ResourceRequirements, observed: Observed) -> bool:
-    """Whether an object is a stage of a job that was accepted, and asks for what that job asks for.
+    """Whether an object is a stage of a job that was accepted, and asks for what that job asks for, and runs its code.
 
     Then it was allowed together with the job, whatever was forbidden since. That it names the job as its owner is not
     enough: everybody can write that.
@@ -57,8 +67,13 @@ def came_with_a_job(child: Resource, amounts: ResourceRequirements, observed: Ob
         if isinstance(job, FineTuningJob) and job.metadata.uid == owner.uid:
             serving = job.spec.serving.resources if job.spec.serving else None
             own = job.status.preset.resources if job.status.preset else job.spec.resources
-            return amounts in (own, serving) and is_true(job.status.conditions, ConditionType.ACCEPTED)
+            alike = amounts in (own, serving) and _has_code_of(child, job)
+            return alike and is_true(job.status.conditions, ConditionType.ACCEPTED)
     return False
+
+
+def _has_code_of(child: Resource, job: FineTuningJob) -> bool:
+    return not isinstance(child, EvaluationJob) or child.spec.custom in (None, job.spec.evaluation.custom)
 
 
 def _excesses(field: str, amounts: ResourceRequirements, bounds: Bounds) -> Iterator[Refusal]:

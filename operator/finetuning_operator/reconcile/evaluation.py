@@ -21,7 +21,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.accept import idle_warnings, refused_paths
-from finetuning_operator.reconcile.allowed import came_with_a_job, refused_amount, refused_source
+from finetuning_operator.reconcile.allowed import came_with_a_job, refused_amount, refused_code, refused_source
 from finetuning_operator.reconcile.conditions import (
     events_between,
     is_terminal,
@@ -47,6 +47,8 @@ from finetuning_operator.reconcile.needs import (
     Need,
     Role,
     claim_mount,
+    custom_input,
+    custom_needs,
     dataset_input,
     dataset_need,
     input_mounts,
@@ -178,7 +180,8 @@ def _is_stage(job: EvaluationJob) -> bool:
 def evaluation_needs(job: EvaluationJob, *, observed: Observed) -> tuple[Need, ...]:
     """Return everything that an EvaluationJob relocates, as far as its candidates are known by now."""
     of_candidates = (wanted for candidate in _candidates(job.spec, observed) for wanted in candidate.needs)
-    return (dataset_need(job.spec.dataset, job.spec.storage), *of_candidates)
+    metric = custom_needs(job.spec, job.spec.storage) if job.spec.mode is EvaluationMode.EVALUATE else ()
+    return (dataset_need(job.spec.dataset, job.spec.storage), *of_candidates, *metric)
 
 
 def _rules(view: _View) -> tuple[StageRule[_View], ...]:
@@ -219,7 +222,8 @@ def _work(view: _View) -> Outcome:
     dataset = dataset_input(view.job.spec.dataset, view.dataset, observed=view.observed, settings=view.settings)
     inputs = [(candidate, _model(view, candidate)) for candidate in view.candidates]
     ready = [(candidate, model) for candidate, model in inputs if model is not None]
-    if dataset is None or len(ready) != len(view.job.spec.candidates):
+    complete = all(wanted.artifact(view.observed) is not None for wanted in view.needs)
+    if dataset is None or len(ready) != len(view.job.spec.candidates) or not complete:
         return Outcome(StageState.PENDING, Reason.WAITING, "waits for its inputs")
     spec = view.job.spec
     candidates = tuple(_candidate_input(view, *pair) for pair in ready)
@@ -262,6 +266,7 @@ def _config(
         metrics=metrics_of(spec),
         gate=tuple(spec.gate),
         limit=spec.limit,
+        custom=custom_input(spec, storage=spec.storage, observed=view.observed, settings=view.settings),
         max_length=spec.max_length,
         generation=spec.generation,
         bootstrap_samples=spec.bootstrap_samples,
@@ -361,6 +366,7 @@ def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
 def _refusal(view: _View) -> Refusal | None:
     """Return why an evaluation is not accepted; what is forbidden later does not end one that was."""
     refs: list[tuple[str, SourceRef | None]] = [("spec.dataset", view.job.spec.dataset)]
+    refs.append(("spec.custom", view.job.spec.custom))
     for index, candidate in enumerate(view.job.spec.candidates):
         refs.append((f"spec.candidates[{index}].model", candidate.model))
         refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))
@@ -370,7 +376,12 @@ def _refusal(view: _View) -> Refusal | None:
     if paths is not None or accepted or came_with_a_job(view.job, amounts, view.observed):
         return paths
     asked = (("spec.resources", amounts),)
-    return refused_source(refs, view.settings.sources) or refused_amount(asked, view.settings.bounds)
+    bounds = view.settings.bounds
+    return (
+        refused_source(refs, view.settings.sources)
+        or refused_code("spec.custom", view.job.spec.custom, bounds)
+        or refused_amount(asked, bounds)
+    )
 
 
 def _common(view: _View, course: Course, *, writer: Writer, since: datetime) -> Common:

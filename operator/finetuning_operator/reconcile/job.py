@@ -88,6 +88,7 @@ from finetuning_operator.reconcile.needs import (
     Role,
     artifact_path,
     claim_mount,
+    custom_input,
     dataset_input,
     input_mounts,
     job_needs,
@@ -155,7 +156,7 @@ class _View:
 
     @property
     def training_needs(self) -> tuple[Need, ...]:
-        return tuple(wanted for wanted in self.needs if wanted.role is not Role.REFERENCE)
+        return tuple(wanted for wanted in self.needs if wanted.role not in {Role.REFERENCE, Role.METRIC})
 
     @property
     def trained(self) -> bool:
@@ -574,6 +575,7 @@ def _evaluation_inputs(view: _View, base: ModelInput) -> EvaluationInputs | None
         metrics=metrics_of(options),
         gate=tuple(rule for rule in options.gate if (rule.against or DEFAULT_AGAINST) in models),
         limit=options.limit,
+        custom=custom_input(options, storage=view.job.spec.storage, observed=view.observed, settings=view.settings),
     )
 
 

@@ -8,7 +8,7 @@ from posixpath import join
 
 from finetuning_api.base import ConditionStatus, ConditionType, ObjectMeta, ProgressStatus, StageState
 from finetuning_api.dataset import DatasetSpec
-from finetuning_api.finetuningjob import FineTuningJobSpec, StorageSpec, VolumeSpec
+from finetuning_api.finetuningjob import EvaluationOptions, FineTuningJobSpec, StorageSpec, VolumeSpec
 from finetuning_api.inferenceserver import InferenceServerSpec
 from finetuning_api.reasons import LIFE_CYCLE_REASONS, Reason
 from finetuning_api.relocation import (
@@ -17,7 +17,7 @@ from finetuning_api.relocation import (
     RelocationPhase,
     RelocationSpec,
 )
-from finetuning_api.runconfig import DatasetInput, LastWords, ModelInput, Provenance
+from finetuning_api.runconfig import CustomMetricInput, DatasetInput, LastWords, ModelInput, Provenance
 from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
 from finetuning_operator.reconcile.conditions import find_condition, headline, is_true
 from finetuning_operator.reconcile.labels import MANAGED_BY, OPERATOR
@@ -33,12 +33,13 @@ class Role(StrEnum):
     DATASET = "dataset"
     REFERENCE = "reference"
     SCRIPT = "script"
+    METRIC = "metric"
 
 
 _SHARED_RETRIES = 3
 """The least retries of what others may wait for as well."""
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_TAKEN: Mapping[Role, tuple[str, ...]] = {Role.TOKENIZER: _TOKENIZER_FILES, Role.SCRIPT: ("*",)}
+_TAKEN: Mapping[Role, tuple[str, ...]] = {Role.TOKENIZER: _TOKENIZER_FILES, Role.SCRIPT: ("*",), Role.METRIC: ("*",)}
 """Files of a folder, for roles that want others than those of a model."""
 _FOLDER_SCHEMES = frozenset({Scheme.HF, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.FILE})
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
@@ -51,7 +52,7 @@ def role_ref(ref: SourceRef, role: Role) -> SourceRef:
     """Return a reference that takes what the role needs, where the user did not choose files.
 
     Every owner asks through this function: the same need has the same identity, so its bytes are shared. Of a model the
-    relocator takes what models need by itself; a tokenizer alone must not bring weights along, and a script is what is
+    relocator takes what models need by itself; a tokenizer alone must not bring weights along, and programs are what is
     left out of models.
     """
     plain = SourceRef.model_validate(ref.model_dump(include=set(SourceRef.model_fields)))
@@ -119,7 +120,12 @@ def job_needs(spec: FineTuningJobSpec) -> tuple[Need, ...]:
         needs.append(need(spec.evaluation.reference, Role.REFERENCE, spec.storage))
     if spec.script is not None:
         needs.append(need(spec.script, Role.SCRIPT, spec.storage))
-    return tuple(needs)
+    return (*needs, *(custom_needs(spec.evaluation, spec.storage) if spec.evaluation.enabled else ()))
+
+
+def custom_needs(options: EvaluationOptions, storage: StorageSpec) -> tuple[Need, ...]:
+    """Return what the metric custom needs: its file, where somebody asks for it."""
+    return () if options.custom is None else (need(options.custom, Role.METRIC, storage),)
 
 
 def server_needs(spec: InferenceServerSpec) -> tuple[Need, ...]:
@@ -316,6 +322,22 @@ def dataset_input(dataset: DatasetSpec, wanted: Need, *, observed: Observed, set
     return DatasetInput(
         path=artifact_path(artifact, settings), rows=dataset.row_format(), provenance=provenance(wanted, artifact)
     )
+
+
+def custom_input(
+    options: EvaluationOptions, *, storage: StorageSpec, observed: Observed, settings: Settings
+) -> CustomMetricInput | None:
+    """Return the file of the metric custom; None until it is ready, and where nobody asks for it."""
+    for wanted in custom_needs(options, storage):
+        artifact = wanted.artifact(observed)
+        if artifact is not None and options.custom is not None:
+            return CustomMetricInput(
+                path=artifact_path(artifact, settings),
+                file=options.custom.file,
+                function=options.custom.function,
+                provenance=provenance(wanted, artifact),
+            )
+    return None
 
 
 def input_mounts(needs: Sequence[Need], observed: Observed, settings: Settings) -> tuple[ClaimMount, ...]:

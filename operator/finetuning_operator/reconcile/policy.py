@@ -68,6 +68,8 @@ class Bounds(ApiModel):
     """Pods of each server."""
     preset_required: bool = False
     """Whether every FineTuningJob must pick a preset."""
+    metric_code: bool = True
+    """Whether metrics of users' own may be computed, which are code."""
 
 
 def _is_below(address: str, beginnings: Sequence[str]) -> bool:

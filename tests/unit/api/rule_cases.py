@@ -64,6 +64,7 @@ def _tuned(*parameters: Mapping[str, object], **tuning: object) -> Manifest:
 _MODEL = {"source": "hf://owner/model"}
 _ADAPTER = {"name": "a", "jobRef": "b"}
 _CANARY = {"name": "live", "adapter": "a", "weight": 10}
+_CUSTOM = {"source": "configmap://metric", "allowCode": True}
 _DELTA = {"metric": "exact-match", "minDelta": 0.1}
 _BY_CPU = {"maxReplicas": 3, "targetCpuUtilization": 60}
 _BY_QUERY = {"prometheus": {"serverAddress": "http://prometheus:9090", "query": "up", "threshold": 2}}
@@ -233,6 +234,19 @@ RULE_CASES: tuple[RuleCase, ...] = (
         named(_gate(jobRefs=["earlier"]), "later"),
         named(_gate(jobRefs=["later"]), "later"),
     ),
+    RuleCase(
+        "custom needs both",
+        "spec.evaluation.custom",
+        _gate(metrics=["custom"], custom=_CUSTOM),
+        _gate(metrics=["custom"]),
+    ),
+    RuleCase(
+        "the file is run by the evaluation",
+        "spec.evaluation.custom.allowCode",
+        _gate(metrics=["custom"], custom=_CUSTOM),
+        _gate(metrics=["custom"], custom={"source": "configmap://metric"}),
+    ),
+    RuleCase("custom needs both", "spec.custom", _compared(), _compared(custom=_CUSTOM)),
     RuleCase(
         "a gate is decided by the evaluation", "spec.evaluation.gate", _gate(_DELTA), _gate(_DELTA, enabled=False)
     ),
@@ -514,6 +528,7 @@ _EVALUATION_CHANGES = (
     Change("metrics", ["cola"], ["rouge"]),
     Change("gate", [], [_DELTA]),
     Change("limit", None, 5),
+    Change("custom", None, _CUSTOM),
     Change("maxLength", 512, 1024),
     Change("generation", {}, {"stop": ["."]}),
     Change("bootstrapSamples", 100, 200),

@@ -204,3 +204,41 @@ def test_servers_are_bound_too(fields: dict[str, object], message: str) -> None:
     told = find_condition(server.status.conditions, ConditionType.ACCEPTED)
     assert told is not None
     assert (told.reason, told.message.startswith(message)) == (Reason.NOT_ALLOWED, True)
+
+
+CUSTOM = {"metrics": ["custom"], "custom": {"source": "configmap://metric", "allowCode": True}}
+NO_CODE = Bounds(metric_code=False)
+REFUSED = (
+    " brings code, but this installation runs no metrics of others (bounds.metricCode): use the built-in metrics, or"
+    " have it allowed"
+)
+
+
+def test_a_metric_of_a_user_s_own_is_refused_where_code_is_not_allowed() -> None:
+    made = World(Settings(bounds=NO_CODE))
+    made.add(job(evaluation=CUSTOM))
+    made.settle()
+    told = find_condition(made.job().status.conditions, ConditionType.FAILED)
+
+    assert told is not None
+    assert (told.reason, told.message) == (Reason.NOT_ALLOWED, f"spec.evaluation.custom{REFUSED}")
+
+
+def test_code_that_was_accepted_with_its_job_is_run_and_no_other() -> None:
+    made = World()
+    made.add(job(evaluation=CUSTOM))
+    made.settle()
+    made.finish_relocations()
+    made.settings = Settings(bounds=NO_CODE)
+    for step in ("preflight", "train"):
+        made.finish(KEY, step)
+    own = made.evaluation()
+    head = own.metadata.model_copy(update={"name": "mine"})
+    other = own.spec.custom.model_copy(update={"source": "configmap://other"}) if own.spec.custom else None
+    made.add(EvaluationJob(metadata=head, spec=own.spec.model_copy(update={"custom": other})))
+    made.settle()
+
+    assert [step.name for step in made.plans["EvaluationJob", "demo-evaluation"].steps] == ["evaluate"]
+    told = find_condition(made.evaluation("mine").status.conditions, ConditionType.FAILED)
+    assert told is not None
+    assert (told.reason, told.message) == (Reason.NOT_ALLOWED, f"spec.custom{REFUSED}")

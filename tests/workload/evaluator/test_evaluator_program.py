@@ -34,7 +34,7 @@ from finetuning_workload.candidates import is_switchable, loaded, plan_loads
 from finetuning_workload.errors import Interrupted, UserError
 from finetuning_workload.program import Context, StopFlag
 
-ALL_METRICS = tuple(Metric)
+ALL_METRICS = tuple(metric for metric in Metric if metric is not Metric.CUSTOM)
 CPU = torch.device("cpu")
 
 

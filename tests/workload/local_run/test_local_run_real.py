@@ -193,6 +193,36 @@ def test_a_job_is_not_compared_with_a_result_that_is_damaged_or_not_there(
     assert not (folder / ".finetuning/steps/FineTuningJob/later").exists()
 
 
+def test_a_metric_of_one_s_own_is_computed_and_a_mistake_in_it_is_told_before_the_training(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "site")
+    document = yaml.safe_load(MANIFEST)
+    document["metadata"]["name"] = "own"
+    document["spec"]["training"]["epochs"] = 1
+    document["spec"]["evaluation"] |= {
+        "metrics": ["custom"],
+        "gate": [{"metric": "custom", "min": 0}],
+        "custom": {"source": "metric.py", "allowCode": True},
+    }
+    (folder / "own.yaml").write_text(yaml.safe_dump(document))
+    (folder / "metric.py").write_text("def score(predictions, references, rows)\n    return []\n")
+    wrong = finetune(folder, "run", "own.yaml")
+    steps = list(read_state(folder, "FineTuningJob", "own"))
+    finetune(folder, "delete", "own")
+    (folder / "metric.py").write_text(
+        "def score(predictions, references, rows):\n    return [len(row['message']) for row in rows]\n"
+    )
+    right = finetune(folder, "run", "own.yaml")
+
+    assert wrong.returncode == 1
+    assert "custom cannot be computed: metric.py, line 1: expected ':'" in " ".join(wrong.stdout.split())
+    assert steps == ["preflight"]
+    assert right.returncode == 0, right.stderr
+    assert any(line.startswith("custom") for line in right.stdout.splitlines())
+    assert "Pass" in right.stdout
+
+
 def test_status_is_the_object_that_a_cluster_shows(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = finished
 

@@ -1,0 +1,48 @@
+"""The file of a metric of one's own is relocated like everything else, and told to those that read it."""
+
+from typing import Any
+
+from tests.support.objects import World, job
+
+from finetuning_api.runconfig import CustomMetricInput, EvaluateConfig, PreflightConfig, TrainConfig
+from finetuning_operator.reconcile.needs import Role, job_needs
+
+KEY, EVALUATION = ("FineTuningJob", "demo"), ("EvaluationJob", "demo-evaluation")
+OPTIONS: dict[str, Any] = {
+    "metrics": ["custom"],
+    "custom": {"source": "git+https://host/metrics", "revision": "v1", "file": "tone.py", "allowCode": True},
+}
+
+
+def test_the_file_is_relocated_and_told_to_preflight_and_evaluation_but_not_to_training() -> None:
+    made = World()
+    made.add(job(evaluation=OPTIONS))
+    made.settle()
+    made.finish_relocations()
+    (wanted,) = [each for each in job_needs(made.job().spec) if each.role is Role.METRIC]
+    preflight = made.plans[KEY].steps[0]
+    made.finish(KEY, "preflight")
+    train = made.plans[KEY].steps[0]
+    made.finish(KEY, "train")
+    evaluate = made.plans[EVALUATION].steps[0]
+
+    assert wanted.ref.include == ["*"]
+    assert isinstance(preflight.config, PreflightConfig)
+    assert preflight.config.evaluation is not None
+    assert isinstance(evaluate.config, EvaluateConfig)
+    told = evaluate.config.custom
+    assert told == preflight.config.evaluation.custom
+    assert isinstance(told, CustomMetricInput)
+    assert (told.file, told.function, told.path) == ("tone.py", "score", f"/volumes/{wanted.name}/artifact")
+    assert isinstance(train.config, TrainConfig)
+    claims = [
+        {mount.path.rsplit("/", 1)[-1]: mount.read_only for mount in step.mounts if hasattr(mount, "read_only")}
+        for step in (preflight, train, evaluate)
+    ]
+    assert [each.get(wanted.name) for each in claims] == [True, None, True]
+
+
+def test_nothing_is_relocated_where_nothing_is_evaluated() -> None:
+    spec = job(evaluation=OPTIONS | {"enabled": False}).spec
+
+    assert Role.METRIC not in {wanted.role for wanted in job_needs(spec)}
