@@ -148,8 +148,15 @@ class Runner:
         return measured
 
     def _run_task(self, task: Task, candidate: LoadedCandidate, inputs: CandidateInputs) -> TaskPart:
-        on_progress = self._progress.of(inputs.candidate.name, task)
-        return run_task(task, candidate, inputs=inputs, config=self._config, on_progress=on_progress)
+        key = self._key(inputs).of(task)
+        return run_task(
+            task,
+            candidate,
+            inputs=inputs,
+            config=self._config,
+            open_journal=lambda: self._parts.journal(key),
+            on_progress=self._progress.of(inputs.candidate.name, task),
+        )
 
     def _finished(self, inputs: CandidateInputs) -> Measured | None:
         """Return what was computed of a candidate in earlier runs, None where anything is missing."""

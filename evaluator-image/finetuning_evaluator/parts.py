@@ -16,6 +16,7 @@ from pydantic import ValidationError
 import finetuning_evaluator
 import finetuning_workload
 from finetuning_api.runconfig import ContractModel, JobIdentity
+from finetuning_evaluator.journal import OutputJournal
 from finetuning_workload.files import write_atomically
 
 PARTS_FOLDER = ".partial"
@@ -89,6 +90,10 @@ class Parts:
         origin = Origin(job=self._job, computed_at=datetime.now(UTC))
         entry = Entry(key=key, origin=origin, sha256=_sha256(content), part=content)
         write_atomically(self._path(name, key, own=own), entry.to_json())
+
+    def journal(self, key: str) -> OutputJournal:
+        """Return the completions of a generation under way; they are this evaluation's own and go with its parts."""
+        return OutputJournal(self._folder / f"outputs-{key[:32]}.jsonl", key=key)
 
     def clear(self) -> None:
         """Remove what is this evaluation's own, because its results are written, and what the rest has too much of."""

@@ -9,16 +9,18 @@ from finetuning_evaluator.wording import (
     COMPARISON_NOTE,
     COST_HEADER,
     COST_NOTE,
+    ORIGIN_HEADER,
+    ORIGIN_NOTE,
     costs,
     detectable,
     evaluated,
     headline,
     interval,
+    origins,
     outcome,
     overlap,
     p_values,
     resampled,
-    reuse,
     shown,
     signed,
     with_interval,
@@ -31,7 +33,7 @@ _LONGEST = 600
 def render_markdown(results: Results, samples: Sequence[Sample]) -> str:
     """Return the report as Markdown."""
     sections = (_head(results), _table(results), _comparisons(results), _gate(results), _warnings(results))
-    parts = [*sections, _costs(results), _examples(results, samples), _reproduction(results)]
+    parts = [*sections, _costs(results), _origins(results), _examples(results, samples), _reproduction(results)]
     return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines) + "\n"
 
 
@@ -107,10 +109,18 @@ def _costs(results: Results) -> Iterator[str]:
         yield _row([candidate.name, *costs(candidate)])
     yield ""
     yield COST_NOTE
-    for candidate in results.candidates:
-        if candidate.reused:
-            yield ""
-            yield reuse(candidate)
+
+
+def _origins(results: Results) -> Iterator[str]:
+    if any(candidate.reused for candidate in results.candidates):
+        yield "## Scores that were there already"
+        yield ""
+        yield _row(ORIGIN_HEADER)
+        yield _row(["---"] * len(ORIGIN_HEADER))
+        for cells in origins(results):
+            yield _row(cells)
+        yield ""
+        yield ORIGIN_NOTE
 
 
 def _examples(results: Results, samples: Sequence[Sample]) -> Iterator[str]:

@@ -1,19 +1,23 @@
 """The work with one candidate's model, task by task, each kept as a part when it is finished."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from finetuning_api.metrics import Task
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
 from finetuning_evaluator.custom import CustomScores
+from finetuning_evaluator.journal import OutputJournal
 from finetuning_evaluator.metrics import accuracy, cola, general, latency, pairs, perplexity
 from finetuning_workload.candidates import LoadedCandidate
-from finetuning_workload.data import Encoder, RenderedRow
+from finetuning_workload.data import Encoder
 from finetuning_workload.evaluated import TIMED_ROWS, CandidateInputs
-from finetuning_workload.generation import complete
+from finetuning_workload.generation import Ends, complete
 
 OnProgress = Callable[[int, int], None]
+
+_LOG = logging.getLogger(__name__)
 
 _MARGIN = 1.2
 _LEAST_NEW_TOKENS = 8
@@ -59,9 +63,21 @@ def cost(task: Task) -> float:
 
 
 def run_task(
-    task: Task, loaded: LoadedCandidate, *, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+    task: Task,
+    loaded: LoadedCandidate,
+    *,
+    inputs: CandidateInputs,
+    config: EvaluateConfig,
+    open_journal: Callable[[], OutputJournal],
+    on_progress: OnProgress,
 ) -> TaskPart:
-    """Do one task with a candidate's model. ``on_progress`` may raise to stop."""
+    """Do one task with a candidate's model; of a generation goes on with what its journal lacks.
+
+    ``on_progress`` may raise to stop.
+    """
+    if task is Task.GENERATION:
+        with loaded.active(), open_journal() as journal:
+            return _generate(loaded, inputs, config, journal=journal, on_progress=on_progress)
     started = time.monotonic()
     with loaded.active():
         part = _WORK[task](loaded, inputs, config, on_progress)
@@ -89,29 +105,37 @@ def _likelihood(
     return TaskPart(seconds=0, likelihood=tuple(rows))
 
 
-def _generation(
-    loaded: LoadedCandidate, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+def _generate(
+    loaded: LoadedCandidate,
+    inputs: CandidateInputs,
+    config: EvaluateConfig,
+    *,
+    journal: OutputJournal,
+    on_progress: OnProgress,
 ) -> TaskPart:
     limit = planned_new_tokens(inputs, config)
     encoder = Encoder(inputs.tokenizer)
+    if journal.known:
+        told = (len(journal.known), len(inputs.rows), inputs.candidate.name)
+        _LOG.info("%d of %d completions of %s are kept from an earlier attempt", *told)
     completions = complete(
         loaded.model,
         inputs.tokenizer,
         [encoder.encode_prompt(row) for row in inputs.rows],
         max_new_tokens=limit,
-        stop=config.generation.stop,
-        closing_tokens=_closing_tokens(inputs, inputs.rows),
+        ends=_ends(inputs, config),
+        kept=journal,
         on_progress=on_progress,
     )
     outputs = (Output(text=found.text, tokens=found.tokens, stopped=found.stopped) for found in completions)
-    return TaskPart(seconds=0, outputs=tuple(outputs), max_new_tokens=limit)
+    return TaskPart(seconds=journal.seconds, outputs=tuple(outputs), max_new_tokens=limit)
 
 
-def _closing_tokens(inputs: CandidateInputs, rows: Sequence[RenderedRow]) -> set[int]:
-    """Return the ids of the marks that close a turn in the rows: training teaches them, so generation ends at them."""
-    marks = {segment.closing for row in rows for segment in row.segments if segment.closing}
+def _ends(inputs: CandidateInputs, config: EvaluateConfig) -> Ends:
+    """Return what ends a completion: stop texts, and the marks that close a turn in the rows, as training teaches."""
+    marks = {segment.closing for row in inputs.rows for segment in row.segments if segment.closing}
     encoded = (inputs.tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in marks)
-    return {ids[0] for ids in encoded if len(ids) == 1}
+    return Ends(config.generation.stop, {ids[0] for ids in encoded if len(ids) == 1})
 
 
 def _accuracy(
@@ -155,8 +179,7 @@ def _latency(
         inputs.tokenizer,
         [encoder.encode_prompt(row) for row in inputs.rows[:TIMED_ROWS]],
         max_new_tokens=planned_new_tokens(inputs, config),
-        stop=config.generation.stop,
-        closing_tokens=_closing_tokens(inputs, inputs.rows),
+        ends=_ends(inputs, config),
         on_progress=on_progress,
     )
     return TaskPart(seconds=0, timings=tuple(timings))
@@ -164,7 +187,6 @@ def _latency(
 
 _WORK = {
     Task.LIKELIHOOD: _likelihood,
-    Task.GENERATION: _generation,
     Task.ACCURACY: _accuracy,
     Task.COLA: _cola,
     Task.PAIRS: _pairs,

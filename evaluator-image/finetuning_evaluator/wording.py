@@ -1,6 +1,6 @@
 """How numbers and outcomes are said, the same in every report."""
 
-from finetuning_api.metrics import Verdict
+from finetuning_api.metrics import Metric, Verdict
 from finetuning_evaluator.results import (
     CandidateSummary,
     DatasetSummary,
@@ -127,15 +127,28 @@ def costs(candidate: CandidateSummary) -> tuple[str, ...]:
     return (*rates, *lengths, str(outputs.empty), str(outputs.cut), str(outputs.refused))
 
 
-def reuse(candidate: CandidateSummary) -> str:
-    """Return which of a candidate's scores were computed by whom, where it was not this run."""
-    told = (
-        f"{task} ({origin.job.kind} {origin.job.name}, {origin.computed_at:%Y-%m-%d %H:%M} UTC)"
-        for task, origin in candidate.reused.items()
-    )
-    return f"Scores of {candidate.name} that were there already, with the same model, rows, settings and code: " + (
-        ", ".join(told) + "."
-    )
+ORIGIN_HEADER = ("candidate", "metrics", "computed")
+ORIGIN_NOTE = (
+    "What was there already was computed with the same model, rows, settings and code. Intervals, comparisons and the"
+    " gate are of this evaluation."
+)
+
+
+def origins(results: Results) -> tuple[tuple[str, str, str], ...]:
+    """Return which scores of which candidate were computed when and by whom, in the order of ORIGIN_HEADER."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for candidate in results.candidates:
+        for metric in results.metrics:
+            told.setdefault((candidate.name, _origin(candidate, metric.metric)), []).append(metric.metric)
+    return tuple((name, ", ".join(metrics), when) for (name, when), metrics in told.items())
+
+
+def _origin(candidate: CandidateSummary, metric: Metric) -> str:
+    origin = candidate.reused.get(metric.facts.task)
+    # What a user's own code makes of outputs is never kept, though the outputs are.
+    if origin is None or metric is Metric.CUSTOM:
+        return "by this evaluation"
+    return f"{origin.computed_at:%Y-%m-%d %H:%M} UTC by {origin.job.kind} {origin.job.name}"
 
 
 def _or_dash(value: float | None) -> str:

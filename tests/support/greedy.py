@@ -6,7 +6,7 @@ import torch
 
 from finetuning_api.runconfig import CandidateInput
 from finetuning_workload.candidates import loaded, plan_loads
-from finetuning_workload.generation import Completion, complete
+from finetuning_workload.generation import Completion, Ends, complete
 
 
 def greedy(
@@ -19,6 +19,6 @@ def greedy(
             for each in ready:
                 with each.active():
                     written[each.candidate.name] = complete(
-                        each.model, each.tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop
+                        each.model, each.tokenizer, prompts, max_new_tokens=max_new_tokens, ends=Ends(stop)
                     )
     return written

@@ -1,9 +1,9 @@
 """Greedy generation in batches: the same plan for every candidate, so that only the weights differ."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +28,28 @@ class Completion:
     """Tokens generated, the closing EOS included."""
     stopped: bool
     """Whether it ended by itself, by EOS or a stop text, rather than at the limit."""
+
+
+class Kept(Protocol):
+    """Completions that outlive a generation, by the number of their prompt."""
+
+    @property
+    def known(self) -> Mapping[int, Completion]:
+        """Those of earlier attempts."""
+
+    def append(self, number: int, completion: Completion) -> None:
+        """Keep one more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What ends a completion beside the end-of-text tokens of model and tokenizer."""
+
+    texts: Sequence[str] = ()
+    tokens: Collection[int] = ()
+
+
+NO_ENDS = Ends()
 
 
 @dataclass(slots=True)
@@ -88,7 +110,7 @@ def generate(
         tokenizer,
         prompts,
         max_new_tokens=max_new_tokens,
-        stop=stop,
+        ends=Ends(stop),
         batch_tokens=batch_tokens,
         on_progress=on_progress,
     )
@@ -102,27 +124,30 @@ def complete(
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
-    stop: Sequence[str] = (),
-    closing_tokens: Collection[int] = (),
+    ends: Ends = NO_ENDS,
     batch_tokens: int = 8192,
+    kept: Kept | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Completion]:
-    """Continue every prompt (token ids) greedily until EOS, a closing token, a stop text or ``max_new_tokens``.
+    """Continue every prompt (token ids) greedily until EOS, one of the ends, or ``max_new_tokens``.
 
     Prompts are sorted by length and batched so that rows x (prompt + new tokens) stays within ``batch_tokens``; the
     plan depends on nothing else. Batches are left-padded with position ids, and finished rows leave their batch.
+    What ``kept`` knows has left its batch already, and what is finished is appended to it.
     Raises UserError(UNSUPPORTED) for a prompt without tokens or one that leaves no room in the model's context.
     """
     require_room([len(prompt) for prompt in prompts], context_length(model))
-    eos = eos_token_ids(model, tokenizer) | frozenset(closing_tokens)
-    endings = _Endings(tokenizer, eos, tuple(stop), max_new_tokens, context_length(model))
-    results: dict[int, Completion] = {}
+    eos = eos_token_ids(model, tokenizer) | frozenset(ends.tokens)
+    endings = _Endings(tokenizer, eos, tuple(ends.texts), max_new_tokens, context_length(model))
+    results = {} if kept is None else dict(kept.known)
 
     for batch in plan_batches([len(prompt) for prompt in prompts], extra=max_new_tokens, batch_tokens=batch_tokens):
-        rows = [_Row(index, prompts[index]) for index in batch]
+        rows = [_Row(index, prompts[index]) for index in batch if index not in results]
         for step, finished in enumerate(_continue(model, rows, endings), start=1):
             for row in finished:
                 results[row.index] = Completion(endings.text(row), len(row.new), row.stopped)
+                if kept is not None:
+                    kept.append(row.index, results[row.index])
             if on_progress is not None:
                 going_on = sum(index not in results for index in batch)
                 on_progress(len(results) * max_new_tokens + going_on * step, len(prompts) * max_new_tokens)
@@ -182,6 +207,8 @@ def plain_model(model: torch.nn.Module) -> PreTrainedModel:
 
 def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> Iterator[list[_Row]]:
     """Continue the rows of one batch until all are finished; after each token yield those that just finished."""
+    if not rows:
+        return
     device = next(model.parameters()).device
     ids, mask = left_padded([row.prompt for row in rows], device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -12,7 +12,7 @@ from finetuning_evaluator.aggregates import Statistic
 from finetuning_evaluator.score import OnProgress
 from finetuning_evaluator.statistics import Observations
 from finetuning_workload.evaluated import TIMED_ROWS
-from finetuning_workload.generation import complete
+from finetuning_workload.generation import Ends, complete
 
 SIGNATURE = f"latency|seconds of a whole completion, one at a time|first {TIMED_ROWS} held-out rows|after one untimed"
 
@@ -30,17 +30,14 @@ def measure(
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
-    stop: Sequence[str],
-    closing_tokens: set[int],
+    ends: Ends,
     on_progress: OnProgress | None = None,
 ) -> list[Timing]:
     """Return the time of each completion, after the first prompt was completed once without being timed."""
     timings: list[Timing] = []
     for place, prompt in enumerate([prompts[0], *prompts]):
         started = time.monotonic()
-        (found,) = complete(
-            model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, closing_tokens=closing_tokens
-        )
+        (found,) = complete(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, ends=ends)
         if place:
             timings.append(Timing(seconds=time.monotonic() - started, tokens=found.tokens))
         if on_progress is not None:

@@ -9,6 +9,7 @@ import pytest
 from finetuning_api.metrics import GateResult, GateRule, Metric, Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import TERMINATION_LOG_BYTES, EvaluateResult, JobIdentity, LastWords, Provenance
+from finetuning_evaluator.parts import Origin
 from finetuning_evaluator.report_html import render_html
 from finetuning_evaluator.report_markdown import render_markdown
 from finetuning_evaluator.results import (
@@ -23,7 +24,7 @@ from finetuning_evaluator.results import (
     Settings,
 )
 from finetuning_evaluator.samples import Sample, telling
-from finetuning_evaluator.wording import outcome
+from finetuning_evaluator.wording import origins, outcome
 from finetuning_workload.program import encode_last_words
 
 DIGEST = f"sha256:{'0' * 64}"
@@ -284,3 +285,27 @@ def test_results_are_read_back_as_they_were_written() -> None:
     written = results()
 
     assert Results.model_validate_json(written.model_dump_json(by_alias=True)) == written
+
+
+def test_scores_that_were_there_already_are_told_from_those_of_this_evaluation() -> None:
+    origin = Origin(
+        job=JobIdentity(kind="EvaluationJob", name="first<b>"), computed_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    )
+    base, tuned = results().candidates
+    metrics = tuple(metric_result(each) for each in (Metric.ROUGE_L, Metric.EXACT_MATCH, Metric.CUSTOM, Metric.COLA))
+    told = results(
+        candidates=(base.model_copy(update={"reused": {"generation": origin}}), tuned), metrics=metrics, gates=()
+    )
+    without = results()
+
+    assert origins(told) == (
+        ("base", "rougeL, exact-match", "2026-01-02 03:04 UTC by EvaluationJob first<b>"),
+        ("base", "custom, cola", "by this evaluation"),
+        ("tuned", "rougeL, exact-match, custom, cola", "by this evaluation"),
+    )
+    assert "| base | rougeL, exact-match | 2026-01-02 03:04 UTC by EvaluationJob first<b> |" in render_markdown(
+        told, []
+    )
+    assert "<td>2026-01-02 03:04 UTC by EvaluationJob first&lt;b&gt;</td>" in render_html(told, [])
+    for rendered in (render_markdown(without, []), render_html(without, [])):
+        assert "there already" not in rendered

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetuning_api.reasons import Reason
 from finetuning_workload.errors import Interrupted, UserError
-from finetuning_workload.generation import complete, generate, plan_batches
+from finetuning_workload.generation import Completion, Ends, complete, generate, plan_batches
 from finetuning_workload.models import load_base_model, load_tokenizer
 
 PROMPTS = ("the invoice", "one", "Triage this message: two three four five six seven", "ä 漢字 🙂", "red green")
@@ -76,7 +76,7 @@ def test_rows_that_end_early_leave_the_batch_and_change_nothing_for_the_others(
     ends = {free[0][2], free[2][9]}
     expected = [of_transformers(model, prompt, eos=[tokenizer.eos_token_id, *ends]) for prompt in prompts(tokenizer)]
 
-    found = complete(model, tokenizer, prompts(tokenizer), max_new_tokens=NEW_TOKENS, closing_tokens=ends)
+    found = complete(model, tokenizer, prompts(tokenizer), max_new_tokens=NEW_TOKENS, ends=Ends(tokens=ends))
 
     assert len({len(ids) for ids in expected}) > 1
     assert [completion.tokens for completion in found] == [len(ids) for ids in expected]
@@ -86,13 +86,41 @@ def test_rows_that_end_early_leave_the_batch_and_change_nothing_for_the_others(
     assert found[0].stopped
 
 
+class Remembered:
+    """Completions in memory, and which were made."""
+
+    def __init__(self, known: dict[int, Completion]) -> None:
+        self.known = known
+        self.made: dict[int, Completion] = {}
+
+    def append(self, number: int, completion: Completion) -> None:
+        self.made[number] = completion
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 120, 10_000])
+def test_what_is_kept_is_not_written_again_and_changes_nothing_for_the_others(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
+) -> None:
+    whole = complete(model, tokenizer, prompts(tokenizer), max_new_tokens=NEW_TOKENS)
+    kept = Remembered({1: Completion("another", 3, stopped=True), 3: whole[3]})
+
+    found = complete(
+        model, tokenizer, prompts(tokenizer), max_new_tokens=NEW_TOKENS, batch_tokens=batch_tokens, kept=kept
+    )
+
+    assert found == [whole[0], kept.known[1], *whole[2:]]
+    assert kept.made == {number: whole[number] for number in (0, 2, 4)}
+
+
 def test_a_stop_text_ends_a_completion_and_is_not_part_of_it(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     (whole,) = generate(model, tokenizer, prompts(tokenizer)[:1], max_new_tokens=NEW_TOKENS)
     stop = whole[7:9]
 
-    (found,) = complete(model, tokenizer, prompts(tokenizer)[:1], max_new_tokens=NEW_TOKENS, stop=[stop, "\0never"])
+    (found,) = complete(
+        model, tokenizer, prompts(tokenizer)[:1], max_new_tokens=NEW_TOKENS, ends=Ends([stop, "\0never"])
+    )
 
     assert found.text == whole[: whole.index(stop)]
     assert found.stopped

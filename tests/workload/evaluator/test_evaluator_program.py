@@ -20,9 +20,11 @@ from tests.support.evaluation import (
     write_rows,
 )
 from tests.support.models import tiny_gpt2, tiny_llama
+from tests.support.processes import wait_until
 from transformers import AutoModelForCausalLM
 
 from finetuning_api.dataset import DatasetSplit, RowFormat
+from finetuning_api.finetuningjob import GenerationSpec
 from finetuning_api.metrics import GateRule, Metric, Verdict
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import CandidateInput, EvaluateConfig, EvaluateResult
@@ -497,6 +499,42 @@ def test_a_killed_evaluation_goes_on_with_its_finished_parts(
     by_name = {found.name: found for found in results_of(config).candidates}
     assert by_name["base"].reused["likelihood"] == computed
     assert "cola" not in by_name["tuned"].reused
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_generation_that_was_killed_goes_on_with_the_rows_that_it_lacks(
+    world: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    data = write_rows(tmp_path / "more.jsonl", rows=600)
+    whole, killed = (
+        evaluate_config(
+            [base(world), tuned(world)], data=data, output=tmp_path / name, metrics=(Metric.EXACT_MATCH,)
+        ).model_copy(update={"generation": GenerationSpec(max_new_tokens=256)})
+        for name in ("whole", "killed")
+    )
+    (tmp_path / "config.json").write_text(killed.to_json())
+    environment = program_environment(tmp_path / "config.json", tmp_path / "last-words.json")
+    command = [sys.executable, "-m", "finetuning_evaluator"]
+    partial = tmp_path / "killed" / ".partial"
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        journal = wait_for(partial, "outputs-*.jsonl", process)
+        wait_until(lambda: journal.stat().st_size > 0, what="a row is finished")
+        process.send_signal(number)
+        exit_code = process.wait(timeout=120)
+    kept = len(journal.read_bytes().splitlines())
+    # As a power cut leaves it.
+    journal.write_bytes(journal.read_bytes() + b'{"row": 1, "sec')
+
+    again = run_program("finetuning_evaluator", killed.to_json(), tmp_path / "again")
+    evaluate(whole, context())
+
+    rows = results_of(whole).dataset.rows
+    assert exit_code == (ExitCode.INTERRUPTED if number == signal.SIGTERM else -signal.SIGKILL)
+    assert 0 < kept < rows
+    assert again.exit_code == ExitCode.DONE
+    assert f"{kept} of {rows} completions of base are kept from an earlier attempt" in again.log
+    assert (tmp_path / "killed" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
     assert not partial.exists()
 
 

@@ -39,7 +39,7 @@ from finetuning_server.engine.base import FinishReason, GenerationRequest, Load,
 from finetuning_server.engine.batching import BatchingEngine
 from finetuning_server.engine.errors import EngineStopped, PromptTooLong, QueueFull, UnknownModel, UnknownToken
 from finetuning_workload.errors import UserError
-from finetuning_workload.generation import complete
+from finetuning_workload.generation import Ends, complete
 from finetuning_workload.models import load_base_model, load_tokenizer
 
 TEXTS = (
@@ -233,7 +233,7 @@ def test_stop_texts_cut_the_completion_as_in_evaluations(folder: Path) -> None:
             requests = [question(engine, text, stop=(stop,)) for text, stop in zip(TEXTS, stops, strict=True)]
             model = load_base_model(folder, dtype=torch.float32, device=torch.device("cpu"))
             expected = [
-                complete(model, engine.tokenizer, [list(one.tokens)], max_new_tokens=24, stop=one.stop)[0].text
+                complete(model, engine.tokenizer, [list(one.tokens)], max_new_tokens=24, ends=Ends(one.stop))[0].text
                 for one in requests
             ]
             return list(await asyncio.gather(*(ask(engine, one) for one in requests))), expected
