@@ -57,9 +57,9 @@ class Site:
         spec = good_spec({**here, **(changes or {})})
         return self.cluster.create(resource("FineTuningJob", name, self.namespace, **spec))
 
-    def wait(self, name: str, where: Callable[[Object], bool]) -> Object:
+    def wait(self, name: str, where: Callable[[Object], bool], *, seconds: float = SECONDS) -> Object:
         """Return a job as soon as it is as it should be."""
-        return self.cluster.wait_for_object("FineTuningJob", name, self.namespace, where=where, seconds=SECONDS)
+        return self.cluster.wait_for_object("FineTuningJob", name, self.namespace, where=where, seconds=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -169,27 +169,30 @@ def test_two_workers_of_two_processes_each_train_one_adapter(site: Site) -> None
     assert (stage["state"], stage["attempts"]) == ("Succeeded", 1)
 
 
-def test_trials_that_fall_behind_are_given_up_and_the_best_becomes_the_jobs(site: Site) -> None:
+def test_a_trial_that_falls_behind_is_given_up_and_the_best_becomes_the_jobs(site: Site) -> None:
     rates = {"name": "training.learningRate", "values": [0.02, 1e-7]}
-    ranks = {"name": "method.rank", "values": [2, 4]}
-    tuning = {"parameters": [rates, ranks], "search": "grid", "seed": 3, "halving": {"reductionFactor": 2}}
-    changes = {"training.maxSteps": 40, "training.evaluateEverySteps": 5, "tuning": tuning}
+    # With this seed the better one is drawn first.
+    tuning = {"parameters": [rates], "search": "grid", "seed": 1, "halving": {"reductionFactor": 2}}
+    changes = {"training.maxSteps": 20, "training.evaluateEverySteps": 5, "tuning": tuning}
     site.create("searched", site.add_rows([*GOOD_ROWS]), {**changes, "evaluation.enabled": False})
 
-    done = site.wait("searched", has_ended)
+    # As many programs as other jobs of this file have, and one for each trial.
+    done = site.wait("searched", has_ended, seconds=2 * SECONDS)
 
     assert has_condition(done, "Complete"), _failure(done)
-    trials, best = done["status"]["tuning"]["trials"], done["status"]["tuning"]["best"]
-    assert trials[best]["evaluationLoss"] == min(trial["evaluationLoss"] for trial in trials)
-    assert {"name": "training.learningRate", "value": 0.02} in trials[best]["parameters"]
-    assert {trial["steps"] for trial in trials if trial["state"] == "Succeeded"} == {40}
-    given_up = [trial for trial in trials if trial["state"] == "GivenUp"]
-    assert given_up
-    assert all(trial["steps"] < 40 for trial in given_up)
+    best, worse = done["status"]["tuning"]["trials"]
+    assert (best["parameters"], best["state"], best["steps"]) == (
+        [{"name": "training.learningRate", "value": 0.02}],
+        "Succeeded",
+        20,
+    )
+    assert (worse["state"], worse["steps"]) == ("GivenUp", 5)
+    assert done["status"]["tuning"]["best"] == 0
+    assert best["evaluationLoss"] < worse["evaluationLoss"]
     adapter = done["status"]["artifacts"]["adapter"]
     claim = site.node.volumes / adapter["claimName"]
-    assert adapter["digest"] == trials[best]["digest"] == require_intact(claim / adapter["path"]).digest
-    assert json.loads((claim / adapter["path"] / "provenance.json").read_text())["trial"] == best
+    assert adapter["digest"] == best["digest"] == require_intact(claim / adapter["path"]).digest
+    assert json.loads((claim / adapter["path"] / "provenance.json").read_text())["trial"] == 0
     assert not (claim / "trials").exists()
     assert [path.name for path in (claim / "checkpoints").iterdir()] == ["metrics.jsonl"]
 
