@@ -50,7 +50,7 @@ def _load(folder: Path, file: str, name: str) -> Callable[..., object]:
         specification.loader.exec_module(module)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # Whatever the user's code raises is told with its line.
         raise _told(error, file, f"{file} cannot be loaded") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -69,7 +69,7 @@ def _scores(function: Callable[..., object], predictions: Sequence[str], *, requ
         values = list(returned)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # As above.
         raise _told(error, file, f"{who} failed") from error
     if len(values) != len(ids):
         message = f"{who} returned {len(values)} values for {len(ids)} rows"
