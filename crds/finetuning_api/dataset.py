@@ -63,6 +63,11 @@ class RowFormat(ApiModel):
             field="completion",
         ),
         CelRule(
+            rule="!has(self.rejected) || (has(self.prompt) && has(self.completion))",
+            message="rejected is the worse one of two outputs for a prompt; set prompt, and completion for the better",
+            field="rejected",
+        ),
+        CelRule(
             rule="!has(self.choices) || has(self.prompt) || has(self.messages)",
             message="choices are answers to a prompt; set prompt and completion, or messages",
             field="choices",
@@ -84,6 +89,14 @@ class RowFormat(ApiModel):
         pattern=patterns.TEMPLATE.regex,
         description="Template of the output with {column} placeholders; its tokens and the closing EOS carry loss."
         " Without prompt it is plain language modelling.",
+    )
+    rejected: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16384,
+        pattern=patterns.TEMPLATE.regex,
+        description="Template of an output that is worse than completion, for training.objective dpo; rows without one,"
+        " or with the same twice, are not trained on.",
     )
     messages: str | None = Field(
         default=None,

@@ -80,6 +80,13 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
 
 
+class Objective(StrEnum):
+    """What is learned from the rows."""
+
+    SUPERVISED = "supervised"
+    DPO = "dpo"
+
+
 class Precision(StrEnum):
     """Number format of the frozen weights and the activations."""
 
@@ -110,6 +117,17 @@ class TrainingSpec(ApiModel):
         ),
     )
 
+    objective: Objective = Field(
+        default=Objective.SUPERVISED,
+        description="supervised: to write the completion; dpo: to prefer it to dataset.rejected (direct preference"
+        " optimisation, through TRL).",
+    )
+    preference_beta: float = Field(
+        default=0.1,
+        gt=0,
+        le=100,
+        description="beta of dpo: the greater it is, the nearer the result stays to the base model.",
+    )
     epochs: float = Field(default=3, gt=0, le=1000, description="Passes over the training rows.")
     max_steps: int | None = Field(
         default=None, ge=1, le=100_000_000, description="Optimizer steps at most; unset follows epochs."
@@ -543,6 +561,16 @@ class FineTuningJobSpec(RunOptions):
             rule="!has(self.script) || !has(self.tuning)",
             message="what a script makes of its settings is not known here: remove tuning, or train without a script",
             field="tuning",
+        ),
+        CelRule(
+            rule="(self.training.objective == 'dpo') == has(self.dataset.rejected) || has(self.script)",
+            message="training.objective dpo and dataset.rejected belong together: set both, or none",
+            field="training.objective",
+        ),
+        CelRule(
+            rule="!has(self.script) || self.training.objective == 'supervised'",
+            message="a script decides itself what it learns: remove training.objective",
+            field="training.objective",
         ),
         completions_rule("self.evaluation.metrics", unless="!self.evaluation.enabled"),
         learned_prompt_rule(),

@@ -24,10 +24,11 @@ from finetuning_trainer.plan import (
     step_tokens,
     weight_bytes,
 )
+from finetuning_trainer.preferences import with_objective
 from finetuning_trainer.script import require_startable
 from finetuning_trainer.strategies import require_known
 from finetuning_trainer.trials import draw_trials
-from finetuning_workload.data import PreparedData, prepare
+from finetuning_workload.data import PreparedData, prepare, write_row_files
 from finetuning_workload.errors import UserError
 from finetuning_workload.evaluated import read_inputs
 from finetuning_workload.files import format_bytes, require_free_space
@@ -53,6 +54,7 @@ def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
     """
     quiet_libraries()
     set_threads(context.environment)
+    config = with_objective(config)
     require_known(config)
     trials = draw_trials(config.tuning) if config.tuning else ()
     config = dearest(config, trials)
@@ -73,6 +75,8 @@ def preflight(config: PreflightConfig, context: Context) -> PreflightResult:
         )
     finally:
         reporter.close()
+    if config.dataset.rows.rejected is not None:
+        write_row_files(config.dataset, tokenizer, cache=Path(config.cache_path))
     context.stop.raise_if_set("stopped during preflight")
     if config.evaluation is not None:
         # After training it would be told as well: when everything has been paid for.

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 
-from finetuning_api.finetuningjob import MethodSpec, TrainingSpec
+from finetuning_api.finetuningjob import MethodSpec, Objective, TrainingSpec
 from finetuning_api.runconfig import ContractModel, DatasetCounts, JobIdentity, Provenance, TrainingInputs
 from finetuning_trainer.plan import TrainingPlan
 
@@ -70,9 +70,11 @@ def training_identity(config: TrainingInputs, data_digest: str) -> str:
 
 def _without_influence(training: TrainingSpec) -> set[str]:
     """Return the fields that do not decide what is learned; early stopping decides by the evaluations."""
+    # Left out where it says nothing, so that trainings of before it was there are gone on with.
+    objective = {"objective", "preference_beta"} if training.objective is Objective.SUPERVISED else set()
     if training.early_stopping is None:
-        return {*_NO_INFLUENCE, "early_stopping"}
-    return _NO_INFLUENCE - {"evaluate_every_steps"}
+        return {*_NO_INFLUENCE, "early_stopping"} | objective
+    return (_NO_INFLUENCE - {"evaluate_every_steps"}) | objective
 
 
 def versions() -> dict[str, str]:

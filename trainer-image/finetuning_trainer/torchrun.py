@@ -25,6 +25,7 @@ from finetuning_api.runconfig import (
 )
 from finetuning_trainer.group import ranks_of
 from finetuning_trainer.meeting import Arrival, Failure, Meeting, Seat
+from finetuning_trainer.preferences import with_objective
 from finetuning_trainer.rank import words_path
 from finetuning_trainer.train import already_trained, prepare_data, train_model
 from finetuning_workload.errors import EnvironmentFault, Interrupted, ProgramError, UserError
@@ -46,7 +47,7 @@ def run_training(config: TrainConfig, context: Context) -> TrainResult | None:
     """
     parallelism = config.parallelism
     if parallelism.workers * parallelism.processes_per_worker == 1:
-        return train_model(config, context)
+        return train_model(with_objective(config), context)
     finished = already_trained(config)
     if finished is not None:
         return finished

@@ -4,7 +4,7 @@ from pydantic.alias_generators import to_camel
 
 from finetuning_api.base import ConditionType
 from finetuning_api.evaluationjob import EvaluationJobSpec
-from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, ParallelStrategy
+from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, Objective, ParallelStrategy
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import PATH_ADVICE, Scheme
 from finetuning_operator.reconcile.allowed import Sources, refused_amount, refused_code, refused_number, refused_source
@@ -100,8 +100,29 @@ def _unsupported(spec: FineTuningJobSpec) -> tuple[str, ...]:
             parallelism.strategy is ParallelStrategy.DEEPSPEED,
             "spec.parallelism.strategy deepspeed is not supported by this release; fsdp does what ZeRO-3 does",
         ),
+        *_unsupported_with_dpo(spec),
     )
     return tuple(message for holds, message in checks if holds)
+
+
+def _unsupported_with_dpo(spec: FineTuningJobSpec) -> tuple[tuple[bool, str], ...]:
+    dpo, parallelism = spec.training.objective is Objective.DPO, spec.parallelism
+    advice = "with spec.training.objective dpo"
+    return (
+        (
+            dpo and spec.method.type is MethodType.FULL,
+            f"spec.method.type full is not supported {advice}: the base model is the reference; use lora",
+        ),
+        (
+            dpo and parallelism.workers * parallelism.processes_per_worker > 1,
+            f"spec.parallelism with several processes is not supported {advice}; use one",
+        ),
+        (
+            dpo and spec.training.early_stopping is not None,
+            f"spec.training.earlyStopping is not supported {advice}; set maxSteps",
+        ),
+        (dpo and spec.tuning is not None, f"spec.tuning is not supported {advice}; remove it"),
+    )
 
 
 def _lacking_accelerators(spec: FineTuningJobSpec) -> str:

@@ -53,6 +53,11 @@ def _predicted(**spec: object) -> Manifest:
     return evaluation(**({"mode": "predict", "dataset": data} | spec))
 
 
+def _preferred(training: Mapping[str, object], *, script: object = None, **rows: object) -> Manifest:
+    data = {"source": "rows.jsonl", "prompt": "{a}", "completion": "{b}"} | rows
+    return job(dataset=data, training=training, **({} if script is None else {"script": script}))
+
+
 def _candidate(**candidate: object) -> Manifest:
     return evaluation(candidates=[{"name": "base", **candidate}])
 
@@ -62,6 +67,7 @@ def _tuned(*parameters: Mapping[str, object], **tuning: object) -> Manifest:
 
 
 _MODEL = {"source": "hf://owner/model"}
+_SCRIPT = {"source": "configmap://sft", "command": ["python", "sft.py"]}
 _ADAPTER = {"name": "a", "jobRef": "b"}
 _CANARY = {"name": "live", "adapter": "a", "weight": 10}
 _CUSTOM = {"source": "configmap://metric", "allowCode": True}
@@ -473,6 +479,24 @@ RULE_CASES: tuple[RuleCase, ...] = (
         "spec.pod.volumes[0].mountPath",
         _pod(volumes=[_volume(mountPath="/var/cache")]),
         _pod(volumes=[_volume(mountPath="/etc")]),
+    ),
+    RuleCase(
+        "rejected is the worse one",
+        "spec.dataset.rejected",
+        evaluation(dataset={"source": "rows.jsonl", "prompt": "{a}", "completion": "{b}", "rejected": "{c}"}),
+        evaluation(dataset={"source": "rows.jsonl", "completion": "{b}", "rejected": "{c}"}),
+    ),
+    RuleCase(
+        "training.objective dpo and dataset.rejected belong together",
+        "spec.training.objective",
+        _preferred({"objective": "dpo"}, rejected="{c}"),
+        _preferred({"objective": "dpo"}),
+    ),
+    RuleCase(
+        "a script decides itself what it learns",
+        "spec.training.objective",
+        _preferred({}, rejected="{c}", script=_SCRIPT),
+        _preferred({"objective": "dpo"}, rejected="{c}", script=_SCRIPT),
     ),
     RuleCase(
         "the adapter lies on its own claim already",

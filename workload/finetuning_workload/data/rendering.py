@@ -9,7 +9,7 @@ from finetuning_workload.data.chat import ChatRenderer, read_messages
 from finetuning_workload.data.choices import read_choices
 from finetuning_workload.data.reading import TEXT_COLUMN, Row, Table
 from finetuning_workload.data.segments import Segment, close_turn, closing_marks
-from finetuning_workload.data.templates import cell_text, is_missing, parse_template, require_column
+from finetuning_workload.data.templates import Template, cell_text, is_missing, parse_template, require_column
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,18 +114,22 @@ def _renderer(columns: Iterable[str], rows: RowFormat, tokenizer: "PreTrainedTok
 def _template_renderer(columns: Iterable[str], rows: RowFormat, tokenizer: "PreTrainedTokenizerBase") -> SegmentsOf:
     prompt = None if rows.prompt is None else parse_template(rows.prompt, field=f"{FIELD}.prompt")
     completion = parse_template(rows.completion or "", field=f"{FIELD}.completion")
-    for template in (prompt, completion):
+    rejected = None if rows.rejected is None else parse_template(rows.rejected, field=f"{FIELD}.rejected")
+    for template in (prompt, completion, rejected):
         if template is not None:
             template.require_columns(columns)
     marks = closing_marks(tokenizer)
 
     def segments_of(row: Row, _number: int) -> tuple[Segment, ...]:
         before = () if prompt is None else (Segment(prompt.render(row), supervised=False),)
-        # Literal text around nothing is nothing to learn: `Answer: {answer}` without an answer.
-        absent = bool(completion.columns) and all(_is_blank(row.get(column)) for column in completion.columns)
-        return before if absent else before + close_turn(completion.render(row), marks)
+        return before if says_nothing(completion, row) else before + close_turn(completion.render(row), marks)
 
     return segments_of
+
+
+def says_nothing(template: Template, row: Row) -> bool:
+    """Whether a row has nothing for a template: text around nothing, as `Answer: {answer}`, is nothing to learn."""
+    return bool(template.columns) and all(_is_blank(row.get(column)) for column in template.columns)
 
 
 def _text_renderer(columns: Iterable[str], rows: RowFormat, tokenizer: "PreTrainedTokenizerBase") -> SegmentsOf:
