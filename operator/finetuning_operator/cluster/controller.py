@@ -1,5 +1,6 @@
 """The heart: one key at a time is looked at, planned for, made so, and told about, until nothing is left to do."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -93,6 +94,7 @@ class Controller:
         self._metrics = metrics
         self._settings = settings
         self._now = now
+        self._turns = asyncio.Lock()
         self._memories: dict[ObjectKey, _Memory] = {}
         self._settled: dict[ObjectKey, tuple[str, int]] = {}
         """Identities at which objects had ended and nothing was left to do: most of all objects, in a long life."""
@@ -125,9 +127,18 @@ class Controller:
     async def work(self) -> None:
         """Work until the queue is closed."""
         while (key := await self._queue.get()) is not None:
+            await self._give_way()
             with about(key):
                 await self._attempt(key)
             self._queue.done(key)
+
+    async def _give_way(self) -> None:
+        """Let everybody else have a turn before the next look, also where many are due and none waits for anything.
+
+        One worker at a time: else all of them would look in the same turn.
+        """
+        async with self._turns:
+            await asyncio.sleep(0)
 
     async def _attempt(self, key: ObjectKey) -> None:
         started = time.monotonic()

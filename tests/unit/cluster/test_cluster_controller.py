@@ -175,6 +175,31 @@ def test_what_is_looked_at_again_comes_evenly_over_the_time_given() -> None:
     assert core.due() == []
 
 
+def test_others_have_a_turn_before_each_of_many_looks_that_wait_for_nothing() -> None:
+    core = Core()
+    jobs = [ObjectKey("FineTuningJob", "team", f"gone-{number}") for number in range(20)]
+
+    async def run() -> dict[ObjectKey, int]:
+        turns, seen = 0, dict[ObjectKey, int]()
+
+        def done(key: ObjectKey) -> None:
+            seen[key] = turns
+            if len(seen) == len(jobs):
+                core.queue.close()
+
+        core.queue.done = done  # type: ignore[method-assign]  # what a worker does last
+        core.wake(jobs)
+        workers = asyncio.gather(*(core.controller.work() for _ in range(4)))
+        while not workers.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return seen
+
+    seen = asyncio.run(run())
+
+    assert len(set(seen.values())) == len(jobs)
+
+
 def test_the_same_plan_after_a_restart_makes_nothing_twice() -> None:
     first = Core()
     first.see(relocation("team"))
