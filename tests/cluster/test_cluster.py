@@ -122,7 +122,8 @@ class TestPods:
             {"exitCode": 0, "reason": "Completed", "message": WORDS}
         ] * 2
 
-    @pytest.mark.parametrize("kind", sorted(RESULTS))
+    # The program of a trial is that of any training.
+    @pytest.mark.parametrize("kind", sorted(set(RESULTS) - {"trial"}))
     def test_a_step_that_succeeds_by_itself_says_what_its_program_would_say(
         self, cluster: Cluster, auto_namespace: str, kind: str
     ) -> None:
