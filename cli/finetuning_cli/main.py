@@ -45,7 +45,7 @@ class AnswerFormat(StrEnum):
 
 
 class ExportForm(StrEnum):
-    """What an export holds."""
+    """What an export holds: finetuning_api's ExportFormat, which is loaded only by who exports."""
 
     MERGED = "merged"
     ADAPTER = "adapter"

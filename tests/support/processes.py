@@ -41,6 +41,16 @@ def start(*command: str | Path, cwd: Path, extra: Mapping[str, str] | None = Non
     )
 
 
+def finetune(
+    folder: Path, *arguments: str, extra: Mapping[str, str] | None = None, seconds: float = 400
+) -> subprocess.CompletedProcess[str]:
+    """Run our command in a folder to its end, and return what it printed."""
+    command = [str(FINETUNE), *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment(extra), capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
 def processes_of(state: Path) -> list[int]:
     """Return the processes that work below a state folder, by the environment of each."""
     mark = str(state).encode()

@@ -1,8 +1,6 @@
 """`finetune export` on one machine after a real training: to a folder, to a registry and to a hub."""
 
 import json
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from tests.support.hub import Hub
 from tests.support.models import tiny_llama
 from tests.support.needs import require_program
-from tests.support.processes import FINETUNE, environment
+from tests.support.processes import finetune
 from tests.support.registry import docker_registry
 from tests.support.relocator import Relocator, files_in
 from tests.support.training import colour_rows, write_rows
@@ -30,18 +28,6 @@ spec:
 """
 NO_EVALUATION = "{enabled: false}"
 OUT_OF_REACH = "{metrics: [exact-match], gate: [{metric: exact-match, min: 2.0}], generation: {maxNewTokens: 2}}"
-
-
-def finetune(folder: Path, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(FINETUNE), *arguments],
-        cwd=folder,
-        env=environment(extra),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
 
 
 def run_job(folder: Path, name: str, *, evaluation: str = NO_EVALUATION, exports: str = "[]") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.support.models import tiny_llama
-from tests.support.processes import FINETUNE, environment, processes_of, start, wait_until
+from tests.support.processes import FINETUNE, finetune, processes_of, start, wait_until
 
 MANIFEST = """\
 apiVersion: finetuning.dev/v1alpha1
@@ -44,13 +44,6 @@ def make_site(folder: Path) -> Path:
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "job.yaml").write_text(MANIFEST)
     return folder
-
-
-def finetune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(FINETUNE), *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=400, check=False
-    )
 
 
 def read_state(folder: Path, kind: str, name: str) -> dict[str, dict[str, object]]:

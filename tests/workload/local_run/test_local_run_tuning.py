@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.support.models import tiny_llama
-from tests.support.processes import FINETUNE, environment, start, wait_until
+from tests.support.processes import FINETUNE, finetune, start, wait_until
 
 TUNING = """\
   tuning:
@@ -46,13 +45,6 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def finetune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(FINETUNE), *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=500, check=False
-    )
-
-
 def test_trials_interrupted_in_the_middle_end_with_the_best_as_the_jobs_adapter(site: Path) -> None:
     claim = site / ".finetuning/volumes/triage-adapter"
     process = start(FINETUNE, "run", "job.yaml", cwd=site)
@@ -63,7 +55,7 @@ def test_trials_interrupted_in_the_middle_end_with_the_best_as_the_jobs_adapter(
     assert interrupted["trials"][0]["state"] in {"Succeeded", "GivenUp"}
     assert interrupted["trials"][2]["state"] == "Pending"
 
-    done = finetune(site, "run", "job.yaml")
+    done = finetune(site, "run", "job.yaml", seconds=500)
 
     assert done.returncode == 0, done.stdout + done.stderr
     status = yaml.safe_load(finetune(site, "status", "triage", "-o", "yaml").stdout)["status"]
@@ -89,7 +81,7 @@ def test_trials_interrupted_in_the_middle_end_with_the_best_as_the_jobs_adapter(
 def test_numbers_that_a_field_cannot_have_end_a_run_before_anything_is_brought(site: Path) -> None:
     (site / "job.yaml").write_text(MANIFEST + TUNING.replace("[4, 8]", "[4, 8.5]"))
 
-    refused = finetune(site, "run", "job.yaml")
+    refused = finetune(site, "run", "job.yaml", seconds=500)
 
     assert refused.returncode == 1
     assert "spec.tuning.parameters[0] (method.rank): rank cannot be 8.5" in " ".join(refused.stdout.split())
@@ -99,7 +91,7 @@ def test_numbers_that_a_field_cannot_have_end_a_run_before_anything_is_brought(s
 def test_a_field_that_cannot_be_tuned_is_refused_with_those_that_can(site: Path) -> None:
     (site / "job.yaml").write_text(MANIFEST + TUNING.replace("method.rank", "method.ranks"))
 
-    refused = finetune(site, "run", "job.yaml")
+    refused = finetune(site, "run", "job.yaml", seconds=500)
 
     told = " ".join(refused.stderr.split())
     assert refused.returncode == 1
