@@ -56,7 +56,7 @@ def results_table(rows: list[EvaluationRow]) -> Table:
         interval = "" if row.ci_low is None or row.ci_high is None else f"{signed(row.ci_low)} .. {signed(row.ci_high)}"
         middle = (number(row.reference),) if referenced else ()
         values = (number(row.base), number(row.tuned), *middle, signed(row.delta), interval, str(row.samples))
-        table.add_row(row.metric.value, *values)
+        table.add_row(row.metric, *values)
     return table
 
 

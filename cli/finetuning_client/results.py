@@ -69,7 +69,7 @@ def _cells(row: EvaluationRow) -> tuple[str, ...]:
     interval = "" if row.ci_low is None or row.ci_high is None else f"{row.ci_low:+.4g} .. {row.ci_high:+.4g}"
     values = (_number(row.base), _number(row.tuned), _number(row.reference))
     delta = "" if row.delta is None else f"{row.delta:+.4g}"
-    return (row.metric.value, *values, delta, interval, str(row.samples))
+    return (row.metric, *values, delta, interval, str(row.samples))
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A metric of the user's own: one function in a Python file."""
+"""Metrics of the user's own: functions in Python files."""
 
 from typing import ClassVar
 
@@ -6,7 +6,11 @@ from pydantic import Field
 
 from finetuning_api import patterns
 from finetuning_api.base import CelRule
+from finetuning_api.metrics import MetricName, RequestedMetric
 from finetuning_api.sources import SourceRef
+
+_TAKEN = [metric.value for metric in RequestedMetric]
+"""In CEL: a list of strings in single quotes, as Python writes it too."""
 
 
 class CustomMetricSpec(SourceRef):
@@ -19,8 +23,14 @@ class CustomMetricSpec(SourceRef):
             message="the file is run by the evaluation: set allowCode to true if its code may run there",
             field="allowCode",
         ),
+        CelRule(
+            rule=f"!(self.name in {_TAKEN})",
+            message="a metric of your own needs a name that no built-in metric has, and neither rouge nor custom",
+            field="name",
+        ),
     )
 
+    name: MetricName = Field(description="Name in the table, in gate rules and in samples.")
     file: str = Field(
         default="metric.py",
         max_length=256,
@@ -33,6 +43,9 @@ class CustomMetricSpec(SourceRef):
         max_length=128,
         pattern=patterns.VARIABLE.regex,
         description="Function of (predictions, references, rows), lists of the same length: what a candidate wrote,"
-        " what is expected, and the columns of the data. It returns one finite number for each row; higher is better.",
+        " what is expected, and the columns of the data. It returns one finite number for each row.",
+    )
+    lower_is_better: bool = Field(
+        default=False, description="Whether fewer is better: which way a gate rule and the report read a difference."
     )
     allow_code: bool = Field(default=False, description="Whether the code of the file may be run; it must be true.")

@@ -29,7 +29,7 @@ from finetuning_api.base import (
 from finetuning_api.custom import CustomMetricSpec
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
 from finetuning_api.export import MOST_EXPORTS, ExportSpec, ExportStatus
-from finetuning_api.metrics import EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
+from finetuning_api.metrics import GROUPS, EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
 from finetuning_api.notification import MOST_NOTIFICATIONS, NotificationSpec, NotificationStatus
 from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.script import ScriptSpec
@@ -277,16 +277,22 @@ class EvaluationOptions(ApiModel):
         default=10_000, ge=100, le=1_000_000, description="Resamples behind each 95 % interval."
     )
     seed: int = Field(default=42, ge=0, le=INT32_MAX, description="Seed of the resampling.")
-    custom: CustomMetricSpec | None = Field(
-        default=None, description="What computes the metric custom: a function in a Python file of your own."
+    custom: list[CustomMetricSpec] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Metrics of your own, each a function in a Python file; custom in metrics stands for all of them.",
+        json_schema_extra=keyed_by("name"),
     )
 
 
+_ROUGE = [metric.value for metric in RequestedMetric.ROUGE.metrics()]
+
+
 def custom_metric_rule(*, unless: str = "false") -> CelRule:
-    """Return the rule that the metric of one's own and what computes it come together."""
+    """Return the rule that metrics of one's own and what computes them come together."""
     return CelRule(
-        rule=f"{unless} || ('custom' in self.metrics) == has(self.custom)",
-        message="custom needs both: the name in metrics, and under custom the file that computes it",
+        rule=f"{unless} || ('custom' in self.metrics) == (self.custom.size() > 0)",
+        message="custom needs both: the word in metrics, and under custom the files that compute such metrics",
         field="custom",
     )
 
@@ -294,9 +300,9 @@ def custom_metric_rule(*, unless: str = "false") -> CelRule:
 def gated_metrics_rule(*, unless: str = "false") -> CelRule:
     """Return the rule that a gate decides by what is evaluated."""
     return CelRule(
-        rule=f"{unless} || self.gate.all(g, g.metric in self.metrics"
-        " || (g.metric.startsWith('rouge') && 'rouge' in self.metrics))",
-        message="gate names a metric that is not evaluated; add it to metrics",
+        rule=f"{unless} || self.gate.all(g, (g.metric in self.metrics && !(g.metric in {list(GROUPS)}))"
+        f" || (g.metric in {_ROUGE} && 'rouge' in self.metrics) || self.custom.exists(c, c.name == g.metric))",
+        message="gate names a metric that is not evaluated; add it to metrics, or one of your own to custom",
         field="gate",
     )
 

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, FiniteFloat
 
+from finetuning_api import patterns
 from finetuning_api.base import ApiModel, CelRule, Message
+
+MetricName = Annotated[str, Field(min_length=1, max_length=63, pattern=patterns.METRIC.regex)]
+"""A built-in metric, or one of the user's own."""
 
 
 class Task(StrEnum):
@@ -42,8 +46,11 @@ class Metric(StrEnum):
     MACRO_F1 = "macro-f1"
     COLA = "cola"
     COLA_PAIRS = "cola-pairs"
+    READING_EASE = "reading-ease"
+    READING_GRADE = "reading-grade"
     LATENCY = "latency"
     CUSTOM = "custom"
+    """All of the user's own; each of them has its name in gates and results."""
 
     @property
     def facts(self) -> "MetricFacts":
@@ -139,6 +146,14 @@ _FACTS: Mapping[Metric, MetricFacts] = {
         Task.PAIRS,
         needs_completions=False,
     ),
+    Metric.READING_EASE: MetricFacts(
+        "Flesch Reading Ease of all that is written; English only",
+        "points, 100 is easy",
+        Task.GENERATION,
+    ),
+    Metric.READING_GRADE: MetricFacts(
+        "Flesch-Kincaid Grade Level of the same; English only", "years of school", Task.GENERATION, lower_is_better=True
+    ),
     Metric.LATENCY: MetricFacts(
         "mean time of a completion that is generated alone, over at most 16 rows",
         "seconds",
@@ -151,8 +166,18 @@ _FACTS: Mapping[Metric, MetricFacts] = {
 }
 
 
+def facts_of(name: str) -> MetricFacts:
+    """Return the facts of a metric by its name; the user's own share theirs, but for which direction is better."""
+    return Metric(name).facts if is_built_in(name) else Metric.CUSTOM.facts
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether a metric is one of ours rather than of the user's own."""
+    return name in set(Metric) - {Metric.CUSTOM}
+
+
 class RequestedMetric(StrEnum):
-    """What a manifest may ask for: every metric, and rouge for its four."""
+    """What a manifest may ask for: every built-in metric, rouge for its four, and custom for all of the user's own."""
 
     PERPLEXITY = "perplexity"
     COMPLETION_PERPLEXITY = "completion-perplexity"
@@ -172,6 +197,8 @@ class RequestedMetric(StrEnum):
     MACRO_F1 = "macro-f1"
     COLA = "cola"
     COLA_PAIRS = "cola-pairs"
+    READING_EASE = "reading-ease"
+    READING_GRADE = "reading-grade"
     LATENCY = "latency"
     CUSTOM = "custom"
 
@@ -180,6 +207,10 @@ class RequestedMetric(StrEnum):
         if self is RequestedMetric.ROUGE:
             return (Metric.ROUGE1, Metric.ROUGE2, Metric.ROUGE_L, Metric.ROUGE_LSUM)
         return (Metric(self.value),)
+
+
+GROUPS = (RequestedMetric.ROUGE.value, RequestedMetric.CUSTOM.value)
+"""Requests that are no metric themselves."""
 
 
 class Verdict(StrEnum):
@@ -210,7 +241,9 @@ class GateRule(ApiModel):
         ),
     )
 
-    metric: Metric = Field(description="Metric that the rule is about; it must be evaluated.")
+    metric: MetricName = Field(
+        description="Metric that the rule is about; it must be evaluated. One of your own by its name."
+    )
     min: FiniteFloat | None = Field(default=None, description="The tuned value must be at least this.")
     max: FiniteFloat | None = Field(default=None, description="The tuned value must be at most this.")
     min_delta: FiniteFloat | None = Field(
@@ -233,7 +266,7 @@ class GateRule(ApiModel):
 class EvaluationRow(ApiModel):
     """One metric over the candidates. Values are null where a candidate was not evaluated."""
 
-    metric: Metric = Field(description="Metric.")
+    metric: MetricName = Field(description="Metric.")
     base: float | None = Field(default=None, description="Value of the base model.")
     tuned: float | None = Field(default=None, description="Value of the tuned model.")
     reference: float | None = Field(default=None, description="Value of the reference model.")
@@ -246,6 +279,6 @@ class EvaluationRow(ApiModel):
 class GateResult(ApiModel):
     """What one gate rule decided and why."""
 
-    metric: Metric = Field(description="Metric of the rule.")
+    metric: MetricName = Field(description="Metric of the rule.")
     verdict: Verdict = Field(description="Outcome of the rule.")
     message: Message = Field(default="", description="The numbers behind the outcome, as a sentence.")

@@ -38,6 +38,7 @@ FOLDER = Pattern(
 MODULES = Pattern(
     r"^[^\s,]+(,[^\s,]+)*$", "all-linear, or names of modules separated by commas without spaces: q_proj,v_proj"
 )
+METRIC = Pattern(r"^[A-Za-z][A-Za-z0-9_-]*$", "letters, digits, '-' and '_', starting with a letter")
 VARIABLE = Pattern(r"^[A-Za-z_][A-Za-z0-9_]*$", "letters, digits and '_', not starting with a digit")
 DESTINATION = Pattern(
     r"^(oci://[^/ #@]+(/[^/ #@]+)+|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)$",
@@ -62,6 +63,7 @@ PATTERNS: tuple[Pattern, ...] = (
     HTTP_PATH,
     FOLDER,
     MODULES,
+    METRIC,
     VARIABLE,
     DESTINATION,
     PYTHON_FILE,

@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from finetuning_api.dataset import RowFormat
 from finetuning_api.finetuningjob import GenerationSpec, MethodSpec, ParallelismSpec, TrainingSpec
-from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, Verdict
+from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, MetricName, Verdict
 from finetuning_api.notification import NotificationEvent, NotificationType
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
@@ -186,11 +186,13 @@ class CandidateInput(ContractModel):
 
 
 class CustomMetricInput(ContractModel):
-    """The relocated file of the metric custom, and the function in it."""
+    """The relocated file of a metric of the user's own, and the function in it."""
 
+    name: MetricName
     path: str
     file: str
     function: str
+    lower_is_better: bool = False
     provenance: Provenance
 
 
@@ -201,8 +203,8 @@ class EvaluationInputs(ContractModel):
     metrics: tuple[Metric, ...]
     gate: tuple[GateRule, ...] = ()
     limit: int | None = None
-    custom: CustomMetricInput | None = None
-    """What computes the metric custom; None where nobody asks for it."""
+    custom: tuple[CustomMetricInput, ...] = ()
+    """What ``custom`` among the metrics stands for."""
 
 
 class PreflightConfig(TrainingInputs):

@@ -33,6 +33,10 @@ class Statistic(StrEnum):
     """Components, each for every class: is the right one, is the chosen one, is both. Value: 0 to 1."""
     BLEU = "bleu"
     """Components: words of the output, of the reference; matching n-grams, n-grams of the output, n from 1 to 4."""
+    READING_EASE = "reading-ease"
+    """Components: words, sentences, syllables."""
+    READING_GRADE = "reading-grade"
+    """Components: the same."""
     CHRF = "chrf"
     """Components: for n from 1 to 6, character n-grams of the output, of the reference, of both."""
 
@@ -97,6 +101,14 @@ def _bleu(sums: FloatArray, *, effective_order: bool = False) -> FloatArray:
     return np.where((matching > 0).any(axis=-1), score, 0.0)
 
 
+def _reading(per_sentence: float, per_word: float, constant: float) -> Callable[[FloatArray], FloatArray]:
+    def value(sums: FloatArray) -> FloatArray:
+        words, sentences, syllables = np.moveaxis(sums, -1, 0)
+        return np.asarray(per_sentence * words / sentences + per_word * syllables / words + constant, dtype=np.float64)
+
+    return value
+
+
 def _chrf(sums: FloatArray) -> FloatArray:
     """Return chrF from 0 to 100 as sacrebleu computes it: orders that one side does not have are left out.
 
@@ -120,5 +132,7 @@ _AGGREGATES: Mapping[Statistic, Callable[[FloatArray], FloatArray]] = {
     Statistic.MATTHEWS: _matthews,
     Statistic.MACRO_F1: _macro_f1,
     Statistic.BLEU: _bleu,
+    Statistic.READING_EASE: _reading(-1.015, -84.6, 206.835),
+    Statistic.READING_GRADE: _reading(0.39, 11.8, -15.59),
     Statistic.CHRF: _chrf,
 }

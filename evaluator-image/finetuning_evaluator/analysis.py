@@ -3,16 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, Metric
+from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, facts_of
 from finetuning_evaluator.gate import Measured, decide, more_units
-from finetuning_evaluator.observations import Observed
+from finetuning_evaluator.observations import Observed, ObservedByMetric
 from finetuning_evaluator.power import holm, minimum_detectable_effect
 from finetuning_evaluator.results import GateDecision, MetricComparison, MetricResult, MetricValue
 from finetuning_evaluator.statistics import Interval, Side, bootstrap, compare, level_interval
 from finetuning_workload.evaluated import TUNED, CandidateInputs, comparable, is_per_row
-
-ObservedByMetric = Mapping[Metric, Mapping[str, Observed]]
-"""By metric, then by candidate."""
 
 FEW_ROWS = 30
 """Independent rows, or groups of rows, below which intervals are rough."""
@@ -36,11 +33,11 @@ def analyse(
     return tuple(
         MetricResult(
             metric=metric,
-            lower_is_better=metric.facts.lower_is_better,
-            unit=metric.facts.unit,
+            lower_is_better=next(iter(by_candidate.values())).lower_is_better,
+            unit=facts_of(metric).unit,
             signature=next(iter(by_candidate.values())).signature,
             values=tuple(_value(name, found, sides[metric][name]) for name, found in by_candidate.items()),
-            comparisons=_comparisons(metric, inputs, sides=sides[metric], resampling=resampling),
+            comparisons=_comparisons(metric, inputs, by_candidate, sides=sides[metric], resampling=resampling),
             units=next(iter(by_candidate.values())).observations.units,
         )
         for metric, by_candidate in observed.items()
@@ -95,13 +92,13 @@ def adjusted(rules: Sequence[GateRule], metrics: Sequence[MetricResult]) -> tupl
     )
 
 
-def _resampled(observed: ObservedByMetric, resampling: Resampling) -> dict[Metric, dict[str, Side]]:
+def _resampled(observed: ObservedByMetric, resampling: Resampling) -> dict[str, dict[str, Side]]:
     """Return values with their draws. Observations of equally many units are resampled together, hence paired."""
-    populations: dict[int, list[tuple[Metric, str]]] = {}
+    populations: dict[int, list[tuple[str, str]]] = {}
     for metric, by_candidate in observed.items():
         for name, found in by_candidate.items():
             populations.setdefault(found.observations.units, []).append((metric, name))
-    sides: dict[Metric, dict[str, Side]] = {metric: {} for metric in observed}
+    sides: dict[str, dict[str, Side]] = {metric: {} for metric in observed}
     for keys in populations.values():
         group = [observed[metric][name].observations for metric, name in keys]
         drawn = bootstrap(group, samples=resampling.samples, seed=resampling.seed)
@@ -123,23 +120,28 @@ def _value(name: str, found: Observed, side: Side) -> MetricValue:
 
 
 def _comparisons(
-    metric: Metric, inputs: Sequence[CandidateInputs], *, sides: Mapping[str, Side], resampling: Resampling
+    metric: str,
+    inputs: Sequence[CandidateInputs],
+    observed: Mapping[str, Observed],
+    *,
+    sides: Mapping[str, Side],
+    resampling: Resampling,
 ) -> tuple[MetricComparison, ...]:
     by_name = {found.candidate.name: found for found in inputs}
     return tuple(
-        _comparison(metric, first, second, sides=sides, resampling=resampling)
+        _comparison(first, second, lower_is_better=observed[first].lower_is_better, sides=sides, resampling=resampling)
         for first, second in pairs(list(by_name))
         if comparable(metric, by_name[first], by_name[second])
     )
 
 
 def _comparison(
-    metric: Metric, first: str, second: str, *, sides: Mapping[str, Side], resampling: Resampling
+    first: str, second: str, *, lower_is_better: bool, sides: Mapping[str, Side], resampling: Resampling
 ) -> MetricComparison:
     found = compare(
         sides[first],
         sides[second],
-        lower_is_better=metric.facts.lower_is_better,
+        lower_is_better=lower_is_better,
         samples=resampling.samples,
         seed=resampling.seed,
     )

@@ -1,4 +1,4 @@
-"""The metric custom: a function of the user's scores every row, in a process of its own."""
+"""Metrics of the user's own: a function scores every row, in a process of its own."""
 
 import json
 import os
@@ -61,7 +61,9 @@ def score(
         # What data may hold and JSON does not (dates, bytes) is given as text.
         (Path(folder) / REQUEST_NAME).write_text(json.dumps(request, default=str), encoding="utf-8")
         scores = _answered(custom, Path(folder), context)
-    signature = f"custom|{custom.function} of {custom.file}|{custom.provenance.source} {custom.provenance.digest}"
+    signature = (
+        f"{custom.name}|{custom.function} of {custom.file}|{custom.provenance.source} {custom.provenance.digest}"
+    )
     return {name: CustomScores(signature=signature, values=values) for name, values in scores.items()}
 
 
@@ -82,18 +84,18 @@ def _answered(custom: CustomMetricInput, folder: Path, context: Context) -> dict
     end = run_child(
         # Safe path: a file of the user's must not take the place of a module that is needed to read the request.
         [sys.executable, "-P", "-m", _MODULE],
-        name="the metric custom",
+        name=f"the metric {custom.name}",
         folder=str(folder),
         environment=inherited(context.environment) | {PARENT_ENV: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
         stop=context.stop,
     )
     if end.code != ExitCode.DONE:
-        raise unavailable(f"{custom.file} {end.told}", "What it wrote is in the log of this stage.")
+        raise unavailable(custom, f"{custom.file} {end.told}", "What it wrote is in the log of this stage.")
     try:
         answer = _Answer.model_validate_json((folder / ANSWER_NAME).read_bytes())
     except (OSError, ValidationError) as error:
         hint = "It must return; it must not end the process."
-        raise unavailable(f"{custom.file} ended the process before it gave an answer", hint) from error
+        raise unavailable(custom, f"{custom.file} ended the process before it gave an answer", hint) from error
     if answer.problem:
-        raise unavailable(answer.problem, "Correct the file; what it wrote is in the log of this stage.")
+        raise unavailable(custom, answer.problem, "Correct the file; what it wrote is in the log of this stage.")
     return answer.scores

@@ -18,7 +18,7 @@ from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, numb
 from finetuning_evaluator.metrics.built_in import built_in_digest
 from finetuning_evaluator.metrics.general import passages
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
-from finetuning_evaluator.observations import Observed, observe
+from finetuning_evaluator.observations import Observed, ObservedByMetric, observe, observe_own
 from finetuning_evaluator.outputs import speed, summarise
 from finetuning_evaluator.overlap import Overlap, measure
 from finetuning_evaluator.parts import PARTS_FOLDER, Parts, digest_of
@@ -69,9 +69,9 @@ def evaluate(config: EvaluateConfig, context: Context) -> EvaluateResult:
         runner = Runner(config, tasks=tasks, parts=parts, device=device, number_format=chosen, progress=progress)
         with explained_memory_errors("the evaluation", hint=_MEMORY_HINT):
             measured = runner.measure(inputs)
-        if config.custom is not None and Metric.CUSTOM in config.metrics:
-            progress.note("custom")
-            _add_custom(config, config.custom, measured, context)
+        for metric in config.custom:
+            progress.note(metric.name)
+            _add_custom(config, metric, measured, context)
         progress.note("intervals")
         environment = _environment(device, chosen, threads)
         dataset = _dataset(config, inputs[0], shared)
@@ -96,7 +96,8 @@ def _add_custom(
     scores = custom.score(metric, written, rows=measured[0].inputs.rows, dataset=config.dataset, context=context)
     for found in measured:
         part = found.parts[Task.GENERATION]
-        found.parts[Task.GENERATION] = part.model_copy(update={"custom": scores[found.inputs.candidate.name]})
+        own = part.custom | {metric.name: scores[found.inputs.candidate.name]}
+        found.parts[Task.GENERATION] = part.model_copy(update={"custom": own})
 
 
 def config_digest(config: EvaluateConfig) -> str:
@@ -126,7 +127,7 @@ def _results(
     dataset: DatasetSummary,
     config_digest: str,
     started: float,
-) -> tuple[Results, dict[Metric, dict[str, Observed]]]:
+) -> tuple[Results, ObservedByMetric]:
     inputs = [found.inputs for found in measured]
     tokenizer = choose_tokenizer([row.completion for row in inputs[0].rows])
     observed = _observe(config, measured, tokenizer)
@@ -152,22 +153,18 @@ def _results(
     return results, observed
 
 
-def _observe(
-    config: EvaluateConfig, measured: Sequence[Measured], tokenizer: RougeTokenizer
-) -> dict[Metric, dict[str, Observed]]:
-    return {
-        metric: {
-            found.inputs.candidate.name: observe(
-                metric,
-                found.inputs,
-                part=found.parts[metric.facts.task],
-                tokenizer=tokenizer,
-                max_length=config.max_length,
-            )
-            for found in measured
-        }
-        for metric in dict.fromkeys(config.metrics)
-    }
+def _observe(config: EvaluateConfig, measured: Sequence[Measured], tokenizer: RougeTokenizer) -> ObservedByMetric:
+    observed: dict[str, dict[str, Observed]] = {}
+    for metric in config.metrics:
+        for found in measured:
+            part, name = found.parts[metric.facts.task], found.inputs.candidate.name
+            if metric is Metric.CUSTOM:
+                for own in config.custom:
+                    observed.setdefault(own.name, {})[name] = observe_own(own, found.inputs, part)
+            else:
+                scored = observe(metric, found.inputs, part=part, tokenizer=tokenizer, max_length=config.max_length)
+                observed.setdefault(metric, {})[name] = scored
+    return observed
 
 
 def _overlap(config: EvaluateConfig, inputs: CandidateInputs, progress: Progress) -> Overlap | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from finetuning_api.metrics import Metric, Task
 from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import CustomMetricInput
 from finetuning_evaluator import custom
 from finetuning_evaluator.metrics import (
     accuracy,
@@ -15,6 +16,7 @@ from finetuning_evaluator.metrics import (
     matching,
     pairs,
     perplexity,
+    readability,
     rouge,
     translation,
 )
@@ -34,6 +36,11 @@ class Observed:
     observations: Observations
     signature: str
     details: dict[str, float] = field(default_factory=dict)
+    lower_is_better: bool = False
+
+
+ObservedByMetric = Mapping[str, Mapping[str, Observed]]
+"""By metric, then by candidate."""
 
 
 def observe(
@@ -41,14 +48,22 @@ def observe(
 ) -> Observed:
     """Return what a candidate scored on every row. Raises UserError(METRIC_UNAVAILABLE) for a value without meaning."""
     observed = _observe(metric, inputs, part=part, tokenizer=tokenizer, max_length=max_length)
+    observed = replace(observed, lower_is_better=metric.facts.lower_is_better)
     if is_per_row(metric):
         observed = replace(observed, observations=replace(observed.observations, clusters=inputs.clusters))
     value = observed.observations.value()
     if not math.isfinite(value):
-        message = f"{metric} of {inputs.candidate.name} is {value}: the rows have no token to score, or the model's"
-        hint = "Check the data and the model; training may have diverged."
-        raise UserError(Reason.METRIC_UNAVAILABLE, f"{message} outputs are not finite", hint)
+        message = f"{metric} of {inputs.candidate.name} is {value}: there is no token to score, no word was written, or"
+        hint = f"Check the data and the model, training may have diverged; or remove {metric} from evaluation.metrics."
+        raise UserError(Reason.METRIC_UNAVAILABLE, f"{message} the model's outputs are not finite", hint)
     return observed
+
+
+def observe_own(metric: CustomMetricInput, inputs: CandidateInputs, part: TaskPart) -> Observed:
+    """Return what a metric of the user's own makes of a candidate's outputs."""
+    scores = part.custom[metric.name]
+    observations = replace(custom.observe(scores), clusters=inputs.clusters)
+    return Observed(observations, scores.signature, _output_details(part), lower_is_better=metric.lower_is_better)
 
 
 def _observe(
@@ -102,12 +117,10 @@ def _generated(metric: Metric, inputs: CandidateInputs, part: TaskPart, tokenize
         if metric is Metric.JSON_MATCH:
             details["jsonShare"] = sum(map(is_json, texts)) / len(texts)
         return Observed(matching.observe(matches), signature, details)
-    if metric is Metric.CUSTOM:
-        if part.custom is None:
-            raise LookupError(metric)
-        return Observed(custom.observe(part.custom), part.custom.signature, details)
     if metric in translation.TRANSLATION_METRICS:
         return Observed(translation.observe(metric, references, texts), translation.signature(metric), details)
+    if metric in readability.READABILITY_METRICS:
+        return Observed(readability.observe(metric, texts), readability.signature(metric), details)
     scores = [rouge.score_text(reference, text, tokenizer) for reference, text in zip(references, texts, strict=True)]
     return Observed(rouge.observe(metric, scores), rouge.signature(tokenizer), details)
 

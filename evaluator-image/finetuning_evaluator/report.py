@@ -1,15 +1,14 @@
 """The output folder: results, samples and reports as one artifact, complete when its manifest is there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetuning_api.metrics import Metric
 from finetuning_api.runconfig import MANIFEST_NAME
 from finetuning_evaluator.candidates import Measured
-from finetuning_evaluator.observations import Observed
+from finetuning_evaluator.observations import ObservedByMetric
 from finetuning_evaluator.parts import Parts
 from finetuning_evaluator.report_html import render_html
 from finetuning_evaluator.report_markdown import render_markdown
@@ -44,7 +43,7 @@ def write(
     results: Results,
     *,
     measured: Sequence[Measured],
-    observed: Mapping[Metric, Mapping[str, Observed]],
+    observed: ObservedByMetric,
     parts: Parts,
 ) -> None:
     """Write everything, and the manifest last."""

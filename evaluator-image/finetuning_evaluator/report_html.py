@@ -29,7 +29,7 @@ def render_html(results: Results, samples: Sequence[Sample]) -> str:
         results=results,
         names=[candidate.name for candidate in results.candidates],
         samples=shown,
-        confusions=[metric for metric in results.metrics if metric.metric is Metric.COLA],
+        confusions=[metric for metric in results.metrics if metric.metric == Metric.COLA],
         reproduction=list(reproduction(results)),
         headline=wording.headline(results),
         wording=wording,

@@ -147,12 +147,13 @@ def _reproduction(results: Results) -> Iterator[str]:
 
 def telling_samples(results: Results, samples: Sequence[Sample], *, count: int) -> tuple[Sample, ...]:
     """Return rows that show the differences: by rougeL, else by the first metric that rows have a score for."""
-    scored = [metric.metric for metric in results.metrics if samples and metric.metric in _scores_of_first(samples)]
+    scored = [metric for metric in results.metrics if samples and metric.metric in _scores_of_first(samples)]
     names = [candidate.name for candidate in results.candidates]
     if not scored:
         return tuple(samples[:count])
     against = DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0]
-    return telling(samples, Metric.ROUGE_L if Metric.ROUGE_L in scored else scored[0], against=against, count=count)
+    shown_by = next((metric for metric in scored if metric.metric == Metric.ROUGE_L), scored[0])
+    return telling(samples, shown_by, against=against, count=count)
 
 
 def reproduction(results: Results) -> Iterator[tuple[str, str]]:

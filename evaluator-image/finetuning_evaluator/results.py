@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, Verdict
+from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, MetricName, Verdict
 from finetuning_api.runconfig import (
     TERMINATION_LOG_BYTES,
     ContractModel,
@@ -123,7 +123,7 @@ class MetricComparison(ContractModel):
 class MetricResult(ContractModel):
     """One metric over all candidates."""
 
-    metric: Metric
+    metric: MetricName
     lower_is_better: bool
     unit: str = ""
     """What values count, for a person."""

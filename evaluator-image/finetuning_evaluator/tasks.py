@@ -5,6 +5,8 @@ import math
 import time
 from collections.abc import Callable
 
+from pydantic import Field
+
 from finetuning_api.metrics import Task
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
 from finetuning_evaluator.custom import CustomScores
@@ -53,8 +55,8 @@ class TaskPart(ContractModel):
     pair_scores: tuple[pairs.PairScore, ...] = ()
     general: tuple[perplexity.RowLikelihood, ...] = ()
     timings: tuple[latency.Timing, ...] = ()
-    custom: CustomScores | None = None
-    """What a user's own metric makes of the outputs; computed anew, and not kept with them."""
+    custom: dict[str, CustomScores] = Field(default_factory=dict)
+    """What metrics of the user's own make of the outputs, by their names; computed anew, and not kept with them."""
 
 
 def cost(task: Task) -> float:

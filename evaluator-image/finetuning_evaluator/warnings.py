@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from finetuning_api.metrics import Metric
 from finetuning_evaluator.analysis import FEW_ROWS, pairs
+from finetuning_evaluator.metrics.readability import READABILITY_METRICS
 from finetuning_evaluator.metrics.rouge import ROUGE_METRICS, RougeTokenizer
 from finetuning_evaluator.overlap import Overlap
 from finetuning_evaluator.results import CandidateSummary, MetricResult
@@ -28,6 +29,7 @@ def collect(
         dict.fromkeys(
             [
                 *_about_rows(metrics, inputs, rouge_tokenizer),
+                *_about_readability(metrics, rouge_tokenizer),
                 *_about_overlap(overlap),
                 *_about_tokenizers(metrics, inputs),
                 *_about_differences(metrics),
@@ -49,6 +51,12 @@ def _about_rows(
         yield f"only {rows} held-out rows: intervals are rough below {FEW_ROWS}"
     if rouge_tokenizer is RougeTokenizer.UNICODE and any(result.metric in ROUGE_METRICS for result in metrics):
         yield "ROUGE uses Unicode words: over 5 % of the references' letters are not ASCII, which rouge_score drops"
+
+
+def _about_readability(metrics: Sequence[MetricResult], rouge_tokenizer: RougeTokenizer) -> Iterator[str]:
+    named = [result.metric for result in metrics if result.metric in READABILITY_METRICS]
+    if named and rouge_tokenizer is RougeTokenizer.UNICODE:
+        yield f"{' and '.join(named)}: made for English, and over 5 % of the references' letters are not ASCII"
 
 
 def _about_overlap(overlap: Overlap | None) -> Iterator[str]:
@@ -92,7 +100,7 @@ def _about_outputs(candidates: Sequence[CandidateSummary], *, rows: int) -> Iter
 
 def _about_judgements(metrics: Sequence[MetricResult]) -> Iterator[str]:
     for result in metrics:
-        if result.metric is not Metric.COLA:
+        if result.metric != Metric.COLA:
             continue
         for value in result.values:
             if value.details["predictedPositiveRate"] in {0.0, 1.0}:
@@ -101,7 +109,7 @@ def _about_judgements(metrics: Sequence[MetricResult]) -> Iterator[str]:
 
 def _about_forgetting(metrics: Sequence[MetricResult]) -> Iterator[str]:
     for result in metrics:
-        if result.metric is not Metric.GENERAL_PERPLEXITY:
+        if result.metric != Metric.GENERAL_PERPLEXITY:
             continue
         for item in result.comparisons:
             if outcome(result, item) == "worse" and item.relative is not None:

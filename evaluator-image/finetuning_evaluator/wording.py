@@ -1,6 +1,6 @@
 """How numbers and outcomes are said, the same in every report."""
 
-from finetuning_api.metrics import Metric, Verdict
+from finetuning_api.metrics import Verdict, facts_of, is_built_in
 from finetuning_evaluator.results import (
     CandidateSummary,
     DatasetSummary,
@@ -143,10 +143,10 @@ def origins(results: Results) -> tuple[tuple[str, str, str], ...]:
     return tuple((name, ", ".join(metrics), when) for (name, when), metrics in told.items())
 
 
-def _origin(candidate: CandidateSummary, metric: Metric) -> str:
-    origin = candidate.reused.get(metric.facts.task)
+def _origin(candidate: CandidateSummary, metric: str) -> str:
+    origin = candidate.reused.get(facts_of(metric).task)
     # What a user's own code makes of outputs is never kept, though the outputs are.
-    if origin is None or metric is Metric.CUSTOM:
+    if origin is None or not is_built_in(metric):
         return "by this evaluation"
     return f"{origin.computed_at:%Y-%m-%d %H:%M} UTC by {origin.job.kind} {origin.job.name}"
 

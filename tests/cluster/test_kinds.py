@@ -129,12 +129,18 @@ class TestEvaluationJob:
         ]
 
     def test_the_file_of_a_metric_of_one_s_own_is_mounted_where_it_is_read(self, site: Site) -> None:
-        custom = {"source": "git+https://host/metrics", "revision": "v1", "file": "tone.py", "allowCode": True}
-        site.job("own", evaluation={"metrics": ["custom"], "custom": custom})
+        custom = {
+            "name": "tone",
+            "source": "git+https://host/metrics",
+            "revision": "v1",
+            "file": "tone.py",
+            "allowCode": True,
+        }
+        site.job("own", evaluation={"metrics": ["custom"], "custom": [custom]})
         site.play("preflight", "train")
         site.pod("evaluate")
 
-        told = run_config(site, "own-evaluation-evaluate")["custom"]
+        told = run_config(site, "own-evaluation-evaluate")["custom"][0]
         assert (told["file"], told["function"]) == ("tone.py", "score")
         readable = [
             {each["mountPath"] for each in mounts(site.get("Job", job)) if each.get("readOnly")}

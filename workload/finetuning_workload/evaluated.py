@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, Metric, Task
+from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, Metric, Task, facts_of
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CandidateInput, DatasetInput, EvaluationInputs
 from finetuning_workload.answers import choices_of, is_json, options, shared_choices, with_completion
@@ -58,9 +58,9 @@ class CandidateInputs:
         return None if clusters is None else int(np.unique(clusters).size)
 
 
-def is_per_row(metric: Metric) -> bool:
+def is_per_row(metric: str) -> bool:
     """Return whether a metric scores every held-out row, and not texts of its own or a fixed number of rows."""
-    return metric.facts.task not in _NOT_PER_ROW
+    return facts_of(metric).task not in _NOT_PER_ROW
 
 
 def tasks_of(metrics: Sequence[Metric]) -> tuple[Task, ...]:
@@ -78,8 +78,8 @@ def read_inputs(
     UserError: METRIC_UNAVAILABLE for a metric that the rows do not allow, UNSUPPORTED for rows that leave no room in a
     model's context, and whatever reading data raises.
     """
-    if evaluation.custom is not None:
-        require_metric_file(evaluation.custom)
+    for metric in evaluation.custom:
+        require_metric_file(metric)
     read: dict[str, CandidateInputs] = {}
     inputs = []
     for candidate in evaluation.candidates:
@@ -97,7 +97,7 @@ def read_inputs(
     return tuple(inputs)
 
 
-def comparable(metric: Metric, first: CandidateInputs, second: CandidateInputs) -> bool:
+def comparable(metric: str, first: CandidateInputs, second: CandidateInputs) -> bool:
     """Return whether two candidates' values of a metric may be subtracted: values per token need the same tokens."""
     return metric not in _PER_TOKEN or first.encoding_digest == second.encoding_digest
 

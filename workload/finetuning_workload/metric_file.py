@@ -1,4 +1,4 @@
-"""The file of the metric custom, looked at without running it."""
+"""The file of a metric of the user's own, looked at without running it."""
 
 import ast
 from pathlib import Path
@@ -19,22 +19,24 @@ def require_metric_file(custom: CustomMetricInput) -> None:
     path = Path(custom.path) / custom.file
     if not path.is_file():
         found = sorted(each.relative_to(custom.path).as_posix() for each in artifact_files(Path(custom.path)))
-        hint = f"It holds {', '.join(found[:_SHOWN])}; name one of them as evaluation.custom.file."
-        raise unavailable(f"{custom.provenance.source} holds no {custom.file}", hint)
+        hint = f"It holds {', '.join(found[:_SHOWN])}; name one of them as evaluation.custom[].file."
+        raise unavailable(custom, f"{custom.provenance.source} holds no {custom.file}", hint)
     try:
         module = ast.parse(path.read_bytes(), filename=custom.file)
     except SyntaxError as error:
-        raise unavailable(f"{custom.file}, line {error.lineno or 1}: {error.msg}", "Correct the file.") from error
+        raise unavailable(
+            custom, f"{custom.file}, line {error.lineno or 1}: {error.msg}", "Correct the file."
+        ) from error
     names = _names(module)
     if custom.function not in names and "*" not in names:
         told = f"it defines {', '.join(sorted(names)[:_SHOWN])}" if names else "it defines nothing"
-        hint = f"Name it as evaluation.custom.function, or define {custom.function}(predictions, references, rows)."
-        raise unavailable(f"{custom.file} has no function {custom.function}; {told}", hint)
+        hint = f"Name it as evaluation.custom[].function, or define {custom.function}(predictions, references, rows)."
+        raise unavailable(custom, f"{custom.file} has no function {custom.function}; {told}", hint)
 
 
-def unavailable(why: str, hint: str) -> UserError:
+def unavailable(custom: CustomMetricInput, why: str, hint: str) -> UserError:
     """Return the error for a metric of the user's own that cannot be computed."""
-    return UserError(Reason.METRIC_UNAVAILABLE, f"custom cannot be computed: {why}", hint)
+    return UserError(Reason.METRIC_UNAVAILABLE, f"{custom.name} cannot be computed: {why}", hint)
 
 
 def _names(module: ast.Module) -> set[str]:

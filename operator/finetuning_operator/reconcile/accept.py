@@ -7,7 +7,14 @@ from finetuning_api.evaluationjob import EvaluationJobSpec
 from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, Objective, ParallelStrategy
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import PATH_ADVICE, Scheme
-from finetuning_operator.reconcile.allowed import Sources, refused_amount, refused_code, refused_number, refused_source
+from finetuning_operator.reconcile.allowed import (
+    Sources,
+    custom_sources,
+    refused_amount,
+    refused_code,
+    refused_number,
+    refused_source,
+)
 from finetuning_operator.reconcile.conditions import is_true
 from finetuning_operator.reconcile.lifecycle import Refusal
 from finetuning_operator.reconcile.plan import Settings
@@ -84,7 +91,7 @@ def _sources(spec: FineTuningJobSpec) -> Sources:
         ("spec.tokenizer", spec.tokenizer),
         ("spec.dataset", spec.dataset),
         ("spec.evaluation.reference", spec.evaluation.reference),
-        ("spec.evaluation.custom", spec.evaluation.custom),
+        *custom_sources("spec.evaluation.custom", spec.evaluation.custom),
         ("spec.script", spec.script),
     )
 

@@ -48,12 +48,17 @@ def refused_number(replicas: Sequence[tuple[str, int]], bounds: Bounds) -> Refus
     return next(_crowds(replicas, bounds), None)
 
 
-def refused_code(field: str, custom: CustomMetricSpec | None, bounds: Bounds) -> Refusal | None:
-    """Return why a metric of a user's own is not computed, None where it is."""
-    if custom is None or bounds.metric_code:
+def refused_code(field: str, custom: Sequence[CustomMetricSpec], bounds: Bounds) -> Refusal | None:
+    """Return why metrics of a user's own are not computed, None where they are, and where there are none."""
+    if not custom or bounds.metric_code:
         return None
     message = f"{field} brings code, but this installation runs no metrics of others (bounds.metricCode)"
     return _refusal(message, "use the built-in metrics, or have it allowed")
+
+
+def custom_sources(field: str, custom: Sequence[CustomMetricSpec]) -> Sources:
+    """Return the sources of metrics of a user's own by the fields that hold them."""
+    return [(f"{field}[{index}]", metric) for index, metric in enumerate(custom)]
 
 
 def came_with_a_job(child: Resource, amounts: ResourceRequirements, observed: Observed) -> bool:
@@ -73,7 +78,7 @@ def came_with_a_job(child: Resource, amounts: ResourceRequirements, observed: Ob
 
 
 def _has_code_of(child: Resource, job: FineTuningJob) -> bool:
-    return not isinstance(child, EvaluationJob) or child.spec.custom in (None, job.spec.evaluation.custom)
+    return not isinstance(child, EvaluationJob) or all(each in job.spec.evaluation.custom for each in child.spec.custom)
 
 
 def _excesses(field: str, amounts: ResourceRequirements, bounds: Bounds) -> Iterator[Refusal]:

@@ -21,7 +21,13 @@ from finetuning_api.runconfig import (
 )
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.accept import idle_warnings, refused_paths
-from finetuning_operator.reconcile.allowed import came_with_a_job, refused_amount, refused_code, refused_source
+from finetuning_operator.reconcile.allowed import (
+    came_with_a_job,
+    custom_sources,
+    refused_amount,
+    refused_code,
+    refused_source,
+)
 from finetuning_operator.reconcile.conditions import (
     events_between,
     is_terminal,
@@ -47,7 +53,7 @@ from finetuning_operator.reconcile.needs import (
     Need,
     Role,
     claim_mount,
-    custom_input,
+    custom_inputs,
     custom_needs,
     dataset_input,
     dataset_need,
@@ -266,7 +272,7 @@ def _config(
         metrics=metrics_of(spec),
         gate=tuple(spec.gate),
         limit=spec.limit,
-        custom=custom_input(spec, storage=spec.storage, observed=view.observed, settings=view.settings),
+        custom=custom_inputs(spec, storage=spec.storage, observed=view.observed, settings=view.settings),
         max_length=spec.max_length,
         generation=spec.generation,
         bootstrap_samples=spec.bootstrap_samples,
@@ -366,7 +372,7 @@ def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
 def _refusal(view: _View) -> Refusal | None:
     """Return why an evaluation is not accepted; what is forbidden later does not end one that was."""
     refs: list[tuple[str, SourceRef | None]] = [("spec.dataset", view.job.spec.dataset)]
-    refs.append(("spec.custom", view.job.spec.custom))
+    refs.extend(custom_sources("spec.custom", view.job.spec.custom))
     for index, candidate in enumerate(view.job.spec.candidates):
         refs.append((f"spec.candidates[{index}].model", candidate.model))
         refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))

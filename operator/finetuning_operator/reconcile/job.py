@@ -88,7 +88,7 @@ from finetuning_operator.reconcile.needs import (
     Role,
     artifact_path,
     claim_mount,
-    custom_input,
+    custom_inputs,
     dataset_input,
     input_mounts,
     job_needs,
@@ -575,7 +575,7 @@ def _evaluation_inputs(view: _View, base: ModelInput) -> EvaluationInputs | None
         metrics=metrics_of(options),
         gate=tuple(rule for rule in options.gate if (rule.against or DEFAULT_AGAINST) in models),
         limit=options.limit,
-        custom=custom_input(options, storage=view.job.spec.storage, observed=view.observed, settings=view.settings),
+        custom=custom_inputs(options, storage=view.job.spec.storage, observed=view.observed, settings=view.settings),
     )
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from posixpath import join
 
 from finetuning_api.base import ConditionStatus, ConditionType, ObjectMeta, ProgressStatus, StageState
+from finetuning_api.custom import CustomMetricSpec
 from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import EvaluationOptions, FineTuningJobSpec, StorageSpec, VolumeSpec
 from finetuning_api.inferenceserver import InferenceServerSpec
@@ -124,8 +125,12 @@ def job_needs(spec: FineTuningJobSpec) -> tuple[Need, ...]:
 
 
 def custom_needs(options: EvaluationOptions, storage: StorageSpec) -> tuple[Need, ...]:
-    """Return what the metric custom needs: its file, where somebody asks for it."""
-    return () if options.custom is None else (need(options.custom, Role.METRIC, storage),)
+    """Return what metrics of the user's own need: each source once, however many functions are in it."""
+    return tuple({wanted.name: wanted for wanted in (_custom_need(each, storage) for each in options.custom)}.values())
+
+
+def _custom_need(metric: CustomMetricSpec, storage: StorageSpec) -> Need:
+    return need(metric, Role.METRIC, storage)
 
 
 def server_needs(spec: InferenceServerSpec) -> tuple[Need, ...]:
@@ -324,20 +329,23 @@ def dataset_input(dataset: DatasetSpec, wanted: Need, *, observed: Observed, set
     )
 
 
-def custom_input(
+def custom_inputs(
     options: EvaluationOptions, *, storage: StorageSpec, observed: Observed, settings: Settings
-) -> CustomMetricInput | None:
-    """Return the file of the metric custom; None until it is ready, and where nobody asks for it."""
-    for wanted in custom_needs(options, storage):
-        artifact = wanted.artifact(observed)
-        if artifact is not None and options.custom is not None:
-            return CustomMetricInput(
-                path=artifact_path(artifact, settings),
-                file=options.custom.file,
-                function=options.custom.function,
-                provenance=provenance(wanted, artifact),
-            )
-    return None
+) -> tuple[CustomMetricInput, ...]:
+    """Return the files of metrics of the user's own, as far as they are ready."""
+    wanted = [(metric, _custom_need(metric, storage)) for metric in options.custom]
+    return tuple(
+        CustomMetricInput(
+            name=metric.name,
+            path=artifact_path(artifact, settings),
+            file=metric.file,
+            function=metric.function,
+            lower_is_better=metric.lower_is_better,
+            provenance=provenance(needed, artifact),
+        )
+        for metric, needed in wanted
+        if (artifact := needed.artifact(observed)) is not None
+    )
 
 
 def input_mounts(needs: Sequence[Need], observed: Observed, settings: Settings) -> tuple[ClaimMount, ...]:

@@ -67,7 +67,7 @@ def _cells(row: EvaluationRow, *, with_reference: bool) -> list[str]:
     interval = f"[{_number(row.ci_low, sign=True)}, {_number(row.ci_high, sign=True)}]" if known else "-"
     reference = [_number(row.reference)] if with_reference else []
     delta = _number(row.delta, sign=True)
-    return [row.metric.value, _number(row.base), _number(row.tuned), *reference, delta, interval, str(row.samples)]
+    return [row.metric, _number(row.base), _number(row.tuned), *reference, delta, interval, str(row.samples)]
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:

@@ -70,7 +70,7 @@ _MODEL = {"source": "hf://owner/model"}
 _SCRIPT = {"source": "configmap://sft", "command": ["python", "sft.py"]}
 _ADAPTER = {"name": "a", "jobRef": "b"}
 _CANARY = {"name": "live", "adapter": "a", "weight": 10}
-_CUSTOM = {"source": "configmap://metric", "allowCode": True}
+_CUSTOM = {"name": "tone", "source": "configmap://metric", "allowCode": True}
 _DELTA = {"metric": "exact-match", "minDelta": 0.1}
 _BY_CPU = {"maxReplicas": 3, "targetCpuUtilization": 60}
 _BY_QUERY = {"prometheus": {"serverAddress": "http://prometheus:9090", "query": "up", "threshold": 2}}
@@ -243,16 +243,40 @@ RULE_CASES: tuple[RuleCase, ...] = (
     RuleCase(
         "custom needs both",
         "spec.evaluation.custom",
-        _gate(metrics=["custom"], custom=_CUSTOM),
+        _gate({"metric": "tone", "min": 0}, metrics=["custom"], custom=[_CUSTOM, _CUSTOM | {"name": "length"}]),
         _gate(metrics=["custom"]),
     ),
     RuleCase(
-        "the file is run by the evaluation",
-        "spec.evaluation.custom.allowCode",
-        _gate(metrics=["custom"], custom=_CUSTOM),
-        _gate(metrics=["custom"], custom={"source": "configmap://metric"}),
+        "custom needs both",
+        "spec.evaluation.custom",
+        _gate(metrics=["cola"]),
+        _gate(metrics=["cola"], custom=[_CUSTOM]),
     ),
-    RuleCase("custom needs both", "spec.custom", _compared(), _compared(custom=_CUSTOM)),
+    *(
+        RuleCase(
+            "a metric of your own needs a name that no built-in metric has",
+            "spec.evaluation.custom[0].name",
+            _gate(metrics=["custom"], custom=[_CUSTOM | {"name": "rouge_1"}]),
+            _gate(metrics=["custom"], custom=[_CUSTOM | {"name": taken}]),
+        )
+        for taken in ("rouge1", "rouge", "custom", "rougeL", "cola")
+    ),
+    *(
+        RuleCase(
+            "gate names a metric",
+            "spec.evaluation.gate",
+            _gate({"metric": "tone", "min": 0}, metrics=["custom", "rouge"], custom=[_CUSTOM]),
+            _gate({"metric": other, "min": 0}, metrics=["custom", "rouge"], custom=[_CUSTOM]),
+        )
+        for other in ("custom", "rouge", "rougeX", "length", "cola")
+    ),
+    RuleCase(
+        "the file is run by the evaluation",
+        "spec.evaluation.custom[0].allowCode",
+        _gate(metrics=["custom"], custom=[_CUSTOM]),
+        _gate(metrics=["custom"], custom=[{"name": "tone", "source": "configmap://metric"}]),
+    ),
+    RuleCase("custom needs both", "spec.custom", _compared(), _compared(custom=[_CUSTOM])),
     RuleCase(
         "a gate is decided by the evaluation", "spec.evaluation.gate", _gate(_DELTA), _gate(_DELTA, enabled=False)
     ),
@@ -552,7 +576,7 @@ _EVALUATION_CHANGES = (
     Change("metrics", ["cola"], ["rouge"]),
     Change("gate", [], [_DELTA]),
     Change("limit", None, 5),
-    Change("custom", None, _CUSTOM),
+    Change("custom", [], [_CUSTOM]),
     Change("maxLength", 512, 1024),
     Change("generation", {}, {"stop": ["."]}),
     Change("bootstrapSamples", 100, 200),

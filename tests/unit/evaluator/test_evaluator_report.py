@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from finetuning_api.metrics import GateResult, GateRule, Metric, Verdict
+from finetuning_api.metrics import GateResult, GateRule, Metric, Verdict, facts_of
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import TERMINATION_LOG_BYTES, EvaluateResult, JobIdentity, LastWords, Provenance
 from finetuning_evaluator.parts import Origin
@@ -30,7 +30,7 @@ from finetuning_workload.program import encode_last_words
 DIGEST = f"sha256:{'0' * 64}"
 
 
-def metric_result(metric: Metric, *, base: float = 0.2, tuned: float = 0.6) -> MetricResult:
+def metric_result(metric: str, *, base: float = 0.2, tuned: float = 0.6) -> MetricResult:
     values = [
         MetricValue(candidate=name, value=value, ci_low=value - 0.1, ci_high=value + 0.1, samples=100)
         for name, value in (("base", base), ("tuned", tuned))
@@ -53,7 +53,7 @@ def metric_result(metric: Metric, *, base: float = 0.2, tuned: float = 0.6) -> M
     return MetricResult(
         metric=metric,
         lower_is_better=False,
-        unit=metric.facts.unit,
+        unit=facts_of(metric).unit,
         signature="s",
         values=tuple(values),
         comparisons=(comparison,),
@@ -219,7 +219,7 @@ def test_without_samples_and_comparisons_the_reports_are_still_whole() -> None:
 def test_the_samples_shown_reach_from_the_greatest_gain_to_the_greatest_loss() -> None:
     many = [sample(str(index), tuned=index / 10, base=0.5) for index in range(11)]
 
-    shown = telling(many, Metric.ROUGE_L, against="base", count=3)
+    shown = telling(many, metric_result(Metric.ROUGE_L), against="base", count=3)
 
     assert [found.row_id for found in shown] == ["10", "5", "0"]
 
@@ -292,7 +292,7 @@ def test_scores_that_were_there_already_are_told_from_those_of_this_evaluation()
         job=JobIdentity(kind="EvaluationJob", name="first<b>"), computed_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
     )
     base, tuned = results().candidates
-    metrics = tuple(metric_result(each) for each in (Metric.ROUGE_L, Metric.EXACT_MATCH, Metric.CUSTOM, Metric.COLA))
+    metrics = tuple(metric_result(each) for each in (Metric.ROUGE_L, Metric.EXACT_MATCH, "tone", Metric.COLA))
     told = results(
         candidates=(base.model_copy(update={"reused": {"generation": origin}}), tuned), metrics=metrics, gates=()
     )
@@ -300,8 +300,8 @@ def test_scores_that_were_there_already_are_told_from_those_of_this_evaluation()
 
     assert origins(told) == (
         ("base", "rougeL, exact-match", "2026-01-02 03:04 UTC by EvaluationJob first<b>"),
-        ("base", "custom, cola", "by this evaluation"),
-        ("tuned", "rougeL, exact-match, custom, cola", "by this evaluation"),
+        ("base", "tone, cola", "by this evaluation"),
+        ("tuned", "rougeL, exact-match, tone, cola", "by this evaluation"),
     )
     assert "| base | rougeL, exact-match | 2026-01-02 03:04 UTC by EvaluationJob first<b> |" in render_markdown(
         told, []

@@ -206,7 +206,7 @@ def test_servers_are_bound_too(fields: dict[str, object], message: str) -> None:
     assert (told.reason, told.message.startswith(message)) == (Reason.NOT_ALLOWED, True)
 
 
-CUSTOM = {"metrics": ["custom"], "custom": {"source": "configmap://metric", "allowCode": True}}
+CUSTOM = {"metrics": ["custom"], "custom": [{"name": "tone", "source": "configmap://metric", "allowCode": True}]}
 NO_CODE = Bounds(metric_code=False)
 REFUSED = (
     " brings code, but this installation runs no metrics of others (bounds.metricCode): use the built-in metrics, or"
@@ -234,7 +234,7 @@ def test_code_that_was_accepted_with_its_job_is_run_and_no_other() -> None:
         made.finish(KEY, step)
     own = made.evaluation()
     head = own.metadata.model_copy(update={"name": "mine"})
-    other = own.spec.custom.model_copy(update={"source": "configmap://other"}) if own.spec.custom else None
+    other = [each.model_copy(update={"source": "configmap://other"}) for each in own.spec.custom]
     made.add(EvaluationJob(metadata=head, spec=own.spec.model_copy(update={"custom": other})))
     made.settle()
 

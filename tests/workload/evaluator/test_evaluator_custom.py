@@ -1,4 +1,4 @@
-"""A metric of the user's own: its scores have intervals, tests and gates, and whatever is wrong with it is said."""
+"""Metrics of the user's own: their scores have intervals, tests and gates, and whatever is wrong with one is said."""
 
 import signal
 import subprocess
@@ -28,6 +28,9 @@ def score(predictions, references, rows):
     assert [row["triage"] for row in rows] == references
     print("scoring", len(predictions))
     return [words(text) for text in predictions]
+
+def fewer(predictions, references, rows):
+    return score(predictions, references, rows)
 """
 
 
@@ -55,15 +58,16 @@ def custom(world: Path, folder: Path, source: str | bytes, *, function: str = "s
         data=world / "rows.jsonl",
         output=folder / "report",
         metrics=(Metric.CUSTOM, Metric.EXACT_MATCH),
-        gate=(GateRule(metric=Metric.CUSTOM, min_delta=1000), GateRule(metric=Metric.CUSTOM, min=-1)),
+        gate=(GateRule(metric="words", min_delta=1000), GateRule(metric="words", min=-1)),
     )
     told = CustomMetricInput(
+        name="words",
         path=str(metric),
         file="metric.py",
         function=function,
         provenance=Provenance(source="configmap://metric", digest="sha256:1"),
     )
-    return config.model_copy(update={"custom": told})
+    return config.model_copy(update={"custom": (told,)})
 
 
 def results_of(config: EvaluateConfig) -> Results:
@@ -85,7 +89,7 @@ def test_its_scores_are_a_metric_like_any_other(world: Path, tmp_path: Path) -> 
 
     results = results_of(config)
     metric = results.metrics[0]
-    assert (metric.metric, metric.lower_is_better, metric.units) == (Metric.CUSTOM, False, results.dataset.rows)
+    assert (metric.metric, metric.lower_is_better, metric.units) == ("words", False, results.dataset.rows)
     lines = (tmp_path / "report" / "samples.jsonl").read_text().splitlines()
     from finetuning_evaluator.samples import Sample
 
@@ -93,13 +97,32 @@ def test_its_scores_are_a_metric_like_any_other(world: Path, tmp_path: Path) -> 
     for value in metric.values:
         counts = [len(sample.outputs[value.candidate].split()) for sample in samples]
         assert value.value == pytest.approx(sum(counts) / len(counts))
-        assert [sample.scores[value.candidate][Metric.CUSTOM] for sample in samples] == counts
+        assert [sample.scores[value.candidate]["words"] for sample in samples] == counts
         assert value.ci_low is not None
-    assert metric.signature == "custom|score of metric.py|configmap://metric sha256:1"
+    assert metric.signature == "words|score of metric.py|configmap://metric sha256:1"
     (comparison,) = metric.comparisons
     assert comparison.wins + comparison.ties + comparison.losses == results.dataset.rows
     assert [gate.result.verdict for gate in results.gates] == [Verdict.FAIL, Verdict.PASS]
-    assert "custom" in (tmp_path / "report" / "report.md").read_text()
+    assert "words" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_several_are_gated_by_name_each_in_its_own_direction(world: Path, tmp_path: Path) -> None:
+    config = custom(world, tmp_path, WORDS)
+    (words,) = config.custom
+    fewer = words.model_copy(update={"name": "fewer-words", "function": "fewer", "lower_is_better": True})
+    rules = tuple(GateRule(metric=name, min_delta=delta) for name in ("words", "fewer-words") for delta in (-1e3, 1e3))
+
+    evaluate(config.model_copy(update={"custom": (words, fewer), "gate": rules}), context())
+
+    more, less, _ = (results := results_of(config)).metrics
+    assert [(each.metric, each.lower_is_better) for each in (more, less)] == [("words", False), ("fewer-words", True)]
+    (won,), (lost,) = more.comparisons, less.comparisons
+    assert won.delta == lost.delta
+    assert (won.wins, won.losses) == (lost.losses, lost.wins)
+    assert won.wins != won.losses
+    assert [each.result.metric for each in results.gates] == ["words", "words", "fewer-words", "fewer-words"]
+    assert [each.result.verdict for each in results.gates] == [Verdict.PASS, Verdict.FAIL] * 2
+    assert f"fewer-words improved by {-won.delta:.4g} over base" in results.gates[2].result.message
 
 
 @pytest.mark.parametrize(
@@ -120,18 +143,18 @@ def test_what_can_be_seen_without_running_it_is_told_before_a_model_is_loaded(
         read_inputs(config, config.dataset)
 
     assert caught.value.reason is Reason.METRIC_UNAVAILABLE
-    assert caught.value.message.startswith(f"custom cannot be computed: {message}")
+    assert caught.value.message.startswith(f"words cannot be computed: {message}")
     assert caught.value.hint
 
 
 def test_a_file_that_is_not_there_is_told_with_those_that_are(world: Path, tmp_path: Path) -> None:
     config = custom(world, tmp_path, WORDS)
-    assert config.custom is not None
-    elsewhere = config.model_copy(update={"custom": config.custom.model_copy(update={"file": "tone.py"})})
+    (named,) = config.custom
+    elsewhere = config.model_copy(update={"custom": (named.model_copy(update={"file": "tone.py"}),)})
 
     error = refused(elsewhere)
 
-    assert error.message == "custom cannot be computed: configmap://metric holds no tone.py"
+    assert error.message == "words cannot be computed: configmap://metric holds no tone.py"
     assert error.hint.startswith("It holds helper.py, metric.py;")
 
 
@@ -157,7 +180,7 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(world: Path, tmp_p
 def test_whatever_is_wrong_with_the_function_is_said(world: Path, tmp_path: Path, source: str, message: str) -> None:
     error = refused(custom(world, tmp_path, source))
 
-    assert error.message.startswith(f"custom cannot be computed: {message}")
+    assert error.message.startswith(f"words cannot be computed: {message}")
 
 
 def test_an_evaluation_that_is_stopped_takes_the_function_with_it(world: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from finetuning_api.metrics import GateRule, Metric, Verdict
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import CandidateInput, EvaluateConfig, EvaluateResult
 from finetuning_evaluator.evaluate import evaluate
+from finetuning_evaluator.metrics.readability import READABILITY_METRICS
 from finetuning_evaluator.parts import Entry
 from finetuning_evaluator.results import Results
 from finetuning_workload.artifact import require_intact
@@ -36,7 +37,8 @@ from finetuning_workload.candidates import is_switchable, loaded, plan_loads
 from finetuning_workload.errors import Interrupted, UserError
 from finetuning_workload.program import Context, StopFlag
 
-ALL_METRICS = tuple(metric for metric in Metric if metric is not Metric.CUSTOM)
+# Some of these models write no word, which has no readability.
+ALL_METRICS = tuple(each for each in Metric if each not in {Metric.CUSTOM, *READABILITY_METRICS})
 CPU = torch.device("cpu")
 
 

@@ -195,8 +195,8 @@ def test_a_metric_of_one_s_own_is_computed_and_a_mistake_in_it_is_told_before_th
     document["spec"]["training"]["epochs"] = 1
     document["spec"]["evaluation"] |= {
         "metrics": ["custom"],
-        "gate": [{"metric": "custom", "min": 0}],
-        "custom": {"source": "metric.py", "allowCode": True},
+        "gate": [{"metric": "words", "min": 0}],
+        "custom": [{"name": "words", "source": "metric.py", "allowCode": True}],
     }
     (folder / "own.yaml").write_text(yaml.safe_dump(document))
     (folder / "metric.py").write_text("def score(predictions, references, rows)\n    return []\n")
@@ -209,10 +209,10 @@ def test_a_metric_of_one_s_own_is_computed_and_a_mistake_in_it_is_told_before_th
     right = finetune(folder, "run", "own.yaml")
 
     assert wrong.returncode == 1
-    assert "custom cannot be computed: metric.py, line 1: expected ':'" in " ".join(wrong.stdout.split())
+    assert "words cannot be computed: metric.py, line 1: expected ':'" in " ".join(wrong.stdout.split())
     assert steps == ["preflight"]
     assert right.returncode == 0, right.stderr
-    assert any(line.startswith("custom") for line in right.stdout.splitlines())
+    assert any(line.startswith("words") for line in right.stdout.splitlines())
     assert "Pass" in right.stdout
 
 
