@@ -6,10 +6,12 @@ wrong, and with 203 to be tried again. What it keeps in FINETUNING_CHECKPOINT_PA
 
 import json
 import os
+from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -48,8 +50,19 @@ def main() -> None:
             r=method["rank"], lora_alpha=method["alpha"], lora_dropout=method["dropout"], target_modules="all-linear"
         ),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(CHECKPOINTS))
+    last = get_last_checkpoint(CHECKPOINTS)
+    if last and is_finished(last) and isinstance(trainer.model, PeftModel):
+        # Stopped between its last step and its end: resumed, the Trainer would take one more step.
+        trainer.model.load_adapter(last, "default")
+    else:
+        trainer.train(resume_from_checkpoint=last)
     trainer.save_model(os.environ["FINETUNING_OUTPUT_PATH"])
+
+
+def is_finished(checkpoint: str) -> bool:
+    """Tell whether a checkpoint is that of the last step."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    return bool(state.global_step >= state.max_steps)
 
 
 if __name__ == "__main__":

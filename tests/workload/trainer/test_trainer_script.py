@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.support.models import tiny_llama
 from tests.support.processes import REPOSITORY
 from tests.support.training import Ended, Workshop, colour_rows, quiet_context, run_trainer, write_rows
@@ -105,6 +107,22 @@ def test_trl_that_is_asked_to_stop_saves_and_goes_on_from_there(workshop: Worksh
     assert (told.steps, told.resumptions) == (60, 1)
     assert told.resumed_from_step is not None
     assert told.resumed_from_step >= newest
+
+
+def test_trl_that_is_stopped_after_its_last_step_takes_no_other(workshop: Workshop) -> None:
+    """Its checkpoint is there and its result is not: the same adapter comes of it."""
+    script = given(EXAMPLE, "python", "sft.py")
+    first = run(workshop, script, max_steps=3, checkpoint_every_steps=1)
+    before = load_file(workshop.output / "adapter_model.safetensors")
+    shutil.rmtree(workshop.output)
+
+    told = run(workshop, script, max_steps=3, checkpoint_every_steps=1)
+
+    after = load_file(workshop.output / "adapter_model.safetensors")
+    assert (first.steps, told.steps, told.resumed_from_step) == (3, 3, 3)
+    assert {path.name for path in workshop.checkpoints.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in after.items())
 
 
 def test_a_finished_script_is_not_run_again(workshop: Workshop) -> None:
