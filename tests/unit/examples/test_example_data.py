@@ -104,6 +104,7 @@ def test_the_generator_restores_every_file(copied_data: Path) -> None:
         ("support-chat.jsonl", 60_000),
         ("notes.txt", 30_000),
         ("tickets.csv", 30_000),
+        ("support-replies.jsonl", 30_000),
     ],
 )
 def test_files_stay_small(name: str, limit: int) -> None:
@@ -225,3 +226,14 @@ def test_the_readme_shows_a_row_that_exists_and_counts_right(rows: list[dict[str
     assert json.loads(shown) in rows
     assert f"{len(rows)} messages" in readme
     assert f"one of {len({row['skeleton'] for row in rows})} skeletons" in readme
+
+
+def test_replies_are_pairs_of_two_to_a_message_of_its_own() -> None:
+    replies = read_jsonl("support-replies.jsonl")
+
+    assert len({row["message"] for row in replies}) == len(replies) == 48
+    assert {tuple(row) for row in replies} == {("message", "better", "worse")}
+    assert all(row["better"].strip() != row["worse"].strip() != "" for row in replies)
+    # Were the better replies always the longer ones, length is what would be learned.
+    longer = sum(len(row["better"]) > len(row["worse"]) for row in replies)
+    assert 12 <= longer <= 36
