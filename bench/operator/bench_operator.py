@@ -115,6 +115,8 @@ class Reading:
     requests: float
     cpu: float
     """In seconds."""
+    looks: float
+    """How often an object was looked at."""
     waiting: float
     """Objects that wait for a worker."""
 
@@ -129,13 +131,15 @@ class Reading:
             writes=sum(each.value for each in told if each.labels["verb"] in _WRITE_VERBS),
             requests=sum(each.value for each in told),
             cpu=samples["process_cpu_seconds"][0].value,
+            looks=sum(each.value for each in samples["finetuning_reconcile_seconds"] if each.name.endswith("_count")),
             waiting=samples["finetuning_queue_depth"][0].value,
         )
 
     def since(self, before: "Reading", jobs: int) -> str:
         """Say what each of some jobs has cost."""
         spent, asked = (self.cpu - before.cpu) / jobs * 1000, (self.requests - before.requests) / jobs
-        return f"{spent:.1f} ms CPU, {asked:.2f} requests, {(self.writes - before.writes) / jobs:.2f} writes a job"
+        written, looks = (self.writes - before.writes) / jobs, (self.looks - before.looks) / jobs
+        return f"{spent:.1f} ms CPU, {looks:.1f} looks, {asked:.2f} requests, {written:.2f} writes a job"
 
 
 def _metrics(operator: OperatorProcess) -> str:

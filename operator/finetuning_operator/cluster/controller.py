@@ -104,6 +104,16 @@ class Controller:
         for key in keys:
             self._queue.add(key)
 
+    def progressed(self, key: ObjectKey) -> None:
+        """Have an object looked at whose step has got on, unless it has a turn for telling that: then it waits for it.
+
+        With a thousand reporting jobs a turn comes every minute or two, and to look at each with each of its reports
+        would keep other reports waiting, only to find that it is not its turn.
+        """
+        memory = self._memories.get(key)
+        if memory is None or memory.held.turn is None:
+            self._queue.add(key)
+
     def prime(self) -> None:
         """Learn who reads what, before anything is decided by who is in use; then have every object looked at."""
         for kind in OWN_KINDS:

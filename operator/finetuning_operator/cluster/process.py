@@ -260,7 +260,7 @@ class Operator:
             self._queue.add_after(key, seconds)
 
     def _reported(self, key: ProgressKey) -> None:
-        self._queue.add(ObjectKey(key.kind, key.namespace, key.name))
+        self._controller.progressed(ObjectKey(key.kind, key.namespace, key.name))
 
     def _show(self) -> None:
         self._metrics.objects(self._counts)

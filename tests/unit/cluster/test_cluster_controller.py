@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from tests.support.batch import running_pod
 from tests.support.fake_api import FakeApi
 from tests.support.lifecycle import job, relocation
 from tests.support.objects import DIGEST, NOW
 
+from finetuning_api.runconfig import TrainerStatus
 from finetuning_operator.cluster.api import TokenBucket
 from finetuning_operator.cluster.apply import Applier
 from finetuning_operator.cluster.cache import Cache
@@ -28,6 +30,7 @@ from finetuning_operator.cluster.inquiries import Inquirer
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.metrics import Metrics
 from finetuning_operator.cluster.options import Options
+from finetuning_operator.cluster.progress.address import ProgressKey
 from finetuning_operator.cluster.progress.store import ProgressStore
 from finetuning_operator.cluster.queue import WorkQueue
 from finetuning_operator.cluster.recorder import Recorder
@@ -55,16 +58,17 @@ class Core:
     api: FakeApi = field(default_factory=FakeApi)
     clock: Clock = field(default_factory=Clock)
     cache: Cache = field(default_factory=Cache)
+    progress_per_second: float = 10.0
 
     def __post_init__(self) -> None:
         self.queue: WorkQueue[ObjectKey] = WorkQueue(clock=self.clock, jitter=lambda: 0.0)
-        progress, metrics = ProgressStore(), Metrics()
+        self.progress, metrics = ProgressStore(), Metrics()
         turns = TokenBucket(rate=1.0, burst=2, clock=self.clock)
         self.controller = Controller(
             self.api,
             self.cache,
             self.queue,
-            view=View(self.cache, progress),
+            view=View(self.cache, self.progress),
             applier=Applier(self.api, self.cache, Options(), wake=self.wake, wake_later=self.wake_later),
             reporter=Reporter(
                 self.api,
@@ -72,16 +76,19 @@ class Core:
                 Recorder(self.api, instance="test"),
                 metrics=metrics,
                 delay=1.0,
-                budget=ProgressBudget(per_second=10.0),
+                budget=ProgressBudget(per_second=self.progress_per_second),
                 wake=self.wake,
                 clock=self.clock,
             ),
             inquirer=Inquirer(self.api, EventBoard(self.api, turns, clock=self.clock), turns),
-            progress=progress,
+            progress=self.progress,
             metrics=metrics,
             settings=Options().settings,
-            now=lambda: datetime.fromtimestamp(1_772_000_000 + self.clock.seconds, UTC),
+            now=self.now,
         )
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(1_772_000_000 + self.clock.seconds, UTC)
 
     def wake(self, keys: Iterable[ObjectKey]) -> None:
         for key in keys:
@@ -198,6 +205,51 @@ def test_others_have_a_turn_before_each_of_many_looks_that_wait_for_nothing() ->
     seen = asyncio.run(run())
 
     assert len(set(seen.values())) == len(jobs)
+
+
+def test_who_has_a_turn_for_telling_its_progress_is_not_looked_at_before() -> None:
+    core = Core(progress_per_second=0.01)
+    models = [ObjectKey("Relocation", "team", name) for name in ("model", "other")]
+    for key in models:
+        core.see(relocation("team", key.name))
+    core.settle()
+    for key in models:
+        measure = core.api.objects[ObjectKey("Job", "team", f"{key.name}-measure")]
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "uid": measure["metadata"]["uid"], "controller": True}
+        running = running_pod(f"{key.name}-measure-1")
+        core.see(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                **running,
+                "metadata": running["metadata"] | {"ownerReferences": [owner]},
+            }
+        )
+    core.later(2.0)
+
+    def report(key: ObjectKey, percent: int) -> None:
+        step = ProgressKey(key.namespace, key.kind, key.name, "measure")
+        status = TrainerStatus(last_updated_time=core.now(), progress_percentage=percent)
+        core.progress.put(step, status, uid=core.api.objects[key]["metadata"]["uid"])
+        core.controller.progressed(key)
+
+    def told() -> list[object]:
+        return [core.status(key).get("progress", {}).get("percent") for key in models]
+
+    core.clock.seconds += 20.0
+    for key in models:
+        report(key, 10)
+    assert core.due() == models
+    core.wake(models)
+    core.later(0.0)
+    core.later(20.0)
+    assert told() == [10, None]
+    report(models[1], 20)
+    assert core.due() == []
+    core.later(100.0)
+    assert told() == [10, 20]
+    report(models[1], 30)
+    assert core.due() == [models[1]]
 
 
 def test_the_same_plan_after_a_restart_makes_nothing_twice() -> None:
