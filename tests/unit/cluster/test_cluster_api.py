@@ -242,9 +242,25 @@ def test_lists_are_read_in_chunks_and_every_item_says_what_it_is() -> None:
     assert found == ListResult([("batch/v1", "Job", name) for name in "abc"], "7")
     path = "/apis/batch/v1/namespaces/team/jobs"
     assert server.asked == [
-        ("GET", path, {"labelSelector": "x=y", "limit": "500"}),
-        ("GET", path, {"labelSelector": "x=y", "limit": "500", "continue": "more"}),
+        ("GET", path, {"labelSelector": "x=y", "limit": "100"}),
+        ("GET", path, {"labelSelector": "x=y", "limit": "100", "continue": "more"}),
     ]
+
+
+def test_others_have_a_turn_after_each_object_of_a_list() -> None:
+    turns, seen = 0, []
+
+    async def list_beside_others(api: ClusterApi) -> None:
+        nonlocal turns
+        listing = asyncio.create_task(api.list(kinds.JOB, each=lambda _: seen.append(turns)))
+        while not listing.done():
+            turns += 1
+            await asyncio.sleep(0)
+        await listing
+
+    _ask(_Server([_page(*"abcdefgh")]), list_beside_others)
+
+    assert len(set(seen)) == len("abcdefgh")
 
 
 def test_a_list_that_outlives_the_memory_of_the_server_is_read_in_one_piece() -> None:
