@@ -24,7 +24,8 @@ from finetuning_api.finetuningjob import (
 )
 from finetuning_api.metrics import Verdict
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import ArtifactResult, ExportConfig, JobIdentity, LastWords, PushConfig, PushResult
+from finetuning_api.runconfig import ArtifactResult, ExportConfig, PushConfig, PushResult
+from finetuning_operator.reconcile.afterwards import RETRIES, identity, patience, trouble
 from finetuning_operator.reconcile.conditions import find_condition, headline, is_terminal, shorten
 from finetuning_operator.reconcile.job import without_accelerators
 from finetuning_operator.reconcile.lifecycle import Writer, soonest
@@ -49,12 +50,9 @@ from finetuning_operator.reconcile.plan import (
     StepState,
     Volume,
 )
-from finetuning_operator.reconcile.stages import explain, seconds_left, sentences
+from finetuning_operator.reconcile.stages import explain, sentences
 
 MERGED_FOLDER: Final = "merged"
-_RETRIES: Final = 5
-_PATIENCE_SECONDS: Final = 3600
-"""How long the pod of an export may wait to run, where spec.pendingDeadlineSeconds does not say."""
 _FLOOR_BYTES: Final = 2**30
 _WIDER: Final = 2
 """Weights of 16 bits are twice as large in 32."""
@@ -94,11 +92,7 @@ class _Look:
 
     def patience(self, state: StepState | None) -> float | None:
         """Return the seconds for which a step may still wait for its pod; None where it does not, or for ever."""
-        if state is None or state.phase is not StepPhase.PENDING or self.settings.local:
-            return None
-        if state.hindrance is not None and state.hindrance.reason is Reason.QUEUED:
-            return None
-        return seconds_left(self.job.spec.pending_deadline_seconds or _PATIENCE_SECONDS, state.started_at, self.now)
+        return patience(self.job, state, settings=self.settings, now=self.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +215,7 @@ def _merge(look: _Look, spec: ExportSpec, record: ExportStatus, made: AdapterArt
         name=name,
         image=ImageRole.TRAINER,
         config=ExportConfig(
-            job=_identity(job),
+            job=identity(job),
             model=model,
             adapter_path=join(look.settings.volumes_root, made.claim_name, made.path),
             adapter_digest=made.digest,
@@ -266,7 +260,7 @@ def _push(look: _Look, spec: ExportSpec, record: ExportStatus) -> _Turn:
         name=name,
         image=ImageRole.RELOCATOR,
         config=PushConfig(
-            job=_identity(look.job),
+            job=identity(look.job),
             path=join(look.settings.volumes_root, record.claim_name, record.path),
             digest=record.digest,
             destination=destination,
@@ -275,7 +269,7 @@ def _push(look: _Look, spec: ExportSpec, record: ExportStatus) -> _Turn:
         mounts=(claim_mount(record.claim_name, look.settings),),
         secret=spec.secret_ref.name if spec.secret_ref else None,
         network=True,
-        retries=_RETRIES,
+        retries=RETRIES,
     )
     return _stepped(look, record, step, doing="is pushed")
 
@@ -289,17 +283,11 @@ def _stepped(look: _Look, record: ExportStatus, step: Step, *, doing: str) -> _T
         return _Turn(_ended(record, ExportState.FAILED, f"{step.name} ended without telling its result"))
     if state.phase is StepPhase.FAILED:
         return _Turn(_ended(record, ExportState.FAILED, explain(state.last_words)[1]))
-    wait, trouble = look.patience(state), _trouble(state)
+    wait, hindered = look.patience(state), trouble(state)
     if wait == 0:
-        late = sentences("its pod did not get to run in time", trouble)
+        late = sentences("its pod did not get to run in time", hindered)
         return _Turn(_ended(record, ExportState.FAILED, late))
-    return _Turn(_told(record, trouble or doing), steps=(step,), wait=wait)
-
-
-def _trouble(state: StepState) -> str:
-    """Return what keeps a step from running, or what an earlier attempt failed of."""
-    words: LastWords | None = state.hindrance or state.last_words
-    return sentences(words.message, words.hint) if words and state.phase is StepPhase.PENDING else ""
+    return _Turn(_told(record, hindered or doing), steps=(step,), wait=wait)
 
 
 def _told(record: ExportStatus, message: str) -> ExportStatus:
@@ -317,11 +305,6 @@ def _lies(record: ExportStatus, claim: str, path: str, *, digest: str, size: int
 def _mark(spec: ExportSpec) -> str:
     """Return what tells the steps of an export from those of every other one, of another form of itself too."""
     return hashlib.sha256(json.dumps(spec.to_wire(), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _identity(job: FineTuningJob) -> JobIdentity:
-    metadata = job.metadata
-    return JobIdentity(kind=job.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid)
 
 
 def _volume(look: _Look, base_bytes: int) -> Volume:

@@ -22,17 +22,13 @@ from finetuning_api.notification import (
     NotificationType,
 )
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import JobIdentity, LastWords, NotifyConfig
+from finetuning_api.runconfig import NotifyConfig
+from finetuning_operator.reconcile.afterwards import LOCAL_RETRIES, PATIENCE_SECONDS, RETRIES, identity, trouble
 from finetuning_operator.reconcile.conditions import find_condition, headline, is_true, shorten
 from finetuning_operator.reconcile.lifecycle import soonest
 from finetuning_operator.reconcile.plan import Event, ImageRole, Observed, Plan, Settings, Step, StepPhase, StepState
 from finetuning_operator.reconcile.stages import explain, seconds_left, sentences
 
-_RETRIES: Final = 5
-_LOCAL_RETRIES: Final = 2
-"""Somebody waits for the end of a run on one machine."""
-_PATIENCE_SECONDS: Final = 3600
-"""How long the pod of a notification may wait for, say, a Secret that is not there, before it is given up."""
 _MOST_STALLS: Final = 8
 """Episodes of silence that one receiver is told of; a job that stalls more often is known to."""
 
@@ -62,7 +58,7 @@ class _Look:
         """Return the seconds for which a step may still wait for its pod; None where it does not, or for ever."""
         if state is None or state.phase is not StepPhase.PENDING or self.settings.local:
             return None
-        return seconds_left(_PATIENCE_SECONDS, state.started_at, self.now)
+        return seconds_left(PATIENCE_SECONDS, state.started_at, self.now)
 
 
 def with_notifications(
@@ -118,17 +114,11 @@ def _by_step(record: NotificationStatus, state: StepState, look: _Look) -> Notif
         return _ended(record, NotificationState.SENT, "")
     if state.phase is StepPhase.FAILED:
         return _ended(record, NotificationState.FAILED, explain(state.last_words)[1])
-    trouble = _trouble(state)
+    hindered = trouble(state)
     if look.patience(state) == 0:
-        told = sentences(f"its pod did not run for {_PATIENCE_SECONDS} s", trouble)
+        told = sentences(f"its pod did not run for {PATIENCE_SECONDS} s", hindered)
         return _ended(record, NotificationState.FAILED, told)
-    return record.model_copy(update={"message": shorten(trouble)}) if trouble else record
-
-
-def _trouble(state: StepState) -> str:
-    """Return what keeps a step from running, or what an earlier attempt failed of."""
-    words: LastWords | None = state.hindrance or state.last_words
-    return sentences(words.message, words.hint) if words and state.phase is StepPhase.PENDING else ""
+    return record.model_copy(update={"message": shorten(hindered)}) if hindered else record
 
 
 def _ended(record: NotificationStatus, state: NotificationState, message: str) -> NotificationStatus:
@@ -194,12 +184,12 @@ def _step(look: _Look, record: NotificationStatus) -> Step:
         config=_config(look.job, record),
         secret=record.secret_name,
         network=True,
-        retries=_LOCAL_RETRIES if look.settings.local else _RETRIES,
+        retries=LOCAL_RETRIES if look.settings.local else RETRIES,
     )
 
 
 def _config(job: FineTuningJob, record: NotificationStatus) -> NotifyConfig:
-    status, metadata = job.status, job.metadata
+    status = job.status
     failed = find_condition(status.conditions, ConditionType.FAILED)
     gate = find_condition(status.conditions, ConditionType.GATE_PASSED)
     messages = {
@@ -207,10 +197,10 @@ def _config(job: FineTuningJob, record: NotificationStatus) -> NotifyConfig:
         NotificationEvent.STALLED: _silence(status),
     }
     return NotifyConfig(
-        job=JobIdentity(kind=job.kind, name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
+        job=identity(job),
         type=record.type,
         secret=record.secret_name,
-        id=f"{metadata.uid}/{record.name}",
+        id=f"{job.metadata.uid}/{record.name}",
         event=record.event,
         time=record.time,
         phase=status.phase.value,
