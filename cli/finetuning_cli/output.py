@@ -16,6 +16,7 @@ from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.metrics import EvaluationRow, Verdict
 from finetuning_api.notification import NotificationStatus
 from finetuning_api.relocation import Relocation
+from finetuning_api.tracking import TrackingState, TrackingStatus
 from finetuning_api.tuning import TuningStatus
 from finetuning_cli.display import duration, stage_note, stages_of
 from finetuning_cli.local.layout import Layout
@@ -108,9 +109,17 @@ def print_outcome(console: Console, resource: Resource, *, layout: Layout | None
     if isinstance(resource, EvaluationJob) and resource.status.predictions is not None:
         made = resource.status.predictions
         console.print(f"  predicted    {made.rows} rows, {made.tokens} tokens", highlight=False)
+    if isinstance(resource, FineTuningJob) and resource.status.tracking is not None:
+        console.print(f"  tracked      {escape(_tracked(resource.status.tracking))}", highlight=False, soft_wrap=True)
     lies = claims(resource) if layout is None else [(k, str(_from_here(path))) for k, path in places(resource, layout)]
     for name, where in lies:
         console.print(f"  {name:<13}{escape(where)}", soft_wrap=True, highlight=False)
+
+
+def _tracked(record: TrackingStatus) -> str:
+    """Return where a run is shown, or why there is none."""
+    state = "" if record.state is TrackingState.DONE else record.state.value
+    return " ".join(filter(None, (record.url, state, record.message)))
 
 
 def _from_here(path: Path) -> Path:

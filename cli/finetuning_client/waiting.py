@@ -62,7 +62,7 @@ def condition_of(item: Mapping[str, Any], name: ConditionType) -> Mapping[str, A
 
 
 def has_ended(item: Mapping[str, Any]) -> bool:
-    """Return whether an object is final: nothing but its exports will change any more."""
+    """Return whether an object is final: nothing but its exports and tracking will change any more."""
     return any(
         condition_of(item, name).get("status") == ConditionStatus.TRUE.value
         for name in (ConditionType.COMPLETE, ConditionType.FAILED)
@@ -74,11 +74,13 @@ def standing(item: Mapping[str, Any], goal: Goal) -> Standing:
     found = condition_of(item, goal.type_for(str(item.get("kind", ""))))
     if found.get("status") == goal.status:
         return Standing.REACHED
-    return Standing.NEVER if has_ended(item) and not _is_exporting(item, goal) else Standing.OPEN
+    return Standing.NEVER if has_ended(item) and not _goes_on(item, goal) else Standing.OPEN
 
 
-def _is_exporting(item: Mapping[str, Any], goal: Goal) -> bool:
-    """Return whether a goal is about exports that are under way: they begin where everything else has ended."""
+def _goes_on(item: Mapping[str, Any], goal: Goal) -> bool:
+    """Return whether a goal is about exports or tracking under way: they begin where everything else has ended."""
+    if goal.condition is ConditionType.TRACKED and item["spec"].get("tracking"):
+        return bool((item["status"].get("tracking") or {}).get("state", "Pending") == "Pending")
     if goal.condition is not ConditionType.EXPORTED or not item["spec"].get("exports"):
         return False
     told = {record["name"]: record.get("state", "") for record in item["status"].get("exports", [])}

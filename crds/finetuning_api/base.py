@@ -143,6 +143,7 @@ class ConditionType(StrEnum):
     PREDICTED = "Predicted"
     GATE_PASSED = "GatePassed"
     EXPORTED = "Exported"
+    TRACKED = "Tracked"
     SERVING = "Serving"
     READY = "Ready"
     SUSPENDED = "Suspended"

@@ -35,6 +35,7 @@ from finetuning_api.pod import Affinity, ExtraVolume
 from finetuning_api.script import ScriptSpec
 from finetuning_api.sources import SourceRef
 from finetuning_api.tensorboard import TensorBoardSpec, TensorBoardStatus
+from finetuning_api.tracking import TrackingSpec, TrackingStatus
 from finetuning_api.tuning import TuningSpec, TuningStatus
 
 
@@ -392,15 +393,6 @@ class ServingSpec(ApiModel):
     expose: bool = Field(default=False, description="Answer outside the cluster as well, as an InferenceServer.")
 
 
-class TrackingSpec(ApiModel):
-    """Experiment tracking."""
-
-    mlflow_uri: str | None = Field(
-        default=None, max_length=512, pattern=patterns.HTTP_ADDRESS.regex, description="Address of an MLflow server."
-    )
-    experiment: str | None = Field(default=None, max_length=256, description="Name of the experiment.")
-
-
 class Toleration(ApiModel):
     """A toleration, as in a pod."""
 
@@ -533,6 +525,7 @@ MUTABLE_FINETUNINGJOB_FIELDS = (
     "serving.canary",
     "notifications",
     "exports",
+    "tracking",
 )
 """Fields of a FineTuningJob's spec that may change; every other one is fixed at creation."""
 
@@ -618,7 +611,9 @@ class FineTuningJobSpec(RunOptions):
         description="What is made of the result for others, also when it is asked for after the end.",
         json_schema_extra=keyed_by("name"),
     )
-    tracking: TrackingSpec | None = Field(default=None, description="Experiment tracking.")
+    tracking: TrackingSpec | None = Field(
+        default=None, description="MLflow server that the job is written to when it has ended; unset writes nowhere."
+    )
     tensorboard: TensorBoardSpec | None = Field(
         default=None, description="Show the course of the training; unset shows none."
     )
@@ -749,6 +744,7 @@ class FineTuningJobStatus(StagedStatus):
         description="What became of the exports.",
         json_schema_extra=keyed_by("name"),
     )
+    tracking: TrackingStatus | None = Field(default=None, description="What became of the run that tells of the job.")
     notifications: list[NotificationStatus] = Field(
         default_factory=list,
         max_length=MOST_NOTIFICATIONS,

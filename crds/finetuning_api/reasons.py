@@ -31,6 +31,7 @@ class Reason(StrEnum):
     PREDICTING = "Predicting"
     SERVING = "Serving"
     EXPORTING = "Exporting"
+    TRACKING = "Tracking"
     SUCCEEDED = "Succeeded"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
@@ -87,6 +88,9 @@ class Reason(StrEnum):
     MERGE_INEXACT = "MergeInexact"
     EXPORT_FAILED = "ExportFailed"
 
+    # Tracking
+    TRACKING_FAILED = "TrackingFailed"
+
     # Notifications
     NOTIFICATION_FAILED = "NotificationFailed"
 
@@ -140,6 +144,7 @@ LIFE_CYCLE_REASONS: frozenset[Reason] = frozenset(
         Reason.PREDICTING,
         Reason.SERVING,
         Reason.EXPORTING,
+        Reason.TRACKING,
         Reason.SUCCEEDED,
         Reason.SUSPENDED,
         Reason.RESUMED,

@@ -34,6 +34,10 @@ WORKER_ENV = "FINETUNING_WORKER"
 MASTER_ADDRESS_ENV, MASTER_PORT_ENV = "MASTER_ADDR", "MASTER_PORT"
 """Where the workers meet: names of torch.distributed."""
 MANIFEST_NAME = "manifest.json"
+HISTORY_NAME = "metrics.jsonl"
+"""The course of a training, one JSON line a step, beside its checkpoints."""
+PROVENANCE_NAME = "provenance.json"
+"""What a result was made of, beside it."""
 
 
 class ContractModel(BaseModel):
@@ -160,6 +164,31 @@ class PushConfig(RunConfigBase):
     destination: SourceRef
     """The source that it is afterwards."""
     stall_seconds: int = Field(default=60, ge=1)
+
+
+class TrackConfig(RunConfigBase):
+    """Write a job that has ended to an MLflow server, as one run."""
+
+    kind: Literal["track"] = "track"
+    uri: str
+    experiment: str | None = None
+    """None is the experiment that MLflow has from the beginning."""
+    run_name: str
+    secret: str | None = None
+    """Name of the Secret, for messages."""
+    failed: bool
+    started_at: datetime
+    finished_at: datetime
+    parameters: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+    checkpoint_path: str | None = None
+    """Folder with the course of the training. Like the folders below it may be missing: a job can fail at any time."""
+    adapter_path: str | None = None
+    """Folder of the finished adapter artifact, and of its provenance."""
+    report_path: str | None = None
+    """Folder of the evaluation's results."""
+    weights: bool = False
+    """Whether the adapter artifact is stored as a whole."""
 
 
 class TrainingInputs(RunConfigBase):
@@ -385,6 +414,7 @@ RunConfig = Annotated[
     | ConvertConfig
     | ExportConfig
     | PushConfig
+    | TrackConfig
     | PreflightConfig
     | TrainConfig
     | ChooseConfig
@@ -430,6 +460,16 @@ class PushResult(ContractModel):
     """Digest of the manifest in a registry, commit in a hub: what pins the source that was made."""
     transferred_bytes: int = Field(default=0, ge=0)
     """Bytes that had to be sent; 0 when everything was there."""
+
+
+class TrackResult(ContractModel):
+    """A job that an MLflow server knows."""
+
+    kind: Literal["track"] = "track"
+    experiment_id: str
+    run_id: str
+    lacking: str = ""
+    """What could not be stored there, and why; empty where nothing is missing."""
 
 
 class DatasetCounts(ContractModel):
@@ -522,6 +562,7 @@ Result = Annotated[
     MeasureResult
     | ArtifactResult
     | PushResult
+    | TrackResult
     | PreflightResult
     | TrainResult
     | EvaluateResult

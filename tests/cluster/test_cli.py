@@ -146,7 +146,7 @@ class TestApply:
 
         done = finetune("apply", "-f", "job.yaml")
 
-        can = "suspend, ttlSecondsAfterFinished, serving.replicas, serving.canary, notifications and exports"
+        can = "suspend, ttlSecondsAfterFinished, serving.replicas, serving.canary, notifications, exports and tracking"
         fixed = f"is fixed at creation; create a new FineTuningJob with another name (only {can} can be changed)"
         assert done.exit_code == 1
         assert done.stderr.splitlines() == [

@@ -11,14 +11,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from finetuning_api.runconfig import ContractModel
+from finetuning_api.runconfig import HISTORY_NAME, ContractModel
 from finetuning_trainer.folders import whole_folder
 from finetuning_workload.artifact import require_intact
 from finetuning_workload.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-(\d{8,})$")
-_WEIGHTS, _OPTIMIZER, _STATE, _HISTORY = "weights.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
 Whole = Callable[[torch.Tensor], torch.Tensor]
@@ -98,7 +98,7 @@ def save_checkpoint(
         save_file({name: weight.contiguous() for name, weight in state.weights.items()}, partial / _WEIGHTS)
         save_file({name: moment.contiguous() for name, moment in state.moments.items()}, partial / _OPTIMIZER)
         (partial / _STATE).write_text(position.to_json())
-        (partial / _HISTORY).write_bytes(history)
+        (partial / HISTORY_NAME).write_bytes(history)
     _prune(folder, newest=position.step, keep=keep, best=position.best_step)
     return final
 
@@ -134,7 +134,7 @@ def _read(step: int, path: Path, identity: str) -> Checkpoint | None:
             position=Position.model_validate_json((path / _STATE).read_bytes()),
             weights=load_file(path / _WEIGHTS),
             moments=load_file(path / _OPTIMIZER),
-            history=(path / _HISTORY).read_bytes(),
+            history=(path / HISTORY_NAME).read_bytes(),
         )
     except (ValueError, SafetensorError) as error:
         _LOG.warning("checkpoint of step %d cannot be read: %s", step, error)

@@ -1,17 +1,18 @@
 """The course of a training: one JSON line a step, beside the checkpoints."""
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetuning_api.runconfig import HISTORY_NAME
 from finetuning_trainer.events import EventFiles
 from finetuning_trainer.spikes import Spike
 
 if TYPE_CHECKING:
     from finetuning_trainer.loop import StepOutcome
 
-HISTORY_NAME = "metrics.jsonl"
 _EVALUATION_LOSS = "eval_loss"
 
 
@@ -47,7 +48,7 @@ class History:
         evaluation_loss: float | None = None,
         spike: Spike | None = None,
     ) -> None:
-        """Add a step: losses in nats per supervised token, speed in tokens per second."""
+        """Add a step: losses in nats per supervised token, speed in tokens per second, time in seconds of the epoch."""
         if not self._writes:
             return
         line: dict[str, float] = {
@@ -61,7 +62,7 @@ class History:
         if evaluation_loss is not None:
             line[_EVALUATION_LOSS] = evaluation_loss
         self._events.add(step, line)
-        extra = {"spike": asdict(spike)} if spike else {}
+        extra = {"time": round(time.time(), 3)} | ({"spike": asdict(spike)} if spike else {})
         with self.path.open("a") as file:
             file.write(json.dumps(line | extra) + "\n")
 

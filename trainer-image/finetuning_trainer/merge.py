@@ -11,11 +11,18 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import ArtifactResult, ContractModel, ExportConfig, JobIdentity, Provenance
+from finetuning_api.runconfig import (
+    PROVENANCE_NAME,
+    ArtifactResult,
+    ContractModel,
+    ExportConfig,
+    JobIdentity,
+    Provenance,
+)
 from finetuning_trainer.card import CARD_NAME, model_card
 from finetuning_trainer.folders import whole_folder
 from finetuning_trainer.output import MODEL_FORMAT
-from finetuning_trainer.provenance import PROVENANCE_NAME, TrainingProvenance, versions
+from finetuning_trainer.provenance import TrainingProvenance, versions
 from finetuning_workload.artifact import read_manifest, require_intact
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import require_free_space

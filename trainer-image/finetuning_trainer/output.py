@@ -7,11 +7,11 @@ from peft import PeftModel
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from finetuning_api.runconfig import TrainResult
+from finetuning_api.runconfig import PROVENANCE_NAME, TrainResult
 from finetuning_trainer.adapters import Trainee
 from finetuning_trainer.card import CARD_NAME, model_card
 from finetuning_trainer.folders import whole_folder
-from finetuning_trainer.provenance import PROVENANCE_NAME, TrainingProvenance
+from finetuning_trainer.provenance import TrainingProvenance
 from finetuning_workload.artifact import Manifest, require_intact
 from finetuning_workload.errors import UserError
 

@@ -11,7 +11,6 @@ from finetuning_api.finetuningjob import MethodSpec, Objective, TrainingSpec
 from finetuning_api.runconfig import ContractModel, DatasetCounts, JobIdentity, Provenance, TrainingInputs
 from finetuning_trainer.plan import TrainingPlan
 
-PROVENANCE_NAME = "provenance.json"
 _RECORDED = ("finetuning-operator", "torch", "transformers", "peft", "tokenizers", "safetensors", "accelerate")
 _NO_INFLUENCE = {"checkpoint_every_steps", "keep_checkpoints", "evaluate_every_steps", "micro_batch_size"}
 """Fields of training that change when something is written or how much memory it takes, but not what is learned."""

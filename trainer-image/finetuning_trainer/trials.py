@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuning_api.runconfig import ChooseConfig, TrainResult, TrialInput
+from finetuning_api.runconfig import HISTORY_NAME, ChooseConfig, TrainResult, TrialInput
 from finetuning_api.trials import is_whole, trial_count
 from finetuning_api.tuning import HalvingSpec, Scale, SearchType, TunedParameter, TuningSpec
-from finetuning_trainer.history import HISTORY_NAME, evaluation_losses
+from finetuning_trainer.history import evaluation_losses
 from finetuning_trainer.output import result_of
 from finetuning_workload.artifact import require_intact
 from finetuning_workload.errors import UserError

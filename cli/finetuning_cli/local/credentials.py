@@ -17,6 +17,7 @@ _USUAL_KEYS: Mapping[Scheme, tuple[str, ...]] = {
     Scheme.GS: ("GOOGLE_APPLICATION_CREDENTIALS",),
 }
 _PASSED_ON = ("HF_TOKEN", "AWS_", "GOOGLE_", "GCS_", "GIT_", "OCI_", "HTTP_", "PIP_")
+_NO_CREDENTIALS = ("HF_TOKEN", "AWS_", "MLFLOW_")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -44,7 +45,7 @@ class Secrets:
         return {f"{SECRET_ENV_PREFIX}{key}": value for key, value in own.items() if key.startswith(_PASSED_ON)}
 
     def receiver(self, name: str, *, own: Mapping[str, str]) -> dict[str, str]:
-        """Return the variables that carry the Secret of a notification, or of a destination, to its step.
+        """Return the variables that carry the Secret of a notification, a destination or a tracking server to its step.
 
         Without a document of that name, key ``url`` of Secret ``team-hook`` is the user's own variable TEAM_HOOK_URL.
         """
@@ -61,7 +62,7 @@ class Secrets:
 
 def offline(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a step that may not use the network: told so, and without credentials."""
-    kept = {key: value for key, value in environment.items() if not key.startswith(("HF_TOKEN", "AWS_"))}
+    kept = {key: value for key, value in environment.items() if not key.startswith(_NO_CREDENTIALS)}
     return kept | _OFFLINE
 
 

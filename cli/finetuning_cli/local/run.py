@@ -27,6 +27,7 @@ from finetuning_operator.reconcile.dependencies import job_refs
 from finetuning_operator.reconcile.export import is_exporting
 from finetuning_operator.reconcile.notify import is_notifying
 from finetuning_operator.reconcile.plan import ImageRole, Observed, Plan, Settings
+from finetuning_operator.reconcile.track import is_tracking
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import explained_os_errors, write_atomically
 
@@ -198,7 +199,7 @@ class LocalRun:
         adopted = [self._adopt(child) for child in plan.children]
         saved = self._put(resource.model_copy(update={"status": plan.status}))
         for event in plan.events:
-            if event.reason in {Reason.NOTIFICATION_FAILED, Reason.EXPORT_FAILED}:
+            if event.reason in {Reason.NOTIFICATION_FAILED, Reason.EXPORT_FAILED, Reason.TRACKING_FAILED}:
                 self._display.note(event.message)
         started = self._start(resource, plan)
         return any(adopted) or saved or started
@@ -318,7 +319,8 @@ def _rests(resource: Resource) -> bool:
         case FineTuningJob() | EvaluationJob():
             quiet = is_terminal(resource.status.conditions) or resource.spec.suspend
             return quiet and not (
-                isinstance(resource, FineTuningJob) and (is_notifying(resource) or is_exporting(resource))
+                isinstance(resource, FineTuningJob)
+                and (is_notifying(resource) or is_exporting(resource) or is_tracking(resource))
             )
         case Relocation():
             return is_terminal(resource.status.conditions) or _is_ready(resource)

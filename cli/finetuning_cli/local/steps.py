@@ -26,6 +26,7 @@ from finetuning_api.runconfig import (
     NotifyConfig,
     PushConfig,
     RelocateConfig,
+    TrackConfig,
 )
 from finetuning_cli.local.credentials import Secrets, offline
 from finetuning_cli.local.layout import CONFIG_NAME, LAST_WORDS_NAME, Layout
@@ -199,7 +200,7 @@ class Runner:
         if step.secret is not None and isinstance(step.config, MeasureConfig | RelocateConfig):
             scheme = step.config.source.parsed.scheme
             environment |= self.secrets.environment(step.secret, scheme=scheme, own=os.environ)
-        if step.secret is not None and isinstance(step.config, NotifyConfig | PushConfig):
+        if step.secret is not None and isinstance(step.config, NotifyConfig | PushConfig | TrackConfig):
             environment |= self.secrets.receiver(step.secret, own=os.environ)
         return environment | {
             RUN_CONFIG_ENV: str(folder / CONFIG_NAME),

@@ -17,6 +17,7 @@ from finetuning_operator.reconcile.references import references
 from finetuning_operator.reconcile.relocation import reconcile_relocation
 from finetuning_operator.reconcile.server import reconcile_server
 from finetuning_operator.reconcile.tensorboard import with_tensorboard
+from finetuning_operator.reconcile.track import with_tracking
 
 
 def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings: Settings) -> Plan:
@@ -30,6 +31,7 @@ def reconcile(resource: Resource, *, observed: Observed, now: datetime, settings
             plan = reconcile_job(job, observed=observed, now=now, settings=settings)
             plan = with_tensorboard(job, plan, observed=observed, now=now, settings=settings)
             plan = with_exports(job, plan, observed=observed, now=now, settings=settings)
+            plan = with_tracking(job, plan, observed=observed, now=now, settings=settings)
             return with_notifications(job, plan, observed=observed, now=now, settings=settings)
         case EvaluationJob():
             return reconcile_evaluation(resource, observed=observed, now=now, settings=settings)

@@ -34,8 +34,6 @@ _FOR_CLUSTERS = (
 )
 _ACCELERATOR = "/gpu"
 """How the resources end of which each process uses one."""
-_NOT_YET = ("tracking",)
-"""Fields that no release acts on yet."""
 
 
 def refusal_of(job: FineTuningJob, settings: Settings) -> Refusal | None:
@@ -147,9 +145,7 @@ def _lacking_accelerators(spec: FineTuningJobSpec) -> str:
 def idle_warnings(spec: FineTuningJobSpec | EvaluationJobSpec, settings: Settings) -> tuple[str, ...]:
     """Return which fields that were set do nothing here."""
     here = [*_given(spec, _FOR_CLUSTERS), *_image_given(spec), *_side_by_side(spec)] if settings.local else []
-    told = {"on one machine": here}
-    told["in this release"] = _given(spec, _NOT_YET)
-    return tuple(f"{', '.join(fields)}: without effect {where}" for where, fields in told.items() if fields)
+    return (f"{', '.join(here)}: without effect on one machine",) if here else ()
 
 
 def _image_given(spec: FineTuningJobSpec | EvaluationJobSpec) -> list[str]:

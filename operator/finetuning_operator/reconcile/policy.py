@@ -56,7 +56,11 @@ class SourcePolicy(ApiModel):
 
     def allows_endpoint(self, ref: SourceRef) -> bool:
         """Whether a source may be asked for where it says; once anything is forbidden, endpoints are unless listed."""
-        return ref.endpoint is None or not self.restricts or _is_below(ref.endpoint, self.allowed_endpoints)
+        return ref.endpoint is None or self.allows_address(ref.endpoint)
+
+    def allows_address(self, address: str) -> bool:
+        """Whether jobs may reach an address of the web, by the same rule."""
+        return not self.restricts or _is_below(address, self.allowed_endpoints)
 
 
 class Bounds(ApiModel):

@@ -568,7 +568,6 @@ _JOB_CHANGES = (
     Change("backoffLimit", None, 4),
     Change("priorityClassName", "low", "high"),
     Change("queueName", "a", None),
-    Change("tracking", {"experiment": "a"}, {"experiment": "b"}),
     Change("tensorboard", None, {}),
 )
 _EVALUATION_CHANGES = (
@@ -620,6 +619,8 @@ CHANGEABLE_FIELDS: Mapping[str, tuple[Change, ...]] = {
         Change("serving", {"replicas": 1}, {"replicas": 1, "canary": {"name": "live", "weight": 10}}),
         Change("notifications", [], [{"type": "slack", "secretRef": {"name": "a"}}]),
         Change("exports", [], [{"name": "merged"}]),
+        Change("tracking", {"mlflowUri": "http://a"}, {"mlflowUri": "http://b", "weights": True}),
+        Change("tracking", None, {"mlflowUri": "https://a"}),
     ),
     "EvaluationJob": (Change("suspend", before=True, after=False), Change("ttlSecondsAfterFinished", 60, None)),
     "Relocation": (Change("ttlSecondsAfterUnused", 60, 30),),

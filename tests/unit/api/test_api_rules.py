@@ -112,7 +112,8 @@ def test_of_serving_only_replicas_and_canary_change() -> None:
     assert error.path == "spec.serving.afterGate"
     assert error.message == (
         "serving.afterGate is fixed at creation; create a new FineTuningJob with another name (only suspend,"
-        " ttlSecondsAfterFinished, serving.replicas, serving.canary, notifications and exports can be changed)"
+        " ttlSecondsAfterFinished, serving.replicas, serving.canary, notifications, exports and tracking can be"
+        " changed)"
     )
 
 

@@ -124,8 +124,11 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_manifest() -> None:
             "spec.learningRate: is not a field of this API; did you mean spec.training.learningRate?",
         ),
         (
-            {"tracking": {"wandb": "x"}},
-            "spec.tracking.wandb: is not a field of this API; the fields here are mlflowUri, experiment",
+            {"tracking": {"mlflowUri": "http://a", "wandb": "x"}},
+            (
+                "spec.tracking.wandb: is not a field of this API; the fields here are mlflowUri, experiment, runName,"
+                " secretRef, weights"
+            ),
         ),
         (
             {"notifications": [{"type": "slack"}]},

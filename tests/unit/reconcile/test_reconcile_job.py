@@ -713,11 +713,11 @@ def test_accelerators_for_every_process_or_for_none_are_accepted(limits: dict[st
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_fields_without_effect_anywhere_are_told(*, local: bool) -> None:
+def test_what_tells_others_of_a_job_has_its_effect_everywhere(*, local: bool) -> None:
     notified = [{"type": "slack", "secretRef": {"name": "hook"}}]
-    made = world(job(notifications=notified, tracking={"experiment": "a"}), local=local)
+    made = world(job(notifications=notified, tracking={"mlflowUri": "https://mlflow.example"}), local=local)
 
-    assert made.job().status.warnings == ["spec.tracking: without effect in this release"]
+    assert made.job().status.warnings == []
 
 
 def test_transition_time_stays_while_the_status_of_a_condition_stays() -> None:

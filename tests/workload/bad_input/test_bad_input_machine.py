@@ -27,9 +27,9 @@ from tests.support.processes import processes_of, wait_until
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import PROVENANCE_NAME
 from finetuning_cli.local.layout import Layout
 from finetuning_cli.local.lock import state_lock
-from finetuning_trainer.provenance import PROVENANCE_NAME
 from finetuning_workload.artifact import require_intact
 
 ADDRESS_SPACE = 5 << 30
