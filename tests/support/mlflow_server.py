@@ -84,8 +84,13 @@ def pairs(entries: list[dict[str, str]]) -> dict[str, str]:
 
 
 @contextmanager
-def mlflow_server(folder: Path, *, login: bool = False, serves_files: bool = True) -> Iterator[MlflowServer]:
-    """Run a server with its state in a folder; with ``login`` it answers only who is ADMIN."""
+def mlflow_server(
+    folder: Path, *, login: bool = False, serves_files: bool = True, database: bool = True
+) -> Iterator[MlflowServer]:
+    """Run a server with its state in a folder; with ``login`` it answers only who is ADMIN.
+
+    Without a database it keeps runs in text files, and a point that is sent twice is there twice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -94,7 +99,7 @@ def mlflow_server(folder: Path, *, login: bool = False, serves_files: bool = Tru
     place = ("--no-serve-artifacts", "--default-artifact-root", folder / "elsewhere")
     command = [
         *(_python(), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", 1),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}" if database else folder / "runs"),
         *(files if serves_files else place),
         *(("--app-name", "basic-auth") if login else ()),
     ]
@@ -123,6 +128,7 @@ def _answers(server: MlflowServer, process: "subprocess.Popen[bytes]", log: Path
 def _environment(folder: Path, *, login: bool) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     quiet = {"HOME": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet |= {"MLFLOW_ALLOW_FILE_STORE": "true"}
     if not login:
         return kept | quiet
     user, password = ADMIN

@@ -6,7 +6,7 @@ changes nothing of a job that has its result. What it comes to stands in the sta
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from posixpath import join
@@ -229,16 +229,16 @@ def _parameters(look: _Look) -> Iterator[tuple[str, str]]:
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, str]]:
     """Yield the numbers and texts of a part of the specification, each under its whole name."""
-    if isinstance(value, Mapping):
-        for key, each in value.items():
+    parts = value if isinstance(value, Mapping) else None
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        parts = dict(enumerate(value))
+    if parts is not None:
+        for key, each in parts.items():
             # How a source was reached is no property of the result.
             if key != "secretRef":
                 yield from _flat(f"{name}.{key}", each)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        if value:
-            yield name, shorten(json.dumps(value, ensure_ascii=False), _LONGEST_PARAMETER)
-    elif value is not None and value != "":
-        text = value if isinstance(value, str) else json.dumps(value)
+    elif value not in (None, "", []):
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield name, shorten(text, _LONGEST_PARAMETER)
 
 

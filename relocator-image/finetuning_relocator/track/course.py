@@ -129,11 +129,12 @@ def _evaluation(config: TrackConfig) -> Iterator[Point]:
             name = f"evaluation/{metric.metric}/{each.candidate}-{each.against}"
             yield from _with_interval(name, each.delta, each.ci_low, each.ci_high, time=time)
             if each.p_value is not None:
-                yield Point(f"{name}/p_value", each.p_value, 0, time)
+                yield Point(f"{name}.p_value", each.p_value, 0, time)
 
 
 def _with_interval(name: str, value: float, low: float | None, high: float | None, *, time: int) -> Iterator[Point]:
-    numbers = ((name, value), (f"{name}/ci_low", low), (f"{name}/ci_high", high))
+    # No name goes on after a slash where another ends: a store of files could not hold both.
+    numbers = ((name, value), (f"{name}.ci_low", low), (f"{name}.ci_high", high))
     return (Point(_NO_NAME.sub("_", key), number, 0, time) for key, number in numbers if number is not None)
 
 

@@ -131,9 +131,16 @@ def test_the_run_is_told_what_decided_the_result_and_where_the_rest_lies() -> No
 
 
 def test_names_of_secrets_of_sources_are_no_parameters() -> None:
-    made = complete(world(model={"source": "hf://acme/tiny", "revision": "v1", "secretRef": {"name": "hf-token"}}))
+    private = {"secretRef": {"name": "own-token"}}
+    metric = {"name": "tone", "source": "s3://bucket/tone", "revision": "1", "file": "tone.py", "allowCode": True}
+    gate = [{"metric": "exact-match", "min": 0.5}]
+    evaluation = {"metrics": ["exact-match", "custom"], "custom": [metric | private], "gate": gate}
+    made = complete(world(model={"source": "hf://acme/tiny", "revision": "v1"} | private, evaluation=evaluation))
 
-    assert "hf-token" not in str(config(made).parameters)
+    parameters = config(made).parameters
+    assert parameters["evaluation.custom.0.source"] == "s3://bucket/tone"
+    assert parameters["evaluation.gate.0.min"] == "0.5"
+    assert "own-token" not in str(parameters)
 
 
 def test_of_several_trials_the_numbers_of_the_best_are_told() -> None:

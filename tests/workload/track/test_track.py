@@ -154,15 +154,15 @@ def test_every_number_of_the_evaluation_is_a_metric(server: MlflowServer, reloca
     prefix = "evaluation/rougeL/"
     assert {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)} == {
         "base": 0.25,
-        "base/ci_low": 0.2,
-        "base/ci_high": 0.3,
+        "base.ci_low": 0.2,
+        "base.ci_high": 0.3,
         "tuned": 0.75,
-        "tuned/ci_low": 0.7,
-        "tuned/ci_high": 0.8,
+        "tuned.ci_low": 0.7,
+        "tuned.ci_high": 0.8,
         "tuned-base": 0.5,
-        "tuned-base/ci_low": 0.4,
-        "tuned-base/ci_high": 0.6,
-        "tuned-base/p_value": 0.001,
+        "tuned-base.ci_low": 0.4,
+        "tuned-base.ci_high": 0.6,
+        "tuned-base.p_value": 0.001,
     }
 
 
@@ -343,3 +343,19 @@ def test_files_that_a_server_does_not_take_are_told_and_the_numbers_are_there(
     assert "--serve-artifacts" in result.lacking
     assert run["info"]["status"] == "FINISHED"
     assert len(run["data"]["metrics"]) > 10
+
+
+def test_a_store_that_keeps_points_twice_is_sent_none_twice(relocator: Relocator, claim: Path, tmp_path: Path) -> None:
+    whole = (claim / "checkpoints" / "metrics.jsonl").read_text()
+    with mlflow_server(tmp_path / "mlflow", database=False) as simple:
+        config = told(simple.url, claim, "simple")
+        # As far as a step came that was killed.
+        (claim / "checkpoints" / "metrics.jsonl").write_text("".join(whole.splitlines(keepends=True)[:100]))
+        first = written(relocator.run(config))
+        (claim / "checkpoints" / "metrics.jsonl").write_text(whole)
+        assert written(relocator.run(config)) == first
+        assert written(relocator.run(config)) == first
+
+        run = simple.the_run("simple")
+        assert [each["step"] for each in simple.points(run, "loss")] == list(range(1, STEPS + 1))
+        assert len(simple.points(run, "evaluation/rougeL/tuned")) == 1
