@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetuning_api.reasons import Reason
 from finetuning_workload.errors import UserError
+from finetuning_workload.growing_cache import growing_cache
 
 OnProgress = Callable[[int, int], None]
 """Called after each step with the tokens done and their greatest number; a finished prompt counts whole. May stop."""
@@ -212,7 +213,7 @@ def _continue(model: torch.nn.Module, rows: list[_Row], endings: _Endings) -> It
     device = next(model.parameters()).device
     ids, mask = left_padded([row.prompt for row in rows], device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=plain_model(model).config)
+    cache = growing_cache(plain_model(model).config)
     last_only = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
     while rows:
         output = model(
