@@ -74,6 +74,15 @@ class Snapshot:
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
 
+    def copied(self) -> "Snapshot":
+        """Return the tensors as they are now, in memory of their own: a training changes its own in place."""
+        return Snapshot(weights=_copies(self.weights), moments=_copies(self.moments))
+
+
+def _copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    contiguous = torch.contiguous_format
+    return {name: tensor.to("cpu", copy=True, memory_format=contiguous) for name, tensor in tensors.items()}
+
 
 def snapshot(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *, whole: Whole) -> Snapshot:
     """Return the tensors as one process has them, however many share them. Every rank must call it."""
@@ -168,6 +177,8 @@ def restore_weights(checkpoint: Checkpoint, weights: dict[str, torch.nn.Paramete
 _STEP = "step"
 _KINDS = (_STEP, "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each weight."""
+SAVED_COPIES = 3
+"""Tensors of a checkpoint that are as large as the trained weights: these and AdamW's two moments, all in fp32."""
 
 
 def _moments(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

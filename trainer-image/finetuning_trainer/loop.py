@@ -23,7 +23,14 @@ from finetuning_trainer.batching import (
     steps_per_epoch,
     supervised_count,
 )
-from finetuning_trainer.checkpoint import Position, checkpoint_of, restore_weights, save_checkpoint, snapshot
+from finetuning_trainer.checkpoint import (
+    Position,
+    Snapshot,
+    checkpoint_of,
+    restore_weights,
+    save_checkpoint,
+    snapshot,
+)
 from finetuning_trainer.evaluate import HeldOut, held_out_loss
 from finetuning_trainer.group import Group
 from finetuning_trainer.guard import Stopped, require_finite, training_memory_errors
@@ -32,6 +39,7 @@ from finetuning_trainer.loss import Forward
 from finetuning_trainer.optim import clip_gradients, learning_rate, set_learning_rate
 from finetuning_trainer.spikes import Spike, SpikeWatch
 from finetuning_trainer.strategy import SingleProcess
+from finetuning_trainer.writer import CheckpointWriter
 from finetuning_workload.data import TokenizedSplit
 from finetuning_workload.errors import Interrupted, UserError
 from finetuning_workload.progress import Reporter
@@ -58,6 +66,7 @@ class Session:
     weights: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     checkpoints: Path
+    writer: CheckpointWriter
     identity: str
     history: History
     spikes: SpikeWatch
@@ -113,9 +122,11 @@ def train(session: Session, position: Position, *, saved_step: int | None) -> Po
             position = _one_step(session, position, saved=saved)
     except Stopped:
         _save(session, position, saved)
+        session.writer.finish()
         # Nobody leaves before the checkpoint is whole: whoever starts processes ends the others with the first of them.
         session.group.wait()
         raise Interrupted(f"stopped at step {position.step} of {session.total_steps}, after a checkpoint") from None
+    session.writer.finish()
     return _with_best_weights(session, position)
 
 
@@ -143,6 +154,7 @@ def _with_best_weights(session: Session, position: Position) -> Position:
 
 
 def _one_step(session: Session, position: Position, *, saved: _Saved) -> Position:
+    session.writer.check()
     started = time.monotonic()
     outcome = compute_step(session, position.step, saved_step=saved.step)
     seconds = time.monotonic() - started
@@ -302,12 +314,20 @@ def _save(session: Session, position: Position, saved: _Saved) -> None:
     saved.step = position.step
     if session.group.world.rank != 0:
         return
+    # Before another copy is made: memory was planned for one.
+    session.writer.finish()
+    if session.writer.in_background:
+        state = state.copied()
+    session.writer.begin(partial(_write, session, position, state, session.history.read()))
+
+
+def _write(session: Session, position: Position, state: Snapshot, history: bytes) -> None:
     path = save_checkpoint(
         session.checkpoints,
         identity=session.identity,
         position=position,
         state=state,
-        history=session.history.read(),
+        history=history,
         keep=session.training.keep_checkpoints,
     )
     _LOG.info("checkpoint %s written", path.name)

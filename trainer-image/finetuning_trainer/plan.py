@@ -9,6 +9,7 @@ from finetuning_api.finetuningjob import MethodType, TrainingSpec
 from finetuning_api.runconfig import TrainingInputs
 from finetuning_trainer.adapters import Trainee, parameter_counts
 from finetuning_trainer.batching import steps_per_epoch, total_steps
+from finetuning_trainer.checkpoint import SAVED_COPIES
 from finetuning_trainer.cross_entropy import BLOCK_BYTES
 from finetuning_trainer.fusing import Fused
 from finetuning_trainer.optim import warmup_steps
@@ -65,6 +66,7 @@ class TrainingPlan:
     trainable_parameters: int
     memory_bytes: int
     memory_limit_bytes: int
+    background_checkpoints: bool
 
     def log(self) -> None:
         """Tell what was decided, one line a decision."""
@@ -91,11 +93,14 @@ def make_plan(
     longest = int(max(data.train.lengths.max(), 1))
     on_cpu = device.type == "cpu"
     # The processes of one pod share its memory, and each has an accelerator of its own.
-    limit = memory_limit() // world.local_size if on_cpu else torch.cuda.get_device_properties(device).total_memory
+    host = memory_limit() // world.local_size
+    limit = host if on_cpu else torch.cuda.get_device_properties(device).total_memory
     weights = weight_bytes(shape, config.method.type, dtype.dtype)
     if fused.loss:  # One block of logits is there at a time, however many tokens there are.
         shape, weights = replace(shape, vocabulary=0), weights + BLOCK_BYTES
     budget = micro_batch_tokens(shape, weights=weights, limit=limit, longest=longest, dtype=dtype.dtype)
+    memory = weights + activation_bytes(shape, dtype.dtype, tokens=step_tokens(data, training, budget=budget))
+    taken = memory if on_cpu else _RUNTIME_BYTES
     steps = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
     return TrainingPlan(
         strategy=strategy.name,
@@ -117,8 +122,9 @@ def make_plan(
         warmup_steps=warmup_steps(training, steps),
         parameters=parameters,
         trainable_parameters=trainable,
-        memory_bytes=weights + activation_bytes(shape, dtype.dtype, tokens=step_tokens(data, training, budget=budget)),
+        memory_bytes=memory,
         memory_limit_bytes=limit,
+        background_checkpoints=taken + saved_bytes(shape) <= host,
     )
 
 
@@ -142,6 +148,11 @@ def weight_bytes(shape: ModelShape, method: MethodType, dtype: torch.dtype) -> i
     return (
         frozen * dtype.itemsize + shape.trainable * torch.float32.itemsize * (1 + _ADAM_COPIES) + copy + _RUNTIME_BYTES
     )
+
+
+def saved_bytes(shape: ModelShape) -> int:
+    """Return the memory of a copy of what a checkpoint holds, which is written while the training goes on."""
+    return shape.trainable * torch.float32.itemsize * SAVED_COPIES
 
 
 def activation_bytes(shape: ModelShape, dtype: torch.dtype, *, tokens: int) -> int:

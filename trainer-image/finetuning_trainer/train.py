@@ -39,6 +39,7 @@ from finetuning_trainer.spikes import SpikeWatch
 from finetuning_trainer.strategies import choose_strategy, require_known
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_trainer.trials import rivalry
+from finetuning_trainer.writer import CheckpointWriter, checkpoint_writer
 from finetuning_workload.data import PreparedData, preparation_digest, prepare
 from finetuning_workload.errors import EnvironmentFault
 from finetuning_workload.hardware import DtypeChoice, choose_device, choose_dtype, set_threads
@@ -201,8 +202,13 @@ def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainRe
     if prepared.first:
         prepared.plan.log()
     strategy, trainee = prepared.strategy, prepared.trainee
-    with _event_files(prepared) as events, strategy.prepared(trainee), fused_parts(trainee, prepared.fused):
-        session = _session(prepared, context, reporter, events=events)
+    with (
+        _event_files(prepared) as events,
+        strategy.prepared(trainee),
+        fused_parts(trainee, prepared.fused),
+        checkpoint_writer(in_background=prepared.plan.background_checkpoints) as writer,
+    ):
+        session = _session(prepared, context, reporter, events=events, writer=writer)
         position = _start(prepared, session)
         saved_step = position.step or None
         position = train(session, position, saved_step=saved_step)
@@ -233,7 +239,9 @@ def _event_files(prepared: _Prepared) -> EventFiles:
     return EventFiles(Path(folder) if folder else None, resumed_from=checkpoint.position.step if checkpoint else None)
 
 
-def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, events: EventFiles) -> Session:
+def _session(
+    prepared: _Prepared, context: Context, reporter: Reporter, *, events: EventFiles, writer: CheckpointWriter
+) -> Session:
     plan = prepared.plan
     forward = Forward(prepared.trainee.causal, split_head=plan.split_head, fused_loss=plan.fused_loss)
     prepared.strategy.distribute(prepared.trainee, forward)
@@ -264,6 +272,7 @@ def _session(prepared: _Prepared, context: Context, reporter: Reporter, *, event
         weights=weights,
         optimizer=make_optimizer(weights.values(), prepared.config.training),
         checkpoints=checkpoints,
+        writer=writer,
         identity=prepared.identity,
         history=history,
         spikes=SpikeWatch(history.losses()),
