@@ -42,7 +42,8 @@ def test_a_program_of_the_users_own_trains_in_the_image_of_the_trainer(shared_pl
     place = shared_place
     place.kubectl("create", "configmap", "sft", f"--from-file={SCRIPT}")
     script = {"source": "configmap://sft", "command": ["python", SCRIPT.name]}
-    place.tiny_job("scripted", {"script": script, "training.maxSteps": 4, "training.checkpointEverySteps": 2})
+    training = {"training.maxSteps": 4, "training.checkpointEverySteps": 2}
+    place.tiny_job("scripted", {"script": script, "evaluation.enabled": True, **training})
 
     done = place.wait_complete("scripted", seconds=600)
 
