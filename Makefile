@@ -8,7 +8,7 @@ E2E_WORKERS := $(if $(KUBECONFIG)$(FINETUNING_NODE),-n 0,-n 2 --dist loadfile --
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench e2e e2e-ready images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries kueue-binaries cluster-up cluster-down kind-up kind-down lint types format crds docs clean
+.PHONY: bench e2e e2e-ready images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries kueue-binaries mlflow cluster-up cluster-down kind-up kind-down lint types format crds docs clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -27,12 +27,15 @@ test: test-unit test-workload test-cluster ## Run every test that needs no conta
 test-unit: venv ## Run the unit tests: no programs, no training.
 	$(PYTEST) tests/unit
 
-test-workload: venv ## Run the tests that run programs, servers and small models.
+test-workload: mlflow ## Run the tests that run programs, servers and small models.
 	@hack/test-deps.sh
 	$(PYTEST) tests/workload
 
 test-cluster: kueue-binaries ## Run the operator against a real control plane with fake nodes.
 	$(PYTEST) tests/cluster
+
+mlflow: venv ## Install the MLflow server that tests write to: a minute or two, once per machine.
+	@$(BIN)/python -m hack.mlflow
 
 cluster-binaries: venv ## Build etcd, kube-apiserver and so on: ten minutes, once per machine.
 	@$(BIN)/python -m hack.cluster build

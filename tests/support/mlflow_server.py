@@ -1,11 +1,8 @@
-"""A real MLflow server on loopback: its release, installed once per machine, with SQLite and files that it serves."""
+"""A real MLflow server on loopback: its release, with SQLite and files that it serves."""
 
-import fcntl
 import os
-import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx2
+from hack import mlflow
 from tests.support.processes import wait_until
 
-VERSION: Final = "3.17.2"
 ADMIN: Final = ("admin", "password-of-12")
 _START_SECONDS: Final = 500
 """It imports much: on a busy machine that has not read it lately this takes minutes."""
-_COMPLETE: Final = "complete"
 _API: Final = "api/2.0/mlflow"
 
 
@@ -98,7 +94,7 @@ def mlflow_server(
     files = ("--artifacts-destination", folder / "artifacts")
     place = ("--no-serve-artifacts", "--default-artifact-root", folder / "elsewhere")
     command = [
-        *(_python(), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", 1),
+        *(mlflow.require(), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", 1),
         *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}" if database else folder / "runs"),
         *(files if serves_files else place),
         *(("--app-name", "basic-auth") if login else ()),
@@ -139,23 +135,6 @@ def _environment(folder: Path, *, login: bool) -> dict[str, str]:
     )
     auth = {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-the-test"}
     return kept | quiet | auth
-
-
-def _python() -> Path:
-    """Return the interpreter that has MLflow: it has its own environment, because it wants much that we do not."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetuning-operator"
-    place = cache / f"mlflow-{VERSION}"
-    python = place / "bin" / "python"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (place / _COMPLETE).exists():
-            shutil.rmtree(place, ignore_errors=True)  # Of an installation that was killed.
-            subprocess.run([sys.executable, "-m", "venv", place], check=True)
-            wanted = f"mlflow[auth]=={VERSION}"
-            subprocess.run([python, "-m", "pip", "install", "-q", "--only-binary", ":all:", wanted], check=True)
-            (place / _COMPLETE).touch()
-    return python
 
 
 def _texts(parameters: Mapping[str, object]) -> dict[str, str]:
