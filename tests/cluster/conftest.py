@@ -94,6 +94,14 @@ def run_operator(operator_identity: Identity, tmp_path: Path) -> Iterator[RunOpe
         yield run
 
 
+@pytest.fixture
+def operator(run_operator: RunOperator, namespace: str) -> OperatorProcess:
+    """An operator for the namespace of a test, which tells soon."""
+    running = run_operator(env={"FINETUNING_NAMESPACES": namespace, "FINETUNING_STATUS_DELAY": "0.2"})
+    running.wait_ready()
+    return running
+
+
 def _shared_folder(factory: pytest.TempPathFactory) -> Path:
     """Return a folder that is the same for all workers of one session."""
     base = factory.getbasetemp()

@@ -1,12 +1,10 @@
 """Exports on a real API server: asked for after the end, without network but for the push, told by a condition."""
 
-from collections.abc import Callable
 from http import HTTPStatus
 
 import pytest
 from tests.support.cluster import Cluster, Object, Refused, has_condition
 from tests.support.lifecycle import job, wait_for_end, wait_for_events
-from tests.support.operator_process import OperatorProcess
 from tests.support.player import End, Script, play, succeed
 from typer.testing import CliRunner, Result
 
@@ -32,13 +30,6 @@ def scripted(push: End = PUSHED) -> Script:
         return ends.get(step.partition("-")[0]) or succeed(step, pod)
 
     return script
-
-
-@pytest.fixture
-def operator(run_operator: Callable[..., OperatorProcess], namespace: str) -> OperatorProcess:
-    running = run_operator(env={"FINETUNING_NAMESPACES": namespace, "FINETUNING_STATUS_DELAY": "0.2"})
-    running.wait_ready()
-    return running
 
 
 def wait_exported(cluster: Cluster, namespace: str, *, reason: str) -> Object:

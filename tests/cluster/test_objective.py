@@ -1,12 +1,10 @@
 """A training by preferences on a real API server: through all stages as any other, told what its program needs."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 from tests.support.cluster import Cluster, Object, Refused, has_condition
 from tests.support.lifecycle import DATASET, condition, job, stages, wait_for_end
-from tests.support.operator_process import OperatorProcess
 from tests.support.player import play
 
 PAIRS: Object = DATASET | {"completion": "{better}", "rejected": "{worse}"}
@@ -23,13 +21,6 @@ def told_to(cluster: Cluster, namespace: str, name: str) -> Object:
     template = cluster.get("Job", name, namespace)["spec"]["template"]
     found: Object = json.loads(template["metadata"]["annotations"]["finetuning.dev/run-config"])
     return found
-
-
-@pytest.fixture
-def operator(run_operator: Callable[..., OperatorProcess], namespace: str) -> OperatorProcess:
-    running = run_operator(env={"FINETUNING_NAMESPACES": namespace, "FINETUNING_STATUS_DELAY": "0.2"})
-    running.wait_ready()
-    return running
 
 
 @pytest.mark.usefixtures("operator")

@@ -1,12 +1,10 @@
 """Tracking on a real API server: one pod with network after the end, told by a condition, and in nobody's way."""
 
-from collections.abc import Callable
 from http import HTTPStatus
 
 import pytest
 from tests.support.cluster import Cluster, Object, Refused, has_condition
 from tests.support.lifecycle import condition, job, wait_for_end, wait_for_events
-from tests.support.operator_process import OperatorProcess
 from tests.support.player import End, Script, play, succeed
 from typer.testing import CliRunner
 
@@ -22,13 +20,6 @@ REFUSED = End(exit_code=1, words=LastWords(reason=Reason.ACCESS_DENIED, message=
 
 def scripted(end: End = WRITTEN) -> Script:
     return lambda step, pod: end if step.startswith("track-") else succeed(step, pod)
-
-
-@pytest.fixture
-def operator(run_operator: Callable[..., OperatorProcess], namespace: str) -> OperatorProcess:
-    running = run_operator(env={"FINETUNING_NAMESPACES": namespace, "FINETUNING_STATUS_DELAY": "0.2"})
-    running.wait_ready()
-    return running
 
 
 @pytest.mark.usefixtures("operator")

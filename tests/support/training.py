@@ -59,6 +59,10 @@ class Workshop:
     model: Path
     data: Path
 
+    def again(self) -> "Workshop":
+        """Return a workshop of the same model and data with a claim of its own."""
+        return Workshop(self.folder / "again", self.model, self.data)
+
     @property
     def output(self) -> Path:
         return self.folder / "claim" / "adapter"

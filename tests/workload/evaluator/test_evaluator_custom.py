@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.evaluation import candidate, evaluate_config, program_environment, write_adapter, write_rows
-from tests.support.models import tiny_llama
+from tests.support.evaluation import bare_context, candidate, evaluate_config, program_environment
 from tests.support.processes import wait_until
 
 from finetuning_api.metrics import GateRule, Metric, Verdict
@@ -17,7 +16,6 @@ from finetuning_evaluator.evaluate import evaluate
 from finetuning_evaluator.results import Results
 from finetuning_workload.errors import UserError
 from finetuning_workload.evaluated import read_inputs
-from finetuning_workload.program import Context, StopFlag
 
 WORDS = """
 import statistics, os
@@ -32,19 +30,6 @@ def score(predictions, references, rows):
 def fewer(predictions, references, rows):
     return score(predictions, references, rows)
 """
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    tiny_llama(folder / "base")
-    write_adapter(folder / "base", folder / "adapter")
-    write_rows(folder / "rows.jsonl")
-    return folder
-
-
-def context() -> Context:
-    return Context(stop=StopFlag(), environment=program_environment(Path("none"), Path("none")))
 
 
 def custom(world: Path, folder: Path, source: str | bytes, *, function: str = "score") -> EvaluateConfig:
@@ -76,7 +61,7 @@ def results_of(config: EvaluateConfig) -> Results:
 
 def refused(config: EvaluateConfig) -> UserError:
     with pytest.raises(UserError) as caught:
-        evaluate(config, context())
+        evaluate(config, bare_context())
     assert caught.value.reason is Reason.METRIC_UNAVAILABLE
     assert not (Path(config.output_path) / "manifest.json").exists()
     return caught.value
@@ -85,7 +70,7 @@ def refused(config: EvaluateConfig) -> UserError:
 def test_its_scores_are_a_metric_like_any_other(world: Path, tmp_path: Path) -> None:
     config = custom(world, tmp_path, WORDS)
 
-    evaluate(config, context())
+    evaluate(config, bare_context())
 
     results = results_of(config)
     metric = results.metrics[0]
@@ -112,7 +97,7 @@ def test_several_are_gated_by_name_each_in_its_own_direction(world: Path, tmp_pa
     fewer = words.model_copy(update={"name": "fewer-words", "function": "fewer", "lower_is_better": True})
     rules = tuple(GateRule(metric=name, min_delta=delta) for name in ("words", "fewer-words") for delta in (-1e3, 1e3))
 
-    evaluate(config.model_copy(update={"custom": (words, fewer), "gate": rules}), context())
+    evaluate(config.model_copy(update={"custom": (words, fewer), "gate": rules}), bare_context())
 
     more, less, _ = (results := results_of(config)).metrics
     assert [(each.metric, each.lower_is_better) for each in (more, less)] == [("words", False), ("fewer-words", True)]

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.support.evaluation import candidate, evaluate_config, program_environment, write_adapter, write_rows
-from tests.support.models import tiny_llama
+from tests.support.evaluation import bare_context, candidate, evaluate_config
 
 from finetuning_api.metrics import GateRule, Metric, Verdict
 from finetuning_api.reasons import Reason
@@ -14,16 +13,6 @@ from finetuning_evaluator.metrics.readability import READABILITY_METRICS, observ
 from finetuning_evaluator.results import Results
 from finetuning_evaluator.samples import Sample
 from finetuning_workload.errors import UserError
-from finetuning_workload.program import Context, StopFlag
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    tiny_llama(folder / "base")
-    write_adapter(folder / "base", folder / "adapter")
-    write_rows(folder / "rows.jsonl")
-    return folder
 
 
 def config(world: Path, output: Path, *, tuned: bool) -> EvaluateConfig:
@@ -32,12 +21,8 @@ def config(world: Path, output: Path, *, tuned: bool) -> EvaluateConfig:
     return evaluate_config([one], data=world / "rows.jsonl", output=output, metrics=READABILITY_METRICS, gate=rules)
 
 
-def context() -> Context:
-    return Context(stop=StopFlag(), environment=program_environment(Path("none"), Path("none")))
-
-
 def test_it_is_of_all_that_a_model_wrote_and_fewer_years_of_school_are_better(world: Path, tmp_path: Path) -> None:
-    evaluate(config(world, tmp_path / "report", tuned=True), context())
+    evaluate(config(world, tmp_path / "report", tuned=True), bare_context())
 
     results = Results.model_validate_json((tmp_path / "report" / "results.json").read_bytes())
     lines = (tmp_path / "report" / "samples.jsonl").read_text().splitlines()
@@ -55,7 +40,7 @@ def test_it_is_of_all_that_a_model_wrote_and_fewer_years_of_school_are_better(wo
 
 def test_a_candidate_that_wrote_no_word_ends_the_evaluation_with_the_way_out(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        evaluate(config(world, tmp_path / "report", tuned=False), context())
+        evaluate(config(world, tmp_path / "report", tuned=False), bare_context())
 
     assert caught.value.reason is Reason.METRIC_UNAVAILABLE
     assert caught.value.message.startswith(

@@ -9,29 +9,14 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from tests.support.bad_input import good_spec
 from tests.support.models import tiny_llama
 from tests.support.processes import FINETUNE, finetune, processes_of, start, wait_until
 from torch import testing
 
-SPEC: dict[str, Any] = {
-    "model": {"source": "model"},
-    "dataset": {
-        "source": "rows.jsonl",
-        "prompt": "Message: {message}\nTriage: ",
-        "completion": "{triage}",
-        "split": {"test": 0.25},
-    },
-    "method": {"type": "lora", "rank": 4},
-    "training": {
-        "epochs": 3,
-        "batchSize": 4,
-        "maxLength": 96,
-        "learningRate": 0.01,
-        "precision": "fp32",
-        "checkpointEverySteps": 1,
-    },
+TOGETHER = {
+    "training.maxSteps": 18,
     "parallelism": {"processesPerWorker": 2, "strategy": "ddp"},
-    "evaluation": {"enabled": False},
 }
 
 
@@ -46,7 +31,7 @@ def site(tmp_path: Path) -> Path:
 def write_job(folder: Path, name: str, **spec: object) -> str:
     """Write a manifest of two processes, and return its file."""
     job = {"apiVersion": "finetuning.dev/v1alpha1", "kind": "FineTuningJob", "metadata": {"name": name}}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(job | {"spec": SPEC | spec}))
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(job | {"spec": good_spec(TOGETHER) | spec}))
     return f"{name}.yaml"
 
 

@@ -4,15 +4,14 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.support.models import tiny_llama
-from tests.support.training import Workshop, colour_rows, quiet_context, run_trainer, write_rows
+from tests.support.training import Workshop, quiet_context, run_trainer
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import TrainConfig, TrainResult
@@ -48,24 +47,8 @@ class SlowDisk:
         monkeypatch.setattr(checkpoint, "save_file", slow)
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def trained(config: TrainConfig, stop: StopFlag | None = None) -> TrainResult:
     return train_model(config, quiet_context(stop))
-
-
-def again(workshop: Workshop) -> Workshop:
-    return Workshop(workshop.folder / "again", workshop.model, workshop.data)
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
@@ -92,7 +75,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 def test_steps_go_on_while_a_checkpoint_is_written_and_it_holds_what_was_when_it_was_begun(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
 ) -> None:
-    straight = again(workshop)
+    straight = workshop.again()
     expected = trained(straight.train_config(method=method, **EVERY_THIRD))
     disk = SlowDisk(monkeypatch, step=3)
     seen: list[bool] = []
@@ -154,7 +137,7 @@ def test_a_full_disk_ends_the_training_and_the_next_attempt_goes_on_from_the_one
     kept = sorted(path.name for path in workshop.checkpoints.glob("*step*"))
     assert kept == [saved(workshop, step - 2).name, saved(workshop, step - 1).name]
 
-    straight = again(workshop)
+    straight = workshop.again()
     expected = trained(straight.train_config(**options))
     resumed = trained(workshop.train_config(**options))
     assert (resumed.resumed_from_step, resumed.steps) == (step - 1, expected.steps)
@@ -194,7 +177,7 @@ def test_a_killed_training_goes_on_from_the_checkpoint_before_the_one_it_was_wri
     assert result.resumed_from_step is not None
     # One interval, and what was computed while the next checkpoint was written: it is waited for by the one after it.
     assert done - result.resumed_from_step <= 2 * 4
-    straight = again(workshop)
+    straight = workshop.again()
     trained(straight.train_config(epochs=30, checkpoint_every_steps=4))
     assert tensors(workshop.output) == tensors(straight.output)
 
@@ -202,7 +185,7 @@ def test_a_killed_training_goes_on_from_the_checkpoint_before_the_one_it_was_wri
 def test_without_memory_for_a_copy_checkpoints_are_written_in_the_step(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = again(workshop)
+    straight = workshop.again()
     trained(straight.train_config(**EVERY_THIRD))
     disk = SlowDisk(monkeypatch, step=3)
     disk.answers.set()

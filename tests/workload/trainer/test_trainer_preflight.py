@@ -17,11 +17,6 @@ from finetuning_trainer.train import train_model
 from finetuning_workload.errors import ProgramError
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
-
-
 def checked(workshop: Workshop, **options: Any) -> PreflightResult:  # noqa: ANN401  (fields of TrainingSpec)
     return preflight(workshop.preflight_config(**options), quiet_context())
 

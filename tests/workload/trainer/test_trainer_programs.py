@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tests.support.models import tiny_gpt2, tiny_llama
+from tests.support.models import tiny_gpt2
 from tests.support.training import Workshop, colour_rows, quiet_context, run_trainer, write_rows
 from transformers import AutoModelForCausalLM
 
@@ -41,25 +40,8 @@ with torch.no_grad():
 """
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def trained(config: TrainConfig, stop: StopFlag | None = None) -> TrainResult:
     return train_model(config, quiet_context(stop))
-
-
-def again(workshop: Workshop) -> Workshop:
-    """Return a workshop of the same model and data with a claim of its own."""
-    return Workshop(workshop.folder / "again", workshop.model, workshop.data)
 
 
 def weights(workshop: Workshop) -> dict[str, torch.Tensor]:
@@ -186,7 +168,7 @@ def test_a_training_resumed_at_any_step_equals_one_that_was_never_interrupted(
     trained(workshop.train_config(**options))
     for step in (1, 4, 5, 6):
         shutil.rmtree(workshop.folder / "again", ignore_errors=True)
-        resumed = again(workshop)
+        resumed = workshop.again()
         interrupt(resumed, monkeypatch, after=step, **options)
         assert trained(resumed.train_config(**options)).resumed_from_step == step
         assert_same_training(workshop, resumed)
@@ -217,7 +199,7 @@ def test_sigkill_loses_at_most_what_came_after_the_last_checkpoint(workshop: Wor
     result = trained(config)
     assert result.resumed_from_step is not None
     assert result.resumed_from_step >= 10
-    straight = again(workshop)
+    straight = workshop.again()
     trained(straight.train_config(epochs=30, checkpoint_every_steps=5))
     assert_same_training(straight, workshop)
 
@@ -240,7 +222,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         newest.rename(workshop.checkpoints / ".step-00000006.partial")
     assert trained(workshop.train_config(**options)).resumed_from_step == 3
     assert ("checkpoint of step 6 is not used" in caplog.text) is (damage != "half-written")
-    straight = again(workshop)
+    straight = workshop.again()
     trained(straight.train_config(**options))
     assert_same_training(straight, workshop)
 
@@ -251,7 +233,7 @@ def test_a_checkpoint_of_another_configuration_is_not_used(
     interrupt(workshop, monkeypatch, after=6)
     assert trained(workshop.train_config(learning_rate=1e-3)).resumed_from_step is None
     assert "another configuration" in caplog.text
-    straight = again(workshop)
+    straight = workshop.again()
     trained(straight.train_config(learning_rate=1e-3))
     assert_same_training(straight, workshop)
 
@@ -281,7 +263,7 @@ def test_a_training_stops_when_the_held_out_loss_falls_no_more_and_keeps_its_bes
     assert (result.best_step, result.evaluation_loss) == (best, loss)
     assert (result.stopped_early, result.steps) == (True, best + 2 * 3)
 
-    until_then = again(workshop)
+    until_then = workshop.again()
     trained(until_then.train_config(**OVERFITTED | {"max_steps": best}))
     assert_same_weights(workshop, until_then)
 
@@ -293,7 +275,7 @@ def test_a_training_that_stops_early_can_be_interrupted_anywhere(
     assert straight.best_step is not None
     for step in (straight.best_step, straight.best_step + 1, straight.steps - 1):
         shutil.rmtree(workshop.folder / "again", ignore_errors=True)
-        resumed = again(workshop)
+        resumed = workshop.again()
         interrupt(resumed, monkeypatch, after=step, **OVERFITTED)
         result = trained(resumed.train_config(**OVERFITTED))
         assert (result.best_step, result.steps) == (straight.best_step, straight.steps)
@@ -390,7 +372,7 @@ def test_deepspeed_and_qlora_are_refused_by_name(workshop: Workshop) -> None:
 
 
 def test_micro_batches_change_the_course_only_by_rounding(workshop: Workshop) -> None:
-    other = again(workshop)
+    other = workshop.again()
     trained(workshop.train_config())
     trained(other.train_config(micro_batch_size=1))
     assert [loss for loss, _ in losses(workshop)] == pytest.approx([loss for loss, _ in losses(other)], abs=1e-4)
@@ -429,7 +411,7 @@ def test_a_step_with_a_broken_row_is_told_and_shown(broken: Workshop, caplog: py
 def test_a_resumed_training_knows_what_was_usual(broken: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(broken.train_config(**WITH_SPIKE))
     (step,) = provenance(broken).loss_spikes
-    resumed = again(broken)
+    resumed = broken.again()
     interrupt(resumed, monkeypatch, after=step - 1, **WITH_SPIKE)
     trained(resumed.train_config(**WITH_SPIKE))
     assert provenance(resumed).loss_spikes == (step,)

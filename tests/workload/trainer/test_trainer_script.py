@@ -35,11 +35,6 @@ _SAVES_AN_ADAPTER = """
 """
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
-
-
 def given(folder: Path, *command: str, digest: str = "3") -> ScriptInput:
     provenance = Provenance(source="configmap://script", digest=f"sha256:{digest * 64}")
     return ScriptInput(path=str(folder), command=command, provenance=provenance)

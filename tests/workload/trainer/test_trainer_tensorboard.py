@@ -1,23 +1,16 @@
 """The real TensorBoard reads what the trainer writes: every step once, also where a training was interrupted."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tests.support.models import tiny_llama
 from tests.support.processes import wait_until
 from tests.support.tensorboard import Curve, tensorboard
-from tests.support.training import Workshop, colour_rows, quiet_context, write_rows
+from tests.support.training import Workshop, quiet_context
 
 from finetuning_trainer import loop
 from finetuning_trainer.train import train_model
 from finetuning_workload.artifact import require_intact
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
 
 
 def curves_of(workshop: Workshop) -> dict[str, Curve]:

@@ -5,14 +5,12 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.models import tiny_llama
 from tests.support.processes import wait_until
 from tests.support.served import free_port
-from tests.support.training import Running, Workshop, colour_rows, quiet_context, start_trainer, write_rows
+from tests.support.training import Running, Workshop, quiet_context, start_trainer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch lists nothing as exported
 
 from finetuning_api.finetuningjob import ParallelismSpec
@@ -26,11 +24,6 @@ from finetuning_workload.errors import EnvironmentFault, Interrupted, ProgramErr
 ENDLESS: dict[str, Any] = {"epochs": 1000, "batch_size": 2}
 TWO_PROCESSES = ParallelismSpec(processes_per_worker=2)
 TWO_WORKERS = ParallelismSpec(workers=2)
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
 
 
 @contextmanager

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.models import tiny_llama
-from tests.support.training import JOB, Workshop, colour_rows, quiet_context, run_trainer, write_rows
+from tests.support.training import JOB, Workshop, quiet_context, run_trainer
 
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import ChooseConfig, TrainConfig, TrainResult, TrialInput
@@ -21,21 +19,12 @@ from finetuning_trainer.trials import choose, draw_trials, is_behind
 from finetuning_workload.artifact import require_intact
 from finetuning_workload.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 RANKS: dict[str, Any] = {"name": "method.rank", "values": [2, 4]}
 RATES: dict[str, Any] = {"name": "training.learningRate", "min": 1e-5, "max": 1e-2, "scale": "log"}
 BY_HALF = HalvingSpec(reduction_factor=2)
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, tiny_llama(tmp_path / "model"), write_rows(tmp_path / "data", colour_rows()))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(*parameters: dict[str, Any], **tuning: object) -> tuple[tuple[float, ...], ...]:
