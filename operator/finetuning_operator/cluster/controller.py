@@ -143,9 +143,9 @@ class Controller:
             self._queue.done(key)
 
     async def _give_way(self) -> None:
-        """Let everybody else have a turn before the next look, also where many are due and none waits for anything.
+        """Let everybody else have a turn before the next part of a look, also where none waits for anything.
 
-        One worker at a time: else all of them would look in the same turn.
+        A whole look takes ten milliseconds and more. One worker at a time: else all of them would go on at once.
         """
         async with self._turns:
             await asyncio.sleep(0)
@@ -238,6 +238,7 @@ class Controller:
         jobs = self._view.step_jobs(resource)
         inquire = await self._inquire(resource, memory, jobs=jobs, now=now)
         memory.lost = await self._lost(key, resource)
+        await self._give_way()
         observed, plan = self._plan(key, resource, memory=memory, targets=targets, jobs=jobs, now=now)
         if plan.expired:
             kind = OWN_KINDS[key.kind]
@@ -248,10 +249,12 @@ class Controller:
             # It changes the object, so the next pass, which is woken by it, goes on.
             await self._reporter.report(key, resource, plan, held=memory.held)
             return _Next(_SHORTEST_PAUSE)
+        await self._give_way()
         applied = await self._applier.realise(resource, plan, observed=observed, jobs=jobs)
         if memory.note(applied, now):
             # What hinders was met only now, and is part of what is told.
             observed, plan = self._plan(key, resource, memory=memory, targets=targets, jobs=jobs, now=now)
+        await self._give_way()
         held = await self._reporter.report(key, resource, plan, held=memory.held)
         if self._is_settled(key, plan, observed, applied=applied, held=held):
             self._settle(key)

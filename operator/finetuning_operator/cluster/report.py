@@ -53,7 +53,8 @@ class Reporter:
     async def report(self, key: ObjectKey, resource: Resource, plan: Plan, *, held: StatusClock) -> float | None:
         """Write the events and the status of a plan when it is time to.
 
-        Returns the seconds until a change that is held back is due, None where nothing is. Raises ApiError.
+        Returns the seconds until a change that is held back is due, None where nothing is. What is written of mere
+        progress is followed by more, so its next turn is given at once. Raises ApiError.
         """
         stored = _status(resource)
         if plan.status is stored:
@@ -61,7 +62,8 @@ class Reporter:
         old, new = stored.to_wire(), plan.status.to_wire()
         rush = min(self._waiting() * _SECONDS_OF_ONE, _LONGEST_RUSH_SECONDS)
         wait = held.wait(old, new, now=self._clock(), delay=self._delay + rush)
-        if wait == 0 and urgency(old, new) is Urgency.PROGRESS:
+        moves = urgency(old, new) is Urgency.PROGRESS
+        if wait == 0 and moves:
             wait = self._budget.wait(held, self._clock())
         if wait is None or wait > 0:
             return wait
@@ -69,10 +71,13 @@ class Reporter:
             # Before the status: after a crash in between they are told again, and by their names that changes nothing.
             for event in plan.events:
                 await self._recorder.record(key, resource.metadata.uid, event)
-        await self._write(key, resource, new)
+        written = await self._write(key, resource, new)
+        # The event of this write will tell nothing new, so whoever waits for it is woken here; the object itself has
+        # nothing to do about its own progress.
+        self._wake(written - {key} if moves else written)
         held.wrote(self._clock())
         self._count(resource, plan)
-        return None
+        return self._budget.wait(held, self._clock()) if moves else None
 
     def publishes(self, resource: Resource, plan: Plan) -> bool:
         """Return whether a status must be written before anything is made that reads it."""
@@ -97,22 +102,22 @@ class Reporter:
             return
         told["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         others = [each for each in conditions if each.get("type") != told["type"]]
-        await self._patch(key, {**status, "conditions": [told, *others]}, version=head["resourceVersion"])
+        self._wake(await self._patch(key, {**status, "conditions": [told, *others]}, version=head["resourceVersion"]))
         event = Event(Reason.INVALID_SPEC, message, warning=True)
         await self._recorder.record(key, head["uid"], event)
 
-    async def _write(self, key: ObjectKey, resource: Resource, status: dict[str, object]) -> None:
+    async def _write(self, key: ObjectKey, resource: Resource, status: dict[str, object]) -> frozenset[ObjectKey]:
         raw = (self._cache.get(key) or {}).get("status") or {}
         # What a newer version of the operator keeps there is not ours to drop.
         known = {field.alias for field in type(_status(resource)).model_fields.values()}
         foreign = {name: value for name, value in raw.items() if name not in known}
-        await self._patch(key, foreign | _telling(status), version=resource.metadata.resource_version)
+        return await self._patch(key, foreign | _telling(status), version=resource.metadata.resource_version)
 
-    async def _patch(self, key: ObjectKey, status: dict[str, object], *, version: str) -> None:
+    async def _patch(self, key: ObjectKey, status: dict[str, object], *, version: str) -> frozenset[ObjectKey]:
+        """Write a status and return whom that concerns."""
         kind = OWN_KINDS[key.kind]
         written = await self._api.patch_status(kind, key.namespace, key.name, status=status, resource_version=version)
-        # The event of this write will tell nothing new, so whoever waits for it is woken here.
-        self._wake(self._cache.put(key.kind, written))
+        return self._cache.put(key.kind, written)
 
     def _count(self, resource: Resource, plan: Plan) -> None:
         old, new = _stages(_status(resource)), _stages(plan.status)

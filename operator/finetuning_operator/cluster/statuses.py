@@ -58,8 +58,10 @@ class StatusClock:
             self.changed_at = now
         if kind is Urgency.AT_ONCE:
             return 0.0
-        due = self.changed_at + delay
-        if kind is Urgency.PROGRESS and _percent(old) == _percent(new):
+        # Whoever has a turn for mere progress was not looked at before it, so the change may be older than it seems.
+        moves = kind is Urgency.PROGRESS
+        due = self.turn if moves and self.turn is not None else self.changed_at + delay
+        if moves and _percent(old) == _percent(new):
             due = max(due, (self.written_at or self.changed_at) + _PROGRESS_SECONDS)
         return max(0.0, due - now)
 

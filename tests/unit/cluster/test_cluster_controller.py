@@ -1,7 +1,7 @@
 """One pass after the other over an API server in memory: what is made, what is told, what is tried again."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -59,6 +59,8 @@ class Core:
     clock: Clock = field(default_factory=Clock)
     cache: Cache = field(default_factory=Cache)
     progress_per_second: float = 10.0
+    looked: list[ObjectKey] = field(default_factory=list)
+    """Who was looked at, in order."""
 
     def __post_init__(self) -> None:
         self.queue: WorkQueue[ObjectKey] = WorkQueue(clock=self.clock, jitter=lambda: 0.0)
@@ -111,6 +113,7 @@ class Core:
             for _ in range(100):
                 if (key := self.queue.pop()) is None:
                     return
+                self.looked.append(key)
                 await self.controller._attempt(key)
                 self.queue.done(key)
             pytest.fail(f"there is no end of work: {self.api.writes[-10:]}")
@@ -207,9 +210,24 @@ def test_others_have_a_turn_before_each_of_many_looks_that_wait_for_nothing() ->
     assert len(set(seen.values())) == len(jobs)
 
 
-def test_who_has_a_turn_for_telling_its_progress_is_not_looked_at_before() -> None:
-    core = Core(progress_per_second=0.01)
-    models = [ObjectKey("Relocation", "team", name) for name in ("model", "other")]
+def test_others_have_a_turn_between_the_parts_of_one_look() -> None:
+    core = Core()
+    core.see(relocation("team"))
+
+    async def run() -> int:
+        look, turns = asyncio.ensure_future(core.controller._attempt(MODEL)), 0
+        while not look.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return turns
+
+    assert asyncio.run(run()) > 3
+
+
+def getting_on(
+    core: Core, *models: ObjectKey
+) -> tuple[Callable[[ObjectKey, int], None], Callable[[ObjectKey], object]]:
+    """Have models measured, and return what reports their progress, and what tells the progress of their statuses."""
     for key in models:
         core.see(relocation("team", key.name))
     core.settle()
@@ -217,14 +235,8 @@ def test_who_has_a_turn_for_telling_its_progress_is_not_looked_at_before() -> No
         measure = core.api.objects[ObjectKey("Job", "team", f"{key.name}-measure")]
         owner = {"apiVersion": "batch/v1", "kind": "Job", "uid": measure["metadata"]["uid"], "controller": True}
         running = running_pod(f"{key.name}-measure-1")
-        core.see(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                **running,
-                "metadata": running["metadata"] | {"ownerReferences": [owner]},
-            }
-        )
+        head = running["metadata"] | {"ownerReferences": [owner]}
+        core.see({"apiVersion": "v1", "kind": "Pod", **running, "metadata": head})
     core.later(2.0)
 
     def report(key: ObjectKey, percent: int) -> None:
@@ -233,8 +245,19 @@ def test_who_has_a_turn_for_telling_its_progress_is_not_looked_at_before() -> No
         core.progress.put(step, status, uid=core.api.objects[key]["metadata"]["uid"])
         core.controller.progressed(key)
 
+    def told(key: ObjectKey) -> object:
+        return core.status(key).get("progress", {}).get("percent")
+
+    return report, told
+
+
+def test_who_has_a_turn_for_telling_its_progress_is_not_looked_at_before() -> None:
+    core = Core(progress_per_second=0.01)
+    models = [MODEL, ObjectKey("Relocation", "team", "other")]
+    report, told_of = getting_on(core, *models)
+
     def told() -> list[object]:
-        return [core.status(key).get("progress", {}).get("percent") for key in models]
+        return [told_of(key) for key in models]
 
     core.clock.seconds += 20.0
     for key in models:
@@ -246,10 +269,25 @@ def test_who_has_a_turn_for_telling_its_progress_is_not_looked_at_before() -> No
     assert told() == [10, None]
     report(models[1], 20)
     assert core.due() == []
-    core.later(100.0)
+    core.later(200.0)
     assert told() == [10, 20]
     report(models[1], 30)
-    assert core.due() == [models[1]]
+    assert core.due() == []
+
+
+def test_a_job_that_gets_on_is_looked_at_once_for_each_time_that_this_is_told() -> None:
+    core = Core(progress_per_second=0.01)
+    report, told = getting_on(core, MODEL)
+    core.clock.seconds += 20.0
+    report(MODEL, 10)
+    core.settle()
+    core.later(20.0)
+    core.looked.clear()
+    for percent in (20, 30, 40):
+        report(MODEL, percent)
+        core.later(100.0)
+        assert told(MODEL) == percent
+    assert core.looked == [MODEL] * 3
 
 
 def test_the_same_plan_after_a_restart_makes_nothing_twice() -> None:

@@ -70,6 +70,14 @@ def test_progress_of_less_than_a_percent_waits_for_a_quarter_of_a_minute() -> No
     assert clock.wait(status(), status(percent=1), now=12.0, delay=1.0) == 1.0
 
 
+def test_progress_is_due_at_the_turn_that_it_was_given_however_late_it_is_seen() -> None:
+    clock = StatusClock()
+    clock.wrote(10.0)
+    clock.turn = 50.0
+    assert clock.wait(status(), status(percent=1), now=40.0, delay=1.0) == 10.0
+    assert clock.wait(status(), status(percent=1), now=50.0, delay=1.0) == 0.0
+
+
 def test_progress_of_all_objects_shares_one_budget() -> None:
     budget = ProgressBudget(per_second=4.0)
     first, second, third = StatusClock(), StatusClock(), StatusClock()
