@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from tests.support.cluster import Object, Refused, has_condition
@@ -80,10 +81,16 @@ def _pods(place: Place, name: str) -> list[Object]:
 
 @contextmanager
 def _clients(place: Place, server: Object, *, image: str) -> Iterator[str]:
-    """Ask a server from a pod while the block runs; yields the pod's name."""
+    """Ask a server from a pod while the block runs; yields the pod's name.
+
+    The Service is asked by its address: a name server that is slow to answer would count as a request that was lost.
+    """
     spec = restricted_spec()
     (container,) = spec["containers"]
-    env = {"ASK_URL": server["status"]["url"], "ASK_MODEL": server["metadata"]["name"]}
+    name = server["metadata"]["name"]
+    address = place.cluster.get("Service", name, place.namespace)["spec"]["clusterIP"]
+    url = urlsplit(server["status"]["url"])
+    env = {"ASK_URL": url._replace(netloc=f"{address}:{url.port or 80}").geturl(), "ASK_MODEL": name}
     container |= {
         "image": image,
         "imagePullPolicy": "IfNotPresent",

@@ -7,28 +7,42 @@ from typing import Any
 
 _OLDEST = 2
 """The generation whose collection searches everything."""
+_GROWTH = 1.5
+"""How much more must be spared than was left by the last search of everything until that is worth another one."""
 
 
-@contextmanager
-def survivors_spared() -> Iterator[None]:
-    """Leave what survived a full collection out of those that follow, until ``search_all`` asks for all once more.
+class SparingCollector:
+    """Leaves what survived a full collection out of those that follow.
 
     A cache of 1,000 jobs has half a million objects, next to none of them garbage. To search them all takes a third of
     a second in which nobody is answered, and that every few seconds while objects come and change.
     """
-    gc.callbacks.append(_spare)
-    try:
-        yield
-    finally:
-        gc.callbacks.remove(_spare)
-        gc.unfreeze()
 
+    def __init__(self) -> None:
+        self._left: int | None = None
+        """Objects that were left by the last search of everything; None while the next one is still to come."""
 
-def search_all() -> None:
-    """Have the next full collection search everything: what was spared may have become garbage."""
-    gc.unfreeze()
+    @contextmanager
+    def sparing(self) -> Iterator[None]:
+        """Spare what survives while the block runs."""
+        gc.callbacks.append(self._collected)
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(self._collected)
+            gc.unfreeze()
 
+    def search_if_grown(self) -> None:
+        """Have the next full collection search everything where much was spared since: it may have become garbage.
 
-def _spare(phase: str, info: Mapping[str, Any]) -> None:
-    if phase == "stop" and info["generation"] == _OLDEST:
-        gc.freeze()
+        What nobody refers to any more goes without being searched for; only what holds itself must be found.
+        """
+        if self._left is not None and gc.get_freeze_count() > _GROWTH * self._left:
+            self._left = None
+            gc.unfreeze()
+
+    def _collected(self, phase: str, info: Mapping[str, Any]) -> None:
+        if phase == "stop" and info["generation"] == _OLDEST:
+            gc.freeze()
+            if self._left is None:
+                self._left = gc.get_freeze_count()

@@ -17,7 +17,7 @@ from finetuning_operator.cluster.controller import Controller
 from finetuning_operator.cluster.doorway import Doorway
 from finetuning_operator.cluster.errors import ApiError
 from finetuning_operator.cluster.event_board import EventBoard
-from finetuning_operator.cluster.garbage import search_all, survivors_spared
+from finetuning_operator.cluster.garbage import SparingCollector
 from finetuning_operator.cluster.health import HealthServer, at_most, must
 from finetuning_operator.cluster.idle import IdleWatch
 from finetuning_operator.cluster.inquiries import INQUIRY_BURST, INQUIRY_SHARE, Inquirer
@@ -154,6 +154,7 @@ class Operator:
             settings=options.settings,
         )
         self._trash = TrashCollector(api, self._cache, ttl_seconds=options.trash_ttl_seconds)
+        self._collector = SparingCollector()
         self._stop = asyncio.Event()
         self._synced = asyncio.Event()
         self._unwatch = asyncio.Event()
@@ -164,7 +165,7 @@ class Operator:
         """Start everything, and end when told to: 0 for a stop, 1 for the loss of leadership or of a part."""
         self._show()
         async with AsyncExitStack() as stack:
-            stack.enter_context(survivors_spared())
+            stack.enter_context(self._collector.sparing())
             await self._serve_health(stack)
             await self._serve_progress(stack)
             await self._serve_doorway(stack)
@@ -215,7 +216,7 @@ class Operator:
 
     def _revisit(self) -> None:
         self._controller.revisit(within=self._options.resync_seconds / 2)
-        search_all()
+        self._collector.search_if_grown()
 
     async def _finish(self, parts: list[asyncio.Task[None]]) -> None:
         """Begin nothing more, end what has begun, and leave the Lease to the next."""

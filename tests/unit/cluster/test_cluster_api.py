@@ -242,8 +242,8 @@ def test_lists_are_read_in_chunks_and_every_item_says_what_it_is() -> None:
     assert found == ListResult([("batch/v1", "Job", name) for name in "abc"], "7")
     path = "/apis/batch/v1/namespaces/team/jobs"
     assert server.asked == [
-        ("GET", path, {"labelSelector": "x=y", "limit": "100"}),
-        ("GET", path, {"labelSelector": "x=y", "limit": "100", "continue": "more"}),
+        ("GET", path, {"labelSelector": "x=y", "limit": "25"}),
+        ("GET", path, {"labelSelector": "x=y", "limit": "25", "continue": "more"}),
     ]
 
 

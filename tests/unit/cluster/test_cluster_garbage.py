@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetuning_operator.cluster.garbage import search_all, survivors_spared
+from finetuning_operator.cluster.garbage import SparingCollector
 
 
 class Circle:
@@ -23,29 +23,55 @@ def collected_when_asked() -> Iterator[None]:
     gc.enable()
 
 
-def test_what_survived_a_full_collection_is_searched_only_when_all_is_searched_again() -> None:
-    circle = Circle()
-    seen = weakref.ref(circle)
-    with survivors_spared():
-        gc.collect()
-        del circle
-        gc.collect()
-        assert seen() is not None
-        search_all()
-        gc.collect()
-        assert seen() is None
+@pytest.fixture
+def collector() -> SparingCollector:
+    return SparingCollector()
 
 
-def test_what_came_since_is_collected_as_ever() -> None:
-    with survivors_spared():
+def circles(count: int) -> list[weakref.ref[Circle]]:
+    """Make and leave so many objects that the next full collection finds alive, and return where each was."""
+    made = [Circle() for _ in range(count)]
+    gc.collect()
+    return [weakref.ref(each) for each in made]
+
+
+def test_what_survived_a_full_collection_is_searched_again_once_much_more_was_spared(
+    collector: SparingCollector,
+) -> None:
+    with collector.sparing():
+        gc.collect()
+        few = circles(10)
+        collector.search_if_grown()
+        gc.collect()
+        assert all(each() is not None for each in few)
+        many = circles(gc.get_freeze_count())
+        collector.search_if_grown()
+        gc.collect()
+        assert all(each() is None for each in (*few, *many))
+
+
+def test_after_a_search_of_everything_growth_counts_from_what_it_left(collector: SparingCollector) -> None:
+    with collector.sparing():
+        gc.collect()
+        circles(gc.get_freeze_count())
+        collector.search_if_grown()
+        gc.collect()
+        few = circles(10)
+        collector.search_if_grown()
+        gc.collect()
+        assert all(each() is not None for each in few)
+
+
+def test_what_came_since_is_collected_as_ever(collector: SparingCollector) -> None:
+    with collector.sparing():
         gc.collect()
         seen = weakref.ref(Circle())
         gc.collect()
         assert seen() is None
 
 
-def test_nothing_is_spared_afterwards() -> None:
-    with survivors_spared():
+def test_nothing_is_spared_afterwards(collector: SparingCollector) -> None:
+    with collector.sparing():
         gc.collect()
         assert gc.get_freeze_count() > 0
     assert gc.get_freeze_count() == 0
