@@ -1,5 +1,6 @@
 """Python's garbage collector, so that it never stops the operator for long."""
 
+import asyncio
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,12 @@ class SparingCollector:
         finally:
             gc.callbacks.remove(self._collected)
             gc.unfreeze()
+
+    async def run(self, *, every: float = 1.0) -> None:
+        """Collect every so many seconds: there is little to search then. By itself Python does it for 30 ms at a time."""
+        while True:
+            await asyncio.sleep(every)
+            gc.collect()
 
     def search_if_grown(self) -> None:
         """Have the next full collection search everything where much was spared since: it may have become garbage.

@@ -210,6 +210,7 @@ class Operator:
         self._controller.prime()
         async with asyncio.TaskGroup() as group:
             self._workers = [group.create_task(self._controller.work()) for _ in range(self._options.workers)]
+            group.create_task(self._collector.run())
             group.create_task(self._resync.run(self._options.resync_seconds, after=self._revisit))
             group.create_task(self._trash.run(self._options.resync_seconds))
             group.create_task(self._idle.run())

@@ -1,5 +1,6 @@
 """What a full collection of garbage searches, and when it searches all."""
 
+import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
@@ -68,6 +69,18 @@ def test_what_came_since_is_collected_as_ever(collector: SparingCollector) -> No
         seen = weakref.ref(Circle())
         gc.collect()
         assert seen() is None
+
+
+def test_it_collects_by_itself(collector: SparingCollector) -> None:
+    async def run() -> bool:
+        collecting = asyncio.create_task(collector.run(every=0.0))
+        seen = weakref.ref(Circle())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        collecting.cancel()
+        return seen() is None
+
+    assert asyncio.run(run())
 
 
 def test_nothing_is_spared_afterwards(collector: SparingCollector) -> None:
