@@ -368,13 +368,18 @@ def _store_ended(bench: Bench, namespace: str, count: int, *, like: Object) -> N
         list(executor.map(store, range(count)))
 
 
-def growth(bench: Bench, *, sizes: Sequence[int]) -> None:
-    """Measure what a job costs when more of them come at once."""
+def growth(bench: Bench, *, sizes: Sequence[int], resync: float) -> None:
+    """Measure what a job costs when more of them come at once.
+
+    ``resync`` is how often everything is listed and looked at, in seconds: that grows with time, not with work, and a
+    greater number of jobs takes longer.
+    """
     _say("cost of a job as their number grows (creation to first child and told)")
+    # On two cores an API server with so much to do leaves the renewal of a Lease unanswered for ten seconds.
+    options = {"FINETUNING_LEASE_SECONDS": _LONG_LEASE, "FINETUNING_RESYNC_SECONDS": str(resync)}
     for jobs in sizes:
         namespace = bench.namespace("run")
-        # On two cores an API server with so much to do leaves the renewal of a Lease unanswered for ten seconds.
-        with bench.operator(namespace, options={"FINETUNING_LEASE_SECONDS": _LONG_LEASE}) as operator:
+        with bench.operator(namespace, options=options) as operator:
             _relocate_once(bench, namespace)
             follower, before = _follow(bench, namespace), _settle(operator)
             started = time.perf_counter()
@@ -534,6 +539,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--stored-jobs", type=int, default=5000)
     parser.add_argument("--active-jobs", type=int, default=500)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 5000])
+    parser.add_argument("--resync", type=float, default=300.0, help="growth: seconds between two lists of everything")
     parser.add_argument("--reporting-jobs", type=int, default=1000)
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between two reports of a job")
     parser.add_argument("--report-seconds", type=float, default=60.0, help="how long reports are measured")
@@ -544,7 +550,7 @@ def main(arguments: Sequence[str]) -> None:
         "burst": lambda bench: burst(bench, jobs=told.burst_jobs),
         "writes": writes,
         "stored": lambda bench: stored(bench, jobs=told.stored_jobs, active=told.active_jobs),
-        "growth": lambda bench: growth(bench, sizes=told.sizes),
+        "growth": lambda bench: growth(bench, sizes=told.sizes, resync=told.resync),
         "progress": lambda bench: progress(
             bench, jobs=told.reporting_jobs, interval=told.interval, seconds=told.report_seconds, first=told.first
         ),

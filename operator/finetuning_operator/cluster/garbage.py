@@ -34,7 +34,7 @@ class SparingCollector:
             gc.unfreeze()
 
     async def run(self, *, every: float = 1.0) -> None:
-        """Collect every so many seconds: there is little to search then. By itself Python does it for 30 ms at a time."""
+        """Collect every so many seconds: there is little to search then. By itself Python takes 30 ms at a time."""
         while True:
             await asyncio.sleep(every)
             gc.collect()
