@@ -523,6 +523,8 @@ class TrainResult(ContractModel):
     """Step of the checkpoint that the last attempt went on from."""
     resumptions: int = Field(default=0, ge=0)
     """How often a checkpoint was gone on from."""
+    damaged_checkpoints: tuple[int, ...] = ()
+    """Steps of the checkpoints that were found damaged on the way, and passed over."""
 
 
 class EvaluateResult(ContractModel):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from finetuning_api.runconfig import HISTORY_NAME, ContractModel
 from finetuning_trainer.folders import whole_folder
-from finetuning_workload.artifact import require_intact
+from finetuning_workload.artifact import read_manifest, require_intact
 from finetuning_workload.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class Position(ContractModel):
     """How often this training went on from a checkpoint and came to save another."""
     given_up: bool = False
     """Whether this training, one of several trials, is given up: others are better."""
+    damaged_checkpoints: tuple[int, ...] = ()
+    """Steps whose checkpoints were found damaged so far, and passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,32 @@ def remove_checkpoints(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def latest_checkpoint(folder: Path, *, identity: str) -> Checkpoint | None:
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest intact checkpoint, if any, and the steps of newer ones of this training that are damaged."""
+
+    checkpoint: Checkpoint | None
+    damaged: tuple[int, ...]
+
+
+def latest_checkpoint(folder: Path, *, identity: str) -> Newest:
     """Return the newest intact checkpoint of this very training; damaged and foreign ones are passed over, and told."""
-    found = (_read(step, path, identity) for step, path in sorted(_checkpoints(folder), reverse=True))
-    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+    damaged: list[int] = []
+    for step, path in sorted(_checkpoints(folder), reverse=True):
+        found = _read(step, path, identity)
+        if found is not None:
+            return Newest(found, tuple(damaged))
+        if not _is_foreign(path, identity):
+            damaged.append(step)
+    return Newest(None, tuple(damaged))
+
+
+def _is_foreign(path: Path, identity: str) -> bool:
+    try:
+        manifest = read_manifest(path)
+    except UserError:
+        return False  # Whose it was cannot be told; it is damaged in any case.
+    return manifest is not None and manifest.resolved_revision != identity
 
 
 def checkpoint_of(folder: Path, step: int, *, identity: str) -> Checkpoint | None:

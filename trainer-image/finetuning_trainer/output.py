@@ -84,4 +84,5 @@ def train_result(manifest: Manifest, record: TrainingProvenance) -> TrainResult:
         given_up=record.given_up,
         resumed_from_step=record.resumed_from_step,
         resumptions=record.resumptions,
+        damaged_checkpoints=record.damaged_checkpoints,
     )

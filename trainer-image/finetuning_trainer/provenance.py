@@ -49,6 +49,8 @@ class TrainingProvenance(ContractModel):
     given_up: bool = False
     resumed_from_step: int | None = None
     resumptions: int = 0
+    damaged_checkpoints: tuple[int, ...] = ()
+    """Steps whose checkpoints were not gone on from, because they were damaged."""
     started_at: datetime
     finished_at: datetime
 

@@ -15,6 +15,7 @@ from finetuning_trainer import batching
 from finetuning_trainer.adapters import Trainee, attach, require_supported
 from finetuning_trainer.checkpoint import (
     Checkpoint,
+    Newest,
     Position,
     checkpoint_of,
     latest_checkpoint,
@@ -61,6 +62,8 @@ class _Prepared:
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
     checkpoint: Checkpoint | None
+    damaged: tuple[int, ...]
+    """Steps of newer checkpoints, which are damaged; the first process knows them."""
     trainee: Trainee
     strategy: SingleProcess
     plan: TrainingPlan
@@ -147,7 +150,8 @@ def _prepare(
     identity = _identity(config, tokenizer)
     data = prepare(config.dataset, tokenizer, training=config.training, cache=Path(config.cache_path))
     context.stop.raise_if_set("stopped before the model was loaded")
-    checkpoint = _common_checkpoint(Path(config.checkpoint_path), identity, group)
+    newest = _common_checkpoint(Path(config.checkpoint_path), identity, group)
+    checkpoint = newest.checkpoint
     # What is measured differs between machines, and the ranks must agree.
     dtype = group.from_first(_dtype(config, device, checkpoint))
     strategy = choose_strategy(config.parallelism, group, device=device, dtype=dtype.dtype)
@@ -165,20 +169,23 @@ def _prepare(
         config, data=data, trainee=trainee, strategy=strategy, dtype=dtype, paths=paths, fused=fused, threads=threads
     )
     plan = _resumed(plan, checkpoint)
-    return _Prepared(config, identity, tokenizer, data, checkpoint, trainee, strategy, plan, fused, started_at)
+    return _Prepared(
+        config, identity, tokenizer, data, checkpoint, newest.damaged, trainee, strategy, plan, fused, started_at
+    )
 
 
-def _common_checkpoint(folder: Path, identity: str, group: Group) -> Checkpoint | None:
+def _common_checkpoint(folder: Path, identity: str, group: Group) -> Newest:
     """Return the newest checkpoint that the first process can use. Raises EnvironmentFault where another cannot."""
-    found = latest_checkpoint(folder, identity=identity) if group.world.rank == 0 else None
-    step = group.from_first(found.position.step if found else None)
+    newest = latest_checkpoint(folder, identity=identity) if group.world.rank == 0 else Newest(None, ())
+    step = group.from_first(newest.checkpoint.position.step if newest.checkpoint else None)
     if group.world.rank != 0 and step is not None:
         found = checkpoint_of(folder, step, identity=identity)
         if found is None:
             message = f"rank {group.world.rank} cannot read the checkpoint of step {step}, which rank 0 goes on from"
             hint = "All workers must see one volume: give the adapter a claim that several nodes can mount."
             raise EnvironmentFault(Reason.CHECKPOINT_CORRUPT, message, hint)
-    return found
+        return Newest(found, ())
+    return newest
 
 
 def _builder(*, packed: bool) -> batching.Build:
@@ -284,11 +291,12 @@ def _session(
 
 def _start(prepared: _Prepared, session: Session) -> Position:
     if prepared.checkpoint is None:
-        return Position(dtype=prepared.plan.dtype)
+        return Position(dtype=prepared.plan.dtype, damaged_checkpoints=prepared.damaged)
     restore(prepared.checkpoint, weights=session.weights, optimizer=session.optimizer, own=prepared.strategy.own)
     position = prepared.checkpoint.position
     _LOG.info("resumed from the checkpoint of step %d of %d", position.step, session.total_steps)
-    return position.model_copy(update={"resumptions": position.resumptions + 1})
+    damaged = tuple(sorted({*position.damaged_checkpoints, *prepared.damaged}))
+    return position.model_copy(update={"resumptions": position.resumptions + 1, "damaged_checkpoints": damaged})
 
 
 def _record(
@@ -321,6 +329,7 @@ def _record(
         given_up=position.given_up,
         resumed_from_step=resumed_from_step,
         resumptions=position.resumptions,
+        damaged_checkpoints=position.damaged_checkpoints,
         started_at=prepared.started_at,
         finished_at=datetime.now(UTC),
     )

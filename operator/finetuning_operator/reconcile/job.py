@@ -419,7 +419,17 @@ def _choosing_step(view: _View) -> Step | None:
 
 
 def _course(attempts: int, result: TrainResult) -> str:
-    return "; ".join(filter(None, (_interruptions(attempts, result), _choice(result))))
+    return "; ".join(filter(None, (_interruptions(attempts, result), _damages(result), _choice(result))))
+
+
+def _damages(result: TrainResult) -> str:
+    """Return which checkpoints a training could not go on from; nothing where all were intact."""
+    steps = result.damaged_checkpoints
+    if not steps:
+        return ""
+    numbers = f"{', '.join(map(str, steps[:-1]))} and {steps[-1]}" if len(steps) > 1 else str(steps[0])
+    were = "checkpoints of steps {} were" if len(steps) > 1 else "the checkpoint of step {} was"
+    return f"{were.format(numbers)} damaged and passed over: look at the adapter's volume"
 
 
 def _choice(result: TrainResult) -> str:

@@ -534,6 +534,31 @@ def test_a_training_that_was_interrupted_tells_how_often_and_goes_on_telling(
 
 
 @pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ((6,), "resumed 1 time, the last time from step 3; the checkpoint of step 6 was damaged and passed over"),
+        (
+            (4, 6),
+            "resumed 1 time, the last time from step 3; checkpoints of steps 4 and 6 were damaged and passed over",
+        ),
+    ],
+)
+def test_checkpoints_that_were_damaged_are_told_with_what_was_gone_on_from(steps: tuple[int, ...], told: str) -> None:
+    made = world()
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    result = TrainResult.model_validate(RESULTS["train"]).model_copy(
+        update={"resumed_from_step": 3, "resumptions": 1, "damaged_checkpoints": steps}
+    )
+    words = LastWords(reason=Reason.SUCCEEDED, result=result)
+    made.finish(KEY, "train", StepState(StepPhase.SUCCEEDED, attempts=2, last_words=words))
+
+    trained = find_condition(made.job().status.conditions, ConditionType.TRAINED)
+    assert trained is not None
+    assert trained.message == made.job().status.stages[2].message == f"{told}: look at the adapter's volume"
+
+
+@pytest.mark.parametrize(
     ("stopped", "attempts", "told"),
     [
         (True, 1, "stopped early at step 5, kept"),

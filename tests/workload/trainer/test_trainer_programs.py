@@ -220,8 +220,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         (newest / "manifest.json").unlink()
     else:
         newest.rename(workshop.checkpoints / ".step-00000006.partial")
-    assert trained(workshop.train_config(**options)).resumed_from_step == 3
+    result = trained(workshop.train_config(**options))
+    assert result.resumed_from_step == 3
     assert ("checkpoint of step 6 is not used" in caplog.text) is (damage != "half-written")
+    assert result.damaged_checkpoints == (() if damage == "half-written" else (6,))
     straight = workshop.again()
     trained(straight.train_config(**options))
     assert_same_training(straight, workshop)
@@ -231,7 +233,8 @@ def test_a_checkpoint_of_another_configuration_is_not_used(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupt(workshop, monkeypatch, after=6)
-    assert trained(workshop.train_config(learning_rate=1e-3)).resumed_from_step is None
+    result = trained(workshop.train_config(learning_rate=1e-3))
+    assert (result.resumed_from_step, result.damaged_checkpoints) == (None, ())
     assert "another configuration" in caplog.text
     straight = workshop.again()
     trained(straight.train_config(learning_rate=1e-3))
