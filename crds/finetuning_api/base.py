@@ -75,7 +75,8 @@ class CelRule(BaseModel):
     """One cross-field rule, enforced by the API server and, through a CEL library, by local runs as well.
 
     ``rule`` is CEL over ``self`` (and ``oldSelf`` for a transition rule) at the level of the model that carries it;
-    ``field`` is the field, relative to that model, that the message is about.
+    ``field`` is the field, relative to that model, that the message is about. ``message_expression`` is CEL for a
+    message that quotes what the rule found; ``message`` stands in for it where it cannot be evaluated.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,6 +84,7 @@ class CelRule(BaseModel):
     rule: str
     message: str
     field: str = ""
+    message_expression: str = ""
 
     @property
     def is_transition(self) -> bool:

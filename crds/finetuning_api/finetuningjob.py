@@ -300,11 +300,30 @@ def custom_metric_rule(*, unless: str = "false") -> CelRule:
 
 def gated_metrics_rule(*, unless: str = "false") -> CelRule:
     """Return the rule that a gate decides by what is evaluated."""
+    names, what_to_do = "gate names a metric that is not evaluated", "add it to metrics, or one of your own to custom"
+    told = f"'one after gate[{_TOLD_RULES - 1}]'"
+    for place in reversed(range(_TOLD_RULES)):
+        metric = f"self.gate[{place}].metric"
+        wrong = f"self.gate.size() > {place} && !({_evaluated(metric)})"
+        told = f"{wrong} ? 'gate[{place}] is ' + {metric} : {told}"
     return CelRule(
-        rule=f"{unless} || self.gate.all(g, (g.metric in self.metrics && !(g.metric in {list(GROUPS)}))"
-        f" || (g.metric in {_ROUGE} && 'rouge' in self.metrics) || self.custom.exists(c, c.name == g.metric))",
-        message="gate names a metric that is not evaluated; add it to metrics, or one of your own to custom",
+        rule=f"{unless} || self.gate.all(g, {_evaluated('g.metric')})",
+        message=f"{names}; {what_to_do}",
+        message_expression=f"'{names}: ' + ({told}) + '; {what_to_do}'",
         field="gate",
+    )
+
+
+_TOLD_RULES = 4
+"""Of a gate, those that a message can name. CEL does not know where in a list it is, and what looks for the first of
+all would cost an API server more than it allows."""
+
+
+def _evaluated(metric: str) -> str:
+    """Return in CEL whether a metric is evaluated."""
+    return (
+        f"({metric} in self.metrics && !({metric} in {list(GROUPS)}))"
+        f" || ({metric} in {_ROUGE} && 'rouge' in self.metrics) || self.custom.exists(c, c.name == {metric})"
     )
 
 

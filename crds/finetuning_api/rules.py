@@ -113,7 +113,20 @@ def _violation(node: _Node, rule: Mapping[str, str]) -> Violation:
     value: object = node.value
     for part in field:
         value = value.get(part) if isinstance(value, Mapping) else None
-    return Violation(path=(*node.path, *field), value=value, message=rule["message"])
+    return Violation(path=(*node.path, *field), value=value, message=_message(rule, node.value))
+
+
+def _message(rule: Mapping[str, str], value: object) -> str:
+    """Return what a rule says of a value; its plain message where there is no other, or it cannot be evaluated."""
+    from celpy.adapter import json_to_cel
+    from celpy.evaluation import CELEvalError
+
+    if "messageExpression" not in rule:
+        return rule["message"]
+    try:
+        return str(_program(rule["messageExpression"]).evaluate({"self": json_to_cel(cast("JSON", value))}))
+    except CELEvalError:
+        return rule["message"]
 
 
 _READ = re.compile(r"\bself((?:\.[A-Za-z]\w*\b(?!\())*)")

@@ -181,7 +181,10 @@ class _Generator(GenerateJsonSchema):
 
 
 def _rule(rule: CelRule) -> Schema:
-    return {"rule": rule.rule, "message": rule.message} | ({"fieldPath": f".{rule.field}"} if rule.field else {})
+    node = {"rule": rule.rule, "message": rule.message}
+    if rule.message_expression:
+        node["messageExpression"] = rule.message_expression
+    return node | ({"fieldPath": f".{rule.field}"} if rule.field else {})
 
 
 @functools.cache

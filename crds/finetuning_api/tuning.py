@@ -10,6 +10,16 @@ from finetuning_api.base import INT32_MAX, ApiModel, CelRule, Digest, Message, k
 MOST_TRIALS = 64
 """Of one job: each is a line of its status, and a training."""
 _MOST_PARAMETERS = 8
+TOO_MANY_TRIALS = (
+    f"spec.tuning tries {{count}} combinations, and {MOST_TRIALS} are the most: give fewer values, or set"
+    f" spec.tuning.search to random and spec.tuning.trials to {MOST_TRIALS} or less"
+)
+_COMBINATIONS = " * ".join(
+    f"(self.parameters.size() > {place} && has(self.parameters[{place}].values)"
+    f" ? self.parameters[{place}].values.size() : 1)"
+    for place in range(_MOST_PARAMETERS)
+)
+"""In CEL, which has no product of a list; to tell it would cost an API server too much."""
 
 
 class TunedField(StrEnum):
@@ -103,6 +113,11 @@ class TuningSpec(ApiModel):
             rule="self.search != 'grid' || !has(self.trials)",
             message="search grid tries every combination: remove trials, or set search to random",
             field="trials",
+        ),
+        CelRule(
+            rule=f"self.search != 'grid' || {_COMBINATIONS} <= {MOST_TRIALS}",
+            message=TOO_MANY_TRIALS.format(count="too many"),
+            field="parameters",
         ),
     )
 

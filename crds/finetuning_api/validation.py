@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from finetuning_api import KINDS
 from finetuning_api.base import API_VERSION, GROUP, Resource
 from finetuning_api.manifests import Document, ManifestSyntaxError, load_manifests
+from finetuning_api.metrics import Metric
 from finetuning_api.rules import Path, Violation, violations
 from finetuning_api.schema import Schema, structural_schema
 from finetuning_api.sources import PATH_ADVICE, Scheme, SourceError, SourceRef
@@ -336,7 +337,17 @@ def _wrong_value(violation: Violation) -> FieldError:
     value = violation.value
     tellable = violation.path[-1:] == ("source",) and "@" not in str(value)
     message = f"{violation.message}; it is {shown(value)}" if tellable else violation.message
-    return _error(violation.path, value, message)
+    return _error(violation.path, value, message, hint=_nearest_metric(violation))
+
+
+def _nearest_metric(violation: Violation) -> str:
+    """Return ``did you mean X?`` where a gate names what is no metric at all."""
+    if violation.path[-1:] != ("gate",) or not isinstance(violation.value, list):
+        return ""
+    known = [metric.value for metric in Metric]
+    named = [str(rule.get("metric")) for rule in violation.value if isinstance(rule, Mapping)]
+    told = (name for name in named if f" is {name};" in violation.message and name not in known)
+    return next((suggestion(name, known) for name in told), "")
 
 
 def _identity(violation: Violation) -> tuple[Path, str]:

@@ -14,6 +14,7 @@ from finetuning_api.runconfig import TrainResult
 from finetuning_api.trials import told, trial_count, unfit_number
 from finetuning_api.tuning import (
     MOST_TRIALS,
+    TOO_MANY_TRIALS,
     TrialParameter,
     TrialState,
     TrialStatus,
@@ -48,10 +49,7 @@ def refused_tuning(spec: FineTuningJobSpec) -> str:
     if tuning is None:
         return ""
     if (count := trial_count(tuning)) > MOST_TRIALS:
-        return (
-            f"spec.tuning tries {count} combinations, and {MOST_TRIALS} are the most: give fewer values, or set"
-            f" spec.tuning.search to random and spec.tuning.trials to {MOST_TRIALS} or less"
-        )
+        return TOO_MANY_TRIALS.format(count=count)
     for number, parameter in enumerate(tuning.parameters):
         place = f"spec.tuning.parameters[{number}]"
         if spec.method.type is MethodType.FULL and parameter.name.startswith("method."):

@@ -159,6 +159,20 @@ RULE_CASES: tuple[RuleCase, ...] = (
         _tuned({"values": [4, 8]}, search="grid", trials=2),
     ),
     RuleCase(
+        "spec.tuning tries too many combinations, and 64 are the most: give fewer values",
+        "spec.tuning.parameters",
+        _tuned({"values": [1, 2, 3, 4, 5, 6, 7, 8]}, {"name": "method.alpha", "values": [*range(1, 9)]}, search="grid"),
+        _tuned(
+            {"values": [1, 2, 3, 4, 5, 6, 7, 8]}, {"name": "method.alpha", "values": [*range(1, 10)]}, search="grid"
+        ),
+    ),
+    RuleCase(
+        "spec.tuning tries",
+        "spec.tuning.parameters",
+        _tuned({"values": [*range(1, 33)]}, {"name": "method.alpha", "values": [1, 2, 3]}, search="random"),
+        _tuned({"values": [*range(1, 33)]}, {"name": "method.alpha", "values": [1, 2, 3]}, search="grid"),
+    ),
+    RuleCase(
         "what a script makes of its settings is not known here",
         "spec.tuning",
         _tuned({"values": [4, 8]}),
@@ -205,10 +219,16 @@ RULE_CASES: tuple[RuleCase, ...] = (
         job(dataset={"source": "rows.jsonl", "completion": "{a}"}, evaluation={"metrics": ["rouge"]}),
     ),
     RuleCase(
-        "gate names a metric",
+        "gate names a metric that is not evaluated: gate[1] is perplexity; add it to metrics",
         "spec.evaluation.gate",
         _gate({"metric": "rougeL", "min": 0.1}, _DELTA),
-        _gate({"metric": "perplexity", "max": 9}),
+        _gate(_DELTA, {"metric": "perplexity", "max": 9}),
+    ),
+    RuleCase(
+        "gate names a metric that is not evaluated: one after gate[3]; add it to metrics",
+        "spec.evaluation.gate",
+        _gate(*[_DELTA] * 5),
+        _gate(*[_DELTA] * 4, {"metric": "perplexity", "max": 9}),
     ),
     RuleCase(
         "a gate rule's against is base",

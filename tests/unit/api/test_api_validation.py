@@ -343,3 +343,23 @@ def test_no_document_breaks_validation(document: object) -> None:
 
 def test_evaluation_jobs_are_validated_like_the_others() -> None:
     assert messages(evaluation(candidates=[])) == ["spec.candidates: needs at least 1 item, got 0"]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("perplexity", ""),
+        ("rougel", "; did you mean rougeL?"),
+        ("exact_match", "; did you mean exact-match?"),
+    ],
+)
+def test_a_gate_on_what_is_not_evaluated_names_the_rule_the_metric_and_the_nearest_one(written: str, told: str) -> None:
+    gate = [{"metric": "rougeL", "min": 0.1}, {"metric": written, "min": 0.1}]
+
+    dataset = {"source": "rows.jsonl", "prompt": "{q}", "completion": "{a}"}
+    (message,) = messages(job(dataset=dataset, evaluation={"metrics": ["rouge", "exact-match"], "gate": gate}))
+
+    assert message == (
+        f"spec.evaluation.gate: gate names a metric that is not evaluated: gate[1] is {written};"
+        f" add it to metrics, or one of your own to custom{told}"
+    )
