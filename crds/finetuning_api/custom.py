@@ -1,4 +1,4 @@
-"""Metrics of the user's own: functions in Python files."""
+"""Metrics of the user's own, functions in Python files, and tasks, files of lm-evaluation-harness."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from finetuning_api import patterns
 from finetuning_api.base import CelRule
-from finetuning_api.metrics import MetricName, RequestedMetric
+from finetuning_api.metrics import OwnName, RequestedMetric, TaskName
 from finetuning_api.sources import SourceRef
 
 _TAKEN = [metric.value for metric in RequestedMetric]
@@ -25,12 +25,12 @@ class CustomMetricSpec(SourceRef):
         ),
         CelRule(
             rule=f"!(self.name in {_TAKEN})",
-            message="a metric of your own needs a name that no built-in metric has, and neither rouge nor custom",
+            message="a metric of your own needs a name that no built-in metric has, and not rouge, custom or tasks",
             field="name",
         ),
     )
 
-    name: MetricName = Field(description="Name in the table, in gate rules and in samples.")
+    name: OwnName = Field(description="Name in the table, in gate rules and in samples.")
     file: str = Field(
         default="metric.py",
         max_length=256,
@@ -49,3 +49,11 @@ class CustomMetricSpec(SourceRef):
         default=False, description="Whether fewer is better: which way a gate rule and the report read a difference."
     )
     allow_code: bool = Field(default=False, description="Whether the code of the file may be run; it must be true.")
+
+
+class TaskSpec(SourceRef):
+    """A task in the format of lm-evaluation-harness: a folder of YAML files with their data, relocated as data is."""
+
+    name: TaskName = Field(
+        description="The task as its file names it (task: capitals); its metrics are called capitals.acc in the table."
+    )

@@ -28,6 +28,7 @@ from finetuning_api.finetuningjob import (
     completions_rule,
     custom_metric_rule,
     gated_metrics_rule,
+    tasks_rule,
 )
 from finetuning_api.metrics import EvaluationRow, GateResult, Verdict
 from finetuning_api.sources import SourceRef
@@ -72,6 +73,7 @@ class EvaluationJobSpec(RunOptions, EvaluationOptions):
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         gated_metrics_rule(unless=_PREDICTS),
         custom_metric_rule(unless=_PREDICTS),
+        tasks_rule(unless=_PREDICTS),
         CelRule(
             rule=f"{_PREDICTS}"
             " || self.gate.all(g, self.candidates.exists(c, c.name == (has(g.against) ? g.against : 'base')))",
@@ -138,7 +140,7 @@ class EvaluationJobStatus(StagedStatus):
     phase: JobPhase = Field(default=JobPhase.PENDING, description="Summary for display.")
     evaluation: list[EvaluationRow] = Field(
         default_factory=list,
-        max_length=32,
+        max_length=64,
         description="Results.",
         json_schema_extra=keyed_by("metric"),
     )

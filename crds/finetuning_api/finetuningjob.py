@@ -26,7 +26,7 @@ from finetuning_api.base import (
     Url,
     keyed_by,
 )
-from finetuning_api.custom import CustomMetricSpec
+from finetuning_api.custom import CustomMetricSpec, TaskSpec
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
 from finetuning_api.export import MOST_EXPORTS, ExportSpec, ExportStatus
 from finetuning_api.metrics import GROUPS, EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
@@ -284,6 +284,13 @@ class EvaluationOptions(ApiModel):
         description="Metrics of your own, each a function in a Python file; custom in metrics stands for all of them.",
         json_schema_extra=keyed_by("name"),
     )
+    tasks: list[TaskSpec] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Tasks of your own in the format of lm-evaluation-harness, their data in the same folder; tasks in"
+        " metrics stands for all of them.",
+        json_schema_extra=keyed_by("name"),
+    )
 
 
 _ROUGE = [metric.value for metric in RequestedMetric.ROUGE.metrics()]
@@ -298,9 +305,18 @@ def custom_metric_rule(*, unless: str = "false") -> CelRule:
     )
 
 
+def tasks_rule(*, unless: str = "false") -> CelRule:
+    """Return the rule that tasks of one's own and the folders that hold them come together."""
+    return CelRule(
+        rule=f"{unless} || ('tasks' in self.metrics) == (self.tasks.size() > 0)",
+        message="tasks needs both: the word in metrics, and under tasks the folders with their files",
+        field="tasks",
+    )
+
+
 def gated_metrics_rule(*, unless: str = "false") -> CelRule:
     """Return the rule that a gate decides by what is evaluated."""
-    names, what_to_do = "gate names a metric that is not evaluated", "add it to metrics, or one of your own to custom"
+    names, what_to_do = "gate names a metric that is not evaluated", "add it to metrics, or your own to custom or tasks"
     told = f"'one after gate[{_TOLD_RULES - 1}]'"
     for place in reversed(range(_TOLD_RULES)):
         metric = f"self.gate[{place}].metric"
@@ -324,6 +340,7 @@ def _evaluated(metric: str) -> str:
     return (
         f"({metric} in self.metrics && !({metric} in {list(GROUPS)}))"
         f" || ({metric} in {_ROUGE} && 'rouge' in self.metrics) || self.custom.exists(c, c.name == {metric})"
+        f" || self.tasks.exists(t, {metric}.startsWith(t.name + '.'))"
     )
 
 
@@ -348,6 +365,7 @@ class EvaluationSpec(EvaluationOptions):
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         gated_metrics_rule(),
         custom_metric_rule(),
+        tasks_rule(),
         CelRule(
             rule="self.gate.all(g, !has(g.against) || g.against == 'base'"
             " || (g.against == 'reference' && has(self.reference)) || g.against in self.jobRefs)",
@@ -750,7 +768,7 @@ class FineTuningJobStatus(StagedStatus):
     tuning: TuningStatus | None = Field(default=None, description="What became of the trials; unset without tuning.")
     evaluation: list[EvaluationRow] = Field(
         default_factory=list,
-        max_length=32,
+        max_length=64,
         description="Results.",
         json_schema_extra=keyed_by("metric"),
     )

@@ -11,7 +11,11 @@ from finetuning_api import patterns
 from finetuning_api.base import ApiModel, CelRule, Message
 
 MetricName = Annotated[str, Field(min_length=1, max_length=63, pattern=patterns.METRIC.regex)]
-"""A built-in metric, or one of the user's own."""
+"""A built-in metric, one of the user's own, or one of a task: the task's name, a dot, and the metric in it."""
+OwnName = Annotated[str, Field(min_length=1, max_length=63, pattern=patterns.OWN_NAME.regex)]
+"""A metric of the user's own."""
+TaskName = Annotated[str, Field(min_length=1, max_length=47, pattern=patterns.OWN_NAME.regex)]
+"""A task of the user's own; its metrics have names of at most 63 characters."""
 
 
 class Task(StrEnum):
@@ -24,6 +28,7 @@ class Task(StrEnum):
     PAIRS = "cola-pairs"
     GENERAL = "general-perplexity"
     LATENCY = "latency"
+    FOLDERS = "tasks"
 
 
 class Metric(StrEnum):
@@ -51,6 +56,8 @@ class Metric(StrEnum):
     LATENCY = "latency"
     CUSTOM = "custom"
     """All of the user's own; each of them has its name in gates and results."""
+    TASKS = "tasks"
+    """Those of all tasks of the user's own; each has the name of its task and its own."""
 
     @property
     def facts(self) -> "MetricFacts":
@@ -163,21 +170,39 @@ _FACTS: Mapping[Metric, MetricFacts] = {
     Metric.CUSTOM: MetricFacts(
         "mean over rows of what a Python file of one's own gives the greedy completion", "of its own", Task.GENERATION
     ),
+    Metric.TASKS: MetricFacts(
+        "the metrics of task files in the format of lm-evaluation-harness, on their own data",
+        "of its own",
+        Task.FOLDERS,
+        needs_completions=False,
+    ),
 }
 
 
 def facts_of(name: str) -> MetricFacts:
     """Return the facts of a metric by its name; the user's own share theirs, but for which direction is better."""
-    return Metric(name).facts if is_built_in(name) else Metric.CUSTOM.facts
+    if name in set(Metric):
+        return Metric(name).facts
+    return (Metric.TASKS if is_of_a_task(name) else Metric.CUSTOM).facts
+
+
+def task_metric(task: str, metric: str) -> str:
+    """Return the name of a metric of a task in gates and results."""
+    return f"{task}.{metric}"
+
+
+def is_of_a_task(name: str) -> bool:
+    """Return whether a metric is one of a task of the user's own."""
+    return "." in name
 
 
 def is_built_in(name: str) -> bool:
     """Return whether a metric is one of ours rather than of the user's own."""
-    return name in set(Metric) - {Metric.CUSTOM}
+    return name in set(Metric) - {Metric.CUSTOM, Metric.TASKS}
 
 
 class RequestedMetric(StrEnum):
-    """What a manifest may ask for: every built-in metric, rouge for its four, and custom for all of the user's own."""
+    """What a manifest may ask for: every built-in metric, rouge for its four, custom and tasks for all one's own."""
 
     PERPLEXITY = "perplexity"
     COMPLETION_PERPLEXITY = "completion-perplexity"
@@ -201,6 +226,7 @@ class RequestedMetric(StrEnum):
     READING_GRADE = "reading-grade"
     LATENCY = "latency"
     CUSTOM = "custom"
+    TASKS = "tasks"
 
     def metrics(self) -> tuple[Metric, ...]:
         """Return the metrics that this request stands for."""
@@ -209,7 +235,7 @@ class RequestedMetric(StrEnum):
         return (Metric(self.value),)
 
 
-GROUPS = (RequestedMetric.ROUGE.value, RequestedMetric.CUSTOM.value)
+GROUPS = (RequestedMetric.ROUGE.value, RequestedMetric.CUSTOM.value, RequestedMetric.TASKS.value)
 """Requests that are no metric themselves."""
 
 
@@ -242,7 +268,8 @@ class GateRule(ApiModel):
     )
 
     metric: MetricName = Field(
-        description="Metric that the rule is about; it must be evaluated. One of your own by its name."
+        description="Metric that the rule is about; it must be evaluated. One of your own by its name, one of a task as"
+        " capitals.acc."
     )
     min: FiniteFloat | None = Field(default=None, description="The tuned value must be at least this.")
     max: FiniteFloat | None = Field(default=None, description="The tuned value must be at most this.")

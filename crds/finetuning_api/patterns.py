@@ -38,7 +38,11 @@ FOLDER = Pattern(
 MODULES = Pattern(
     r"^[^\s,]+(,[^\s,]+)*$", "all-linear, or names of modules separated by commas without spaces: q_proj,v_proj"
 )
-METRIC = Pattern(r"^[A-Za-z][A-Za-z0-9_-]*$", "letters, digits, '-' and '_', starting with a letter")
+METRIC = Pattern(
+    r"^[A-Za-z][A-Za-z0-9_-]*(\.[a-z0-9_]+)?$",
+    "letters, digits, '-' and '_', starting with a letter; of a task its name, a dot and the metric",
+)
+OWN_NAME = Pattern(r"^[A-Za-z][A-Za-z0-9_-]*$", "letters, digits, '-' and '_', starting with a letter")
 VARIABLE = Pattern(r"^[A-Za-z_][A-Za-z0-9_]*$", "letters, digits and '_', not starting with a digit")
 DESTINATION = Pattern(
     r"^(oci://[^/ #@]+(/[^/ #@]+)+|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)$",
@@ -64,6 +68,7 @@ PATTERNS: tuple[Pattern, ...] = (
     FOLDER,
     MODULES,
     METRIC,
+    OWN_NAME,
     VARIABLE,
     DESTINATION,
     PYTHON_FILE,

@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from finetuning_api.dataset import RowFormat
 from finetuning_api.finetuningjob import GenerationSpec, MethodSpec, ParallelismSpec, TrainingSpec
-from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, MetricName, Verdict
+from finetuning_api.metrics import EvaluationRow, GateResult, GateRule, Metric, OwnName, TaskName, Verdict
 from finetuning_api.notification import NotificationEvent, NotificationType
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
@@ -217,11 +217,19 @@ class CandidateInput(ContractModel):
 class CustomMetricInput(ContractModel):
     """The relocated file of a metric of the user's own, and the function in it."""
 
-    name: MetricName
+    name: OwnName
     path: str
     file: str
     function: str
     lower_is_better: bool = False
+    provenance: Provenance
+
+
+class TaskInput(ContractModel):
+    """The relocated folder with a task of the user's own."""
+
+    name: TaskName
+    path: str
     provenance: Provenance
 
 
@@ -234,6 +242,8 @@ class EvaluationInputs(ContractModel):
     limit: int | None = None
     custom: tuple[CustomMetricInput, ...] = ()
     """What ``custom`` among the metrics stands for."""
+    tasks: tuple[TaskInput, ...] = ()
+    """What ``tasks`` among the metrics stands for."""
 
 
 class PreflightConfig(TrainingInputs):

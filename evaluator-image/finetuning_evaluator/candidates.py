@@ -23,6 +23,7 @@ from finetuning_workload.data import Encoder, RenderedRow, tokenizer_digest
 from finetuning_workload.errors import UserError
 from finetuning_workload.evaluated import CandidateInputs
 from finetuning_workload.hardware import choose_dtype
+from finetuning_workload.task_files import LoadedTask
 
 _PROBE_ROWS = 4
 _OF_ONE_RUN = frozenset({Task.LATENCY})
@@ -212,14 +213,14 @@ class PartKey:
         match task:
             case Task.LIKELIHOOD:
                 return [_content(rows), config.max_length]
-            case Task.GENERATION:
-                return [_content(rows), config.generation.to_wire()]
-            case Task.LATENCY:
+            case Task.GENERATION | Task.LATENCY:
                 return [_content(rows), config.generation.to_wire()]
             case Task.ACCURACY:
                 return [_content(rows), self.inputs.choices]
             case Task.GENERAL:
                 return [built_in_digest(), config.max_length]
+            case Task.FOLDERS:
+                return [[_asked(task) for task in self.inputs.tasks], config.max_length]
             case _:
                 return built_in_digest()
 
@@ -227,6 +228,11 @@ class PartKey:
 def _content(rows: Sequence[RenderedRow]) -> str:
     """Return the sha256 of rows as they were rendered, with the answers that they offer."""
     return digest_of([[row.row_id, [astuple(segment) for segment in row.segments], row.choices] for row in rows])
+
+
+def _asked(task: LoadedTask) -> list[object]:
+    """Return a task as it is asked: its file, and the documents that were made of its data."""
+    return [task.name, task.file.model_dump(mode="json"), [astuple(document) for document in task.documents]]
 
 
 def require_different(facts: Mapping[str, CandidateFacts]) -> None:

@@ -18,7 +18,7 @@ from finetuning_evaluator.candidates import Measured, NumberFormat, Runner, numb
 from finetuning_evaluator.metrics.built_in import built_in_digest
 from finetuning_evaluator.metrics.general import passages
 from finetuning_evaluator.metrics.rouge import RougeTokenizer, choose_tokenizer
-from finetuning_evaluator.observations import Observed, ObservedByMetric, observe, observe_own
+from finetuning_evaluator.observations import Observed, ObservedByMetric, observe, observe_own, observe_tasks
 from finetuning_evaluator.outputs import speed, summarise
 from finetuning_evaluator.overlap import Overlap, measure
 from finetuning_evaluator.parts import PARTS_FOLDER, Parts, digest_of
@@ -161,6 +161,9 @@ def _observe(config: EvaluateConfig, measured: Sequence[Measured], tokenizer: Ro
             if metric is Metric.CUSTOM:
                 for own in config.custom:
                     observed.setdefault(own.name, {})[name] = observe_own(own, found.inputs, part)
+            elif metric is Metric.TASKS:
+                for own_name, scored in observe_tasks(found.inputs, part, max_length=config.max_length):
+                    observed.setdefault(own_name, {})[name] = scored
             else:
                 scored = observe(metric, found.inputs, part=part, tokenizer=tokenizer, max_length=config.max_length)
                 observed.setdefault(metric, {})[name] = scored

@@ -1,13 +1,13 @@
 """From finished parts to observations: every requested metric of every candidate, row by row."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from finetuning_api.metrics import Metric, Task
+from finetuning_api.metrics import Metric, Task, task_metric
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CustomMetricInput
-from finetuning_evaluator import custom
+from finetuning_evaluator import custom, folder_tasks
 from finetuning_evaluator.metrics import (
     accuracy,
     cola,
@@ -25,6 +25,7 @@ from finetuning_evaluator.tasks import TaskPart
 from finetuning_workload.answers import is_json
 from finetuning_workload.errors import UserError
 from finetuning_workload.evaluated import CandidateInputs, is_per_row
+from finetuning_workload.task_files.file import LOWER_IS_BETTER
 
 Parts = Mapping[Task, TaskPart]
 
@@ -51,12 +52,15 @@ def observe(
     observed = replace(observed, lower_is_better=metric.facts.lower_is_better)
     if is_per_row(metric):
         observed = replace(observed, observations=replace(observed.observations, clusters=inputs.clusters))
-    value = observed.observations.value()
+    _require_finite(metric, observed.observations.value(), inputs)
+    return observed
+
+
+def _require_finite(metric: str, value: float, inputs: CandidateInputs) -> None:
     if not math.isfinite(value):
         message = f"{metric} of {inputs.candidate.name} is {value}: there is no token to score, no word was written, or"
         hint = f"Check the data and the model, training may have diverged; or remove {metric} from evaluation.metrics."
         raise UserError(Reason.METRIC_UNAVAILABLE, f"{message} the model's outputs are not finite", hint)
-    return observed
 
 
 def observe_own(metric: CustomMetricInput, inputs: CandidateInputs, part: TaskPart) -> Observed:
@@ -64,6 +68,22 @@ def observe_own(metric: CustomMetricInput, inputs: CandidateInputs, part: TaskPa
     scores = part.custom[metric.name]
     observations = replace(custom.observe(scores), clusters=inputs.clusters)
     return Observed(observations, scores.signature, _output_details(part), lower_is_better=metric.lower_is_better)
+
+
+def observe_tasks(inputs: CandidateInputs, part: TaskPart, *, max_length: int) -> Iterator[tuple[str, Observed]]:
+    """Return every metric of every task of the user's own, by its name in the table.
+
+    Raises UserError(METRIC_UNAVAILABLE) for a value without meaning.
+    """
+    for task in inputs.tasks:
+        scores = part.folders[task.name]
+        for metric in task.file.metrics:
+            name, found = task_metric(task.name, metric), folder_tasks.observe(task, metric, scores)
+            # The likeliest of choices would be one even where no likelihood is a number.
+            likelihood = sum(sum(document) for document in scores.log_likelihoods)
+            _require_finite(name, found.value() if math.isfinite(likelihood) else likelihood, inputs)
+            signature = folder_tasks.signature(task, metric, max_length=max_length)
+            yield name, Observed(found, signature, lower_is_better=metric in LOWER_IS_BETTER)
 
 
 def _observe(

@@ -70,14 +70,15 @@ def document_log_probabilities(
 
 @torch.inference_mode()
 def log_probabilities(
-    model: torch.nn.Module, items: Sequence[Window], *, on_progress: OnProgress | None = None
+    model: torch.nn.Module, items: Sequence[Window], *, best: bool = False, on_progress: OnProgress | None = None
 ) -> list[FloatArray]:
     """Return the natural log-probabilities of each window's scored tokens, in the order of the windows.
 
-    The log-softmax is computed in float32 whatever the number format of the model.
+    With ``best`` they are those of the tokens that are likeliest in their places. The log-softmax is computed in
+    float32 whatever the number format of the model.
     """
     results: list[FloatArray] = [np.zeros(0)] * len(items)
-    output_layer = OutputLayer(model)
+    output_layer = OutputLayer(model, best=best)
     alike = _alike(items)
     inputs, done = list(alike), 0
     for batch in plan_batches([len(ids) for ids in inputs], batch_tokens=BATCH_TOKENS):
@@ -118,8 +119,9 @@ class OutputLayer:
     own logits is tried once; where they do not, the model's full forward pass is used.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *, best: bool = False) -> None:
         self._model = model
+        self._best = best
         self._device = next(model.parameters()).device
         plain = plain_model(model)
         self._trunk: torch.nn.Module | None = getattr(plain, plain.base_model_prefix, None)
@@ -144,12 +146,16 @@ class OutputLayer:
         )
 
     def gathered(self, hidden: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor) -> FloatArray:
-        """Return the log-probabilities of ``targets`` [scored]; ``predictors`` [scored, 2] are rows and places."""
+        """Return the log-probabilities of ``targets`` [scored], or of the likeliest tokens where these are asked for.
+
+        ``predictors`` [scored, 2] are rows and places.
+        """
         chunk = max(1, _LOGITS_BYTES // (4 * self._vocabulary))
         parts = []
         for places, wanted in zip(predictors.split(chunk), targets.split(chunk), strict=True):
             logits = self._logits(hidden[places[:, 0], places[:, 1]]).float()
-            parts.append(-torch.nn.functional.cross_entropy(logits, wanted, reduction="none"))
+            told = logits.argmax(dim=-1) if self._best else wanted
+            parts.append(-torch.nn.functional.cross_entropy(logits, told, reduction="none"))
         return torch.cat(parts).double().cpu().numpy()
 
     def hidden(self, ids: torch.Tensor, **context: object) -> torch.Tensor:

@@ -4,11 +4,13 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from pydantic import Field
 
 from finetuning_api.metrics import Task
 from finetuning_api.runconfig import ContractModel, EvaluateConfig
+from finetuning_evaluator import folder_tasks
 from finetuning_evaluator.custom import CustomScores
 from finetuning_evaluator.journal import OutputJournal
 from finetuning_evaluator.metrics import accuracy, cola, general, latency, pairs, perplexity
@@ -31,6 +33,7 @@ _RELATIVE_COST = {
     Task.PAIRS: 1.0,
     Task.GENERAL: 0.5,
     Task.LATENCY: 4.0,
+    Task.FOLDERS: 2.0,
 }
 
 
@@ -55,6 +58,8 @@ class TaskPart(ContractModel):
     pair_scores: tuple[pairs.PairScore, ...] = ()
     general: tuple[perplexity.RowLikelihood, ...] = ()
     timings: tuple[latency.Timing, ...] = ()
+    folders: dict[str, folder_tasks.TaskScores] = Field(default_factory=dict)
+    """Of tasks of the user's own, by their names."""
     custom: dict[str, CustomScores] = Field(default_factory=dict)
     """What metrics of the user's own make of the outputs, by their names; computed anew, and not kept with them."""
 
@@ -187,6 +192,26 @@ def _latency(
     return TaskPart(seconds=0, timings=tuple(timings))
 
 
+def _folders(
+    loaded: LoadedCandidate, inputs: CandidateInputs, config: EvaluateConfig, on_progress: OnProgress
+) -> TaskPart:
+    found = {}
+    for number, task in enumerate(inputs.tasks):
+        found[task.name] = folder_tasks.score(
+            loaded.model,
+            inputs.tokenizer,
+            task,
+            max_length=config.max_length,
+            on_progress=partial(_of_several, on_progress, number=number, several=len(inputs.tasks)),
+        )
+    return TaskPart(seconds=0, folders=found)
+
+
+def _of_several(on_progress: OnProgress, done: int, whole: int, *, number: int, several: int) -> None:
+    """Tell the progress of one task as that of all, which count alike."""
+    on_progress(number * whole + done, several * whole)
+
+
 _WORK = {
     Task.LIKELIHOOD: _likelihood,
     Task.ACCURACY: _accuracy,
@@ -194,4 +219,5 @@ _WORK = {
     Task.PAIRS: _pairs,
     Task.GENERAL: _general,
     Task.LATENCY: _latency,
+    Task.FOLDERS: _folders,
 }

@@ -1,6 +1,6 @@
 """How numbers and outcomes are said, the same in every report."""
 
-from finetuning_api.metrics import Verdict, facts_of, is_built_in
+from finetuning_api.metrics import Verdict, facts_of, is_built_in, is_of_a_task
 from finetuning_evaluator.results import (
     CandidateSummary,
     DatasetSummary,
@@ -146,7 +146,7 @@ def origins(results: Results) -> tuple[tuple[str, str, str], ...]:
 def _origin(candidate: CandidateSummary, metric: str) -> str:
     origin = candidate.reused.get(facts_of(metric).task)
     # What a user's own code makes of outputs is never kept, though the outputs are.
-    if origin is None or not is_built_in(metric):
+    if origin is None or not (is_built_in(metric) or is_of_a_task(metric)):
         return "by this evaluation"
     return f"{origin.computed_at:%Y-%m-%d %H:%M} UTC by {origin.job.kind} {origin.job.name}"
 

@@ -148,6 +148,21 @@ class TestEvaluationJob:
         ]
         assert [told["path"].removesuffix("/artifact") in paths for paths in readable] == [True, False, True]
 
+    def test_the_folder_of_tasks_of_one_s_own_is_mounted_where_it_is_read(self, site: Site) -> None:
+        task = {"name": "capitals", "source": "git+https://host/evals", "revision": "v1"}
+        rules = [{"metric": "capitals.acc", "min": 0.1}]
+        site.job("folder", evaluation={"metrics": ["tasks"], "tasks": [task], "gate": rules})
+        site.play("preflight", "train")
+        site.pod("evaluate")
+
+        told = run_config(site, "folder-evaluation-evaluate")["tasks"][0]
+        assert told["name"] == "capitals"
+        readable = [
+            {each["mountPath"] for each in mounts(site.get("Job", job)) if each.get("readOnly")}
+            for job in ("folder-preflight", "folder-train", "folder-evaluation-evaluate")
+        ]
+        assert [told["path"].removesuffix("/artifact") in paths for paths in readable] == [True, False, True]
+
     def test_a_job_is_not_compared_with_a_result_that_is_gone(self, site: Site) -> None:
         site.finished_job("earlier")
         site.cluster.delete(site.get("PersistentVolumeClaim", "earlier-adapter"))

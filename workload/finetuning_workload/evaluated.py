@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, Metric, Task, facts_of
+from finetuning_api.metrics import DEFAULT_AGAINST, GateRule, Metric, Task, facts_of, is_of_a_task, task_metric
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CandidateInput, DatasetInput, EvaluationInputs
 from finetuning_workload.answers import choices_of, is_json, options, shared_choices, with_completion
@@ -21,12 +21,14 @@ from finetuning_workload.errors import UserError
 from finetuning_workload.generation import context_of, require_room
 from finetuning_workload.metric_file import require_metric_file
 from finetuning_workload.models import load_model_config, load_tokenizer
+from finetuning_workload.task_files import LoadedTask, load_task
+from finetuning_workload.task_files.encoding import prefix_token, require_tokens
 
 TUNED = "tuned"
 TIMED_ROWS = 16
 """As many as latency times: one after another takes long."""
 _PER_TOKEN = frozenset({Metric.PERPLEXITY, Metric.COMPLETION_PERPLEXITY, Metric.GENERAL_PERPLEXITY})
-_NOT_PER_ROW = frozenset({Task.COLA, Task.PAIRS, Task.GENERAL, Task.LATENCY})
+_NOT_PER_ROW = frozenset({Task.COLA, Task.PAIRS, Task.GENERAL, Task.LATENCY, Task.FOLDERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class CandidateInputs:
     encoding_digest: str
     """sha256 over the token ids of the rows, and of the general text where it is asked for: equal means that values per
     token are comparable."""
+    tasks: tuple[LoadedTask, ...] = ()
+    """Tasks of the user's own."""
 
     @property
     def clusters(self) -> NDArray[np.int64] | None:
@@ -80,12 +84,14 @@ def read_inputs(
     """
     for metric in evaluation.custom:
         require_metric_file(metric)
+    tasks = tuple(load_task(task) for task in evaluation.tasks)
+    _require_gated(evaluation.gate, tasks)
     read: dict[str, CandidateInputs] = {}
     inputs = []
     for candidate in evaluation.candidates:
         known = read.get(candidate.model.tokenizer_path)
         if known is None:
-            found = _read(evaluation, dataset, candidate, general_text=general_text)
+            found = replace(_read(evaluation, dataset, candidate, general_text=general_text), tasks=tasks)
         else:
             found = replace(known, candidate=candidate)
         read[candidate.model.tokenizer_path] = found
@@ -102,15 +108,6 @@ def comparable(metric: str, first: CandidateInputs, second: CandidateInputs) -> 
     return metric not in _PER_TOKEN or first.encoding_digest == second.encoding_digest
 
 
-def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that sentences are scored after. Raises UserError(METRIC_UNAVAILABLE) where there is none."""
-    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if found is None:
-        message = "cola-pairs cannot be computed: the tokenizer has neither a BOS nor an EOS to score sentences after"
-        raise UserError(Reason.METRIC_UNAVAILABLE, message, "Remove cola-pairs from evaluation.metrics.")
-    return int(found)
-
-
 def _read(
     evaluation: EvaluationInputs,
     dataset: DatasetInput,
@@ -122,7 +119,7 @@ def _read(
     rows = tuple(row for row in held_out_rows(dataset, tokenizer, limit=evaluation.limit) if row.usable)
     _require_rows(rows, metrics)
     if Metric.COLA_PAIRS in metrics:
-        prefix_token(tokenizer)
+        prefix_token(tokenizer, wanted_by=Metric.COLA_PAIRS)
     choices = _choices(dataset, tokenizer, rows, metrics=metrics) if Task.ACCURACY in tasks_of(metrics) else ()
     digest = hashlib.sha256()
     texts = [*rows, *general_text] if Metric.GENERAL_PERPLEXITY in metrics else rows
@@ -185,6 +182,8 @@ def _require_context(inputs: CandidateInputs, metrics: Sequence[Metric]) -> None
     tasks = tasks_of(metrics)
     limit = context_of(load_model_config(Path(inputs.candidate.model.path)))
     encoder = Encoder(inputs.tokenizer)
+    for task in inputs.tasks:
+        require_tokens(task, inputs.tokenizer, candidate=inputs.candidate.name, limit=limit)
     asked = inputs.rows if Task.GENERATION in tasks else inputs.rows[:TIMED_ROWS] if Task.LATENCY in tasks else ()
     require_room([len(encoder.encode_prompt(row)) for row in asked], limit)
     if Task.ACCURACY in tasks and limit is not None:
@@ -210,6 +209,15 @@ def _require_same_rows(inputs: Sequence[CandidateInputs]) -> None:
             names = f"{inputs[0].candidate.name} and {other.candidate.name}"
             message = f"{names} do not see the same held-out rows: their tokenizers render the data differently"
             raise UserError(Reason.TOKENIZER_MISMATCH, message, "Give both the same tokenizer, or plain templates.")
+
+
+def _require_gated(rules: Sequence[GateRule], tasks: Sequence[LoadedTask]) -> None:
+    """Raise UserError(INVALID_SPEC) for a rule on a metric that the file of its task does not ask for."""
+    known = [task_metric(task.name, metric) for task in tasks for metric in task.file.metrics]
+    for rule in rules:
+        if is_of_a_task(rule.metric) and rule.metric not in known:
+            message = f"gate: {rule.metric} is no metric of a task here; there are {', '.join(known)}"
+            raise UserError(Reason.INVALID_SPEC, message, "Use one of them, or add it to the metric_list of the file.")
 
 
 def _require_comparable(rule: GateRule, inputs: Sequence[CandidateInputs]) -> None:

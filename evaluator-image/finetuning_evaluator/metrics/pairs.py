@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetuning_api.metrics import Metric
 from finetuning_api.runconfig import ContractModel
 from finetuning_evaluator.metrics.cola import Sentence
 from finetuning_evaluator.metrics.matching import observe as observe_shares
 from finetuning_evaluator.score import OnProgress, Window, log_probabilities
 from finetuning_evaluator.statistics import Observations
-from finetuning_workload.evaluated import prefix_token
+from finetuning_workload.task_files.encoding import prefix_token
 
 SIGNATURE = "cola-pairs|own sentences|summed log-likelihood after BOS, else EOS|share of pairs"
 
@@ -47,7 +48,7 @@ def score(
 
     The first token is scored after BOS, or after EOS where there is no BOS, as lm-eval does with an empty context.
     """
-    prefix = prefix_token(tokenizer)
+    prefix = prefix_token(tokenizer, wanted_by=Metric.COLA_PAIRS)
     items = [_window(tokenizer, prefix, sentence.sentence) for pair in pairs for sentence in pair]
     sums = [float(scores.sum()) for scores in log_probabilities(model, items, on_progress=on_progress)]
     return [

@@ -9,7 +9,7 @@ from finetuning_api.reasons import Reason
 from finetuning_api.sources import PATH_ADVICE, Scheme
 from finetuning_operator.reconcile.allowed import (
     Sources,
-    custom_sources,
+    own_sources,
     refused_amount,
     refused_code,
     refused_number,
@@ -89,7 +89,7 @@ def _sources(spec: FineTuningJobSpec) -> Sources:
         ("spec.tokenizer", spec.tokenizer),
         ("spec.dataset", spec.dataset),
         ("spec.evaluation.reference", spec.evaluation.reference),
-        *custom_sources("spec.evaluation.custom", spec.evaluation.custom),
+        *own_sources("spec.evaluation", spec.evaluation),
         ("spec.script", spec.script),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from finetuning_api.base import ConditionType, Resource, ResourceRequirements
 from finetuning_api.custom import CustomMetricSpec
 from finetuning_api.evaluationjob import EvaluationJob
-from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.finetuningjob import EvaluationOptions, FineTuningJob
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.conditions import is_true
@@ -56,9 +56,10 @@ def refused_code(field: str, custom: Sequence[CustomMetricSpec], bounds: Bounds)
     return _refusal(message, "use the built-in metrics, or have it allowed")
 
 
-def custom_sources(field: str, custom: Sequence[CustomMetricSpec]) -> Sources:
-    """Return the sources of metrics of a user's own by the fields that hold them."""
-    return [(f"{field}[{index}]", metric) for index, metric in enumerate(custom)]
+def own_sources(field: str, options: EvaluationOptions) -> Sources:
+    """Return the sources of metrics and tasks of a user's own by the fields that hold them, which are in ``field``."""
+    metrics = [(f"{field}.custom[{index}]", metric) for index, metric in enumerate(options.custom)]
+    return [*metrics, *((f"{field}.tasks[{index}]", task) for index, task in enumerate(options.tasks))]
 
 
 def came_with_a_job(child: Resource, amounts: ResourceRequirements, observed: Observed) -> bool:

@@ -23,7 +23,7 @@ from finetuning_api.sources import SourceRef
 from finetuning_operator.reconcile.accept import idle_warnings, refused_paths
 from finetuning_operator.reconcile.allowed import (
     came_with_a_job,
-    custom_sources,
+    own_sources,
     refused_amount,
     refused_code,
     refused_source,
@@ -54,14 +54,15 @@ from finetuning_operator.reconcile.needs import (
     Role,
     claim_mount,
     custom_inputs,
-    custom_needs,
     dataset_input,
     dataset_need,
     input_mounts,
     model_input,
     need,
+    own_needs,
     relocation_outcome,
     relocations,
+    task_inputs,
     warnings,
 )
 from finetuning_operator.reconcile.plan import (
@@ -186,7 +187,7 @@ def _is_stage(job: EvaluationJob) -> bool:
 def evaluation_needs(job: EvaluationJob, *, observed: Observed) -> tuple[Need, ...]:
     """Return everything that an EvaluationJob relocates, as far as its candidates are known by now."""
     of_candidates = (wanted for candidate in _candidates(job.spec, observed) for wanted in candidate.needs)
-    metric = custom_needs(job.spec, job.spec.storage) if job.spec.mode is EvaluationMode.EVALUATE else ()
+    metric = own_needs(job.spec, job.spec.storage) if job.spec.mode is EvaluationMode.EVALUATE else ()
     return (dataset_need(job.spec.dataset, job.spec.storage), *of_candidates, *metric)
 
 
@@ -273,6 +274,7 @@ def _config(
         gate=tuple(spec.gate),
         limit=spec.limit,
         custom=custom_inputs(spec, storage=spec.storage, observed=view.observed, settings=view.settings),
+        tasks=task_inputs(spec, storage=spec.storage, observed=view.observed, settings=view.settings),
         max_length=spec.max_length,
         generation=spec.generation,
         bootstrap_samples=spec.bootstrap_samples,
@@ -372,7 +374,7 @@ def tuned_model(place: ClaimRef, digest: str) -> SourceRef:
 def _refusal(view: _View) -> Refusal | None:
     """Return why an evaluation is not accepted; what is forbidden later does not end one that was."""
     refs: list[tuple[str, SourceRef | None]] = [("spec.dataset", view.job.spec.dataset)]
-    refs.extend(custom_sources("spec.custom", view.job.spec.custom))
+    refs.extend(own_sources("spec", view.job.spec))
     for index, candidate in enumerate(view.job.spec.candidates):
         refs.append((f"spec.candidates[{index}].model", candidate.model))
         refs.append((f"spec.candidates[{index}].tokenizer", candidate.tokenizer))

@@ -96,6 +96,7 @@ from finetuning_operator.reconcile.needs import (
     provenance,
     relocation_outcome,
     relocations,
+    task_inputs,
     warnings,
 )
 from finetuning_operator.reconcile.plan import ClaimMount, ImageRole, Observed, Plan, Settings, Step, StepPhase, Volume
@@ -156,7 +157,7 @@ class _View:
 
     @property
     def training_needs(self) -> tuple[Need, ...]:
-        return tuple(wanted for wanted in self.needs if wanted.role not in {Role.REFERENCE, Role.METRIC})
+        return tuple(wanted for wanted in self.needs if wanted.role not in {Role.REFERENCE, Role.METRIC, Role.TASK})
 
     @property
     def trained(self) -> bool:
@@ -586,6 +587,7 @@ def _evaluation_inputs(view: _View, base: ModelInput) -> EvaluationInputs | None
         gate=tuple(rule for rule in options.gate if (rule.against or DEFAULT_AGAINST) in models),
         limit=options.limit,
         custom=custom_inputs(options, storage=view.job.spec.storage, observed=view.observed, settings=view.settings),
+        tasks=task_inputs(options, storage=view.job.spec.storage, observed=view.observed, settings=view.settings),
     )
 
 

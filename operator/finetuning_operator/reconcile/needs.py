@@ -7,7 +7,7 @@ from enum import StrEnum
 from posixpath import join
 
 from finetuning_api.base import ConditionStatus, ConditionType, ObjectMeta, ProgressStatus, StageState
-from finetuning_api.custom import CustomMetricSpec
+from finetuning_api.custom import CustomMetricSpec, TaskSpec
 from finetuning_api.dataset import DatasetSpec
 from finetuning_api.finetuningjob import EvaluationOptions, FineTuningJobSpec, StorageSpec, VolumeSpec
 from finetuning_api.inferenceserver import InferenceServerSpec
@@ -18,7 +18,14 @@ from finetuning_api.relocation import (
     RelocationPhase,
     RelocationSpec,
 )
-from finetuning_api.runconfig import CustomMetricInput, DatasetInput, LastWords, ModelInput, Provenance
+from finetuning_api.runconfig import (
+    CustomMetricInput,
+    DatasetInput,
+    LastWords,
+    ModelInput,
+    Provenance,
+    TaskInput,
+)
 from finetuning_api.sources import Conversion, Scheme, SourceRef, relocation_name
 from finetuning_operator.reconcile.conditions import find_condition, headline, is_true
 from finetuning_operator.reconcile.labels import MANAGED_BY, OPERATOR
@@ -35,12 +42,18 @@ class Role(StrEnum):
     REFERENCE = "reference"
     SCRIPT = "script"
     METRIC = "metric"
+    TASK = "task"
 
 
 _SHARED_RETRIES = 3
 """The least retries of what others may wait for as well."""
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_TAKEN: Mapping[Role, tuple[str, ...]] = {Role.TOKENIZER: _TOKENIZER_FILES, Role.SCRIPT: ("*",), Role.METRIC: ("*",)}
+_TAKEN: Mapping[Role, tuple[str, ...]] = {
+    Role.TOKENIZER: _TOKENIZER_FILES,
+    Role.SCRIPT: ("*",),
+    Role.METRIC: ("*",),
+    Role.TASK: ("*",),
+}
 """Files of a folder, for roles that want others than those of a model."""
 _FOLDER_SCHEMES = frozenset({Scheme.HF, Scheme.S3, Scheme.GS, Scheme.GIT_HTTPS, Scheme.FILE})
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
@@ -121,16 +134,22 @@ def job_needs(spec: FineTuningJobSpec) -> tuple[Need, ...]:
         needs.append(need(spec.evaluation.reference, Role.REFERENCE, spec.storage))
     if spec.script is not None:
         needs.append(need(spec.script, Role.SCRIPT, spec.storage))
-    return (*needs, *(custom_needs(spec.evaluation, spec.storage) if spec.evaluation.enabled else ()))
+    return (*needs, *(own_needs(spec.evaluation, spec.storage) if spec.evaluation.enabled else ()))
 
 
-def custom_needs(options: EvaluationOptions, storage: StorageSpec) -> tuple[Need, ...]:
-    """Return what metrics of the user's own need: each source once, however many functions are in it."""
-    return tuple({wanted.name: wanted for wanted in (_custom_need(each, storage) for each in options.custom)}.values())
+def own_needs(options: EvaluationOptions, storage: StorageSpec) -> tuple[Need, ...]:
+    """Return what metrics and tasks of the user's own need: each source once, however many of them are in it."""
+    metrics = [_custom_need(each, storage) for each in options.custom]
+    tasks = [_task_need(each, storage) for each in options.tasks]
+    return tuple({wanted.name: wanted for wanted in (*metrics, *tasks)}.values())
 
 
 def _custom_need(metric: CustomMetricSpec, storage: StorageSpec) -> Need:
     return need(metric, Role.METRIC, storage)
+
+
+def _task_need(task: TaskSpec, storage: StorageSpec) -> Need:
+    return need(task, Role.TASK, storage)
 
 
 def server_needs(spec: InferenceServerSpec) -> tuple[Need, ...]:
@@ -344,6 +363,18 @@ def custom_inputs(
             provenance=provenance(needed, artifact),
         )
         for metric, needed in wanted
+        if (artifact := needed.artifact(observed)) is not None
+    )
+
+
+def task_inputs(
+    options: EvaluationOptions, *, storage: StorageSpec, observed: Observed, settings: Settings
+) -> tuple[TaskInput, ...]:
+    """Return the folders of tasks of the user's own, as far as they are ready."""
+    wanted = [(task, _task_need(task, storage)) for task in options.tasks]
+    return tuple(
+        TaskInput(name=task.name, path=artifact_path(artifact, settings), provenance=provenance(needed, artifact))
+        for task, needed in wanted
         if (artifact := needed.artifact(observed)) is not None
     )
 

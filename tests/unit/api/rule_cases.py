@@ -71,6 +71,7 @@ _SCRIPT = {"source": "configmap://sft", "command": ["python", "sft.py"]}
 _ADAPTER = {"name": "a", "jobRef": "b"}
 _CANARY = {"name": "live", "adapter": "a", "weight": 10}
 _CUSTOM = {"name": "tone", "source": "configmap://metric", "allowCode": True}
+_TASK = {"name": "capitals", "source": "configmap://tasks"}
 _DELTA = {"metric": "exact-match", "minDelta": 0.1}
 _BY_CPU = {"maxReplicas": 3, "targetCpuUtilization": 60}
 _BY_QUERY = {"prometheus": {"serverAddress": "http://prometheus:9090", "query": "up", "threshold": 2}}
@@ -279,7 +280,7 @@ RULE_CASES: tuple[RuleCase, ...] = (
             _gate(metrics=["custom"], custom=[_CUSTOM | {"name": "rouge_1"}]),
             _gate(metrics=["custom"], custom=[_CUSTOM | {"name": taken}]),
         )
-        for taken in ("rouge1", "rouge", "custom", "rougeL", "cola")
+        for taken in ("rouge1", "rouge", "custom", "tasks", "rougeL", "cola")
     ),
     *(
         RuleCase(
@@ -297,6 +298,28 @@ RULE_CASES: tuple[RuleCase, ...] = (
         _gate(metrics=["custom"], custom=[{"name": "tone", "source": "configmap://metric"}]),
     ),
     RuleCase("custom needs both", "spec.custom", _compared(), _compared(custom=[_CUSTOM])),
+    RuleCase(
+        "tasks needs both",
+        "spec.evaluation.tasks",
+        _gate({"metric": "capitals.acc", "min": 0}, metrics=["tasks"], tasks=[_TASK, _TASK | {"name": "other"}]),
+        _gate(metrics=["tasks"]),
+    ),
+    RuleCase(
+        "tasks needs both",
+        "spec.evaluation.tasks",
+        _gate(metrics=["cola"]),
+        _gate(metrics=["cola"], tasks=[_TASK]),
+    ),
+    RuleCase("tasks needs both", "spec.tasks", _compared(), _compared(tasks=[_TASK])),
+    *(
+        RuleCase(
+            "gate names a metric",
+            "spec.evaluation.gate",
+            _gate({"metric": "capitals.acc_norm", "min": 0}, metrics=["tasks"], tasks=[_TASK]),
+            _gate({"metric": other, "min": 0}, metrics=["tasks"], tasks=[_TASK]),
+        )
+        for other in ("tasks", "capitals", "capitalsX.acc", "other.acc")
+    ),
     RuleCase(
         "a gate is decided by the evaluation", "spec.evaluation.gate", _gate(_DELTA), _gate(_DELTA, enabled=False)
     ),
@@ -596,6 +619,7 @@ _EVALUATION_CHANGES = (
     Change("gate", [], [_DELTA]),
     Change("limit", None, 5),
     Change("custom", [], [_CUSTOM]),
+    Change("tasks", [], [_TASK]),
     Change("maxLength", 512, 1024),
     Change("generation", {}, {"stop": ["."]}),
     Change("bootstrapSamples", 100, 200),

@@ -361,5 +361,5 @@ def test_a_gate_on_what_is_not_evaluated_names_the_rule_the_metric_and_the_neare
 
     assert message == (
         f"spec.evaluation.gate: gate names a metric that is not evaluated: gate[1] is {written};"
-        f" add it to metrics, or one of your own to custom{told}"
+        f" add it to metrics, or your own to custom or tasks{told}"
     )

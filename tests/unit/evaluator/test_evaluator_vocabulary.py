@@ -40,13 +40,16 @@ def test_metrics_of_plain_text_need_no_completions_and_all_others_have_a_task_th
         "general-perplexity",
         "cola",
         "cola-pairs",
+        "tasks",
     }
     assert {metric.value for metric in Metric if not is_per_row(metric)} == {
         "cola",
         "cola-pairs",
         "general-perplexity",
         "latency",
+        "tasks",
     }
+    assert not is_per_row("capitals.acc")
 
 
 def test_each_acceptable_sentence_is_followed_by_its_broken_twin() -> None:

@@ -38,7 +38,7 @@ from finetuning_workload.errors import Interrupted, UserError
 from finetuning_workload.program import Context, StopFlag
 
 # Some of these models write no word, which has no readability.
-ALL_METRICS = tuple(each for each in Metric if each not in {Metric.CUSTOM, *READABILITY_METRICS})
+ALL_METRICS = tuple(each for each in Metric if each not in {Metric.CUSTOM, Metric.TASKS, *READABILITY_METRICS})
 CPU = torch.device("cpu")
 
 
