@@ -28,6 +28,7 @@ from finetuning_api.base import (
 )
 from finetuning_api.custom import CustomMetricSpec, TaskSpec
 from finetuning_api.dataset import DatasetSpec, OverlongPolicy, learned_prompt_rule
+from finetuning_api.deepspeed import DeepSpeedSpec
 from finetuning_api.export import MOST_EXPORTS, ExportSpec, ExportStatus
 from finetuning_api.metrics import GROUPS, EvaluationRow, GateRule, Metric, RequestedMetric, Verdict
 from finetuning_api.notification import MOST_NOTIFICATIONS, NotificationSpec, NotificationStatus
@@ -185,6 +186,22 @@ class ParallelStrategy(StrEnum):
 class ParallelismSpec(ApiModel):
     """How many processes train together."""
 
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            rule="!has(self.deepspeed) || self.strategy == 'deepspeed'",
+            message="parallelism.deepspeed has settings of the strategy deepspeed: set strategy to deepspeed, or remove"
+            " them",
+            field="strategy",
+        ),
+        CelRule(
+            rule="!has(self.deepspeed) || self.deepspeed.offload == 'none'"
+            " || self.workers * self.processesPerWorker > 1",
+            message="one process trains without DeepSpeed, which would offload: set workers or processesPerWorker to 2"
+            " or more, or remove offload",
+            field="deepspeed.offload",
+        ),
+    )
+
     workers: int = Field(
         default=1, ge=1, le=1024, description="Pods that train together; one machine (finetune run) is one worker."
     )
@@ -197,7 +214,10 @@ class ParallelismSpec(ApiModel):
     strategy: ParallelStrategy = Field(
         default=ParallelStrategy.AUTO,
         description="ddp (also auto): each process has the whole model; fsdp: weights and moments are divided;"
-        " deepspeed is not supported yet.",
+        " deepspeed: what its stage says is divided, and can lie in the memory of the host.",
+    )
+    deepspeed: DeepSpeedSpec | None = Field(
+        default=None, description="Settings of the strategy deepspeed; unset is its stage 2."
     )
 
 

@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch lists nothing as exported
 from torch.distributed.fsdp import FSDPModule
@@ -20,6 +20,7 @@ from finetuning_api.runconfig import TrainConfig
 from finetuning_trainer import loop
 from finetuning_trainer.group import Ranks, joined
 from finetuning_trainer.train import train_in_group
+from finetuning_trainer.zero import Zero
 from finetuning_workload.errors import Interrupted
 from finetuning_workload.program import Context, StopFlag
 
@@ -51,9 +52,13 @@ class Told:
     """Modules of FSDP2's own type."""
     sharded_weights: int
     """Trained weights of which a rank keeps a part."""
+    engine: str = ""
+    """Of DeepSpeed: the types of its engine and of its optimizer, and the stage of ZeRO that it runs."""
+    share_of_moments: float = 1.0
+    """Of AdamW's moments, what the first rank keeps."""
 
 
-def run_in_ranks(cases: Sequence[Case], folder: Path, *, ranks: int = 2) -> list[Told]:
+def run_in_ranks(cases: Sequence[Case], folder: Path, *, ranks: int = 2, seconds: int = 240) -> list[Told]:
     """Run trainings in ranks under stock torchrun; return what the first rank said of each."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "cases.json"
@@ -65,7 +70,7 @@ def run_in_ranks(cases: Sequence[Case], folder: Path, *, ranks: int = 2) -> list
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,11 +98,26 @@ def _train(case: Case, ranks: Ranks) -> Told:
         loop.compute_step = compute
     session = seen[-1]
     weights = [weight for weight in session.weights.values() if isinstance(weight, DTensor)]
-    return Told(
+    told = Told(
         end=end,
         strategy=session.strategy.name,
         sharded_modules=sum(isinstance(module, FSDPModule) for module in session.forward.model.modules()),
         sharded_weights=sum(weight.to_local().numel() < weight.numel() for weight in weights),
+    )
+    return _with_engine(told, session) if isinstance(session.strategy, Zero) else told
+
+
+def _with_engine(told: Told, session: loop.Session) -> Told:
+    """Add what is to be known of DeepSpeed."""
+    engine: Any = cast("Zero", session.strategy).engine.root
+    weights: list[Any] = list(session.weights.values())
+    moments = [state["exp_avg"].numel() for state in session.optimizer.state.values()]
+    stage = engine.zero_optimization_stage()
+    return replace(
+        told,
+        engine=f"{type(engine).__name__}, {type(engine.optimizer).__name__}, stage {stage}",
+        sharded_weights=sum(weight.ds_tensor.numel() < weight.ds_numel for weight in weights if stage == 3),
+        share_of_moments=sum(moments) / sum(weight.ds_numel if stage == 3 else weight.numel() for weight in weights),
     )
 
 

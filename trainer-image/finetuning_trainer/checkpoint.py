@@ -182,7 +182,7 @@ def restore(
 
     def moment(name: str, kind: str) -> torch.Tensor:
         whole = checkpoint.moments[f"{name}/{kind}"]
-        return whole if kind == _STEP else own(whole, weights[name])
+        return whole if kind == STEP else own(whole, weights[name])
 
     state = {
         index: {kind: moment(name, kind) for kind in _KINDS}
@@ -198,9 +198,10 @@ def restore_weights(checkpoint: Checkpoint, weights: dict[str, torch.nn.Paramete
             weight.copy_(own(checkpoint.weights[name], weight))
 
 
-_STEP = "step"
-_KINDS = (_STEP, "exp_avg", "exp_avg_sq")
-"""What AdamW remembers of each weight."""
+STEP = "step"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each weight, beside the number of its steps; each is as large as the weight."""
+_KINDS = (STEP, *MOMENTS)
 SAVED_COPIES = 3
 """Tensors of a checkpoint that are as large as the trained weights: these and AdamW's two moments, all in fp32."""
 

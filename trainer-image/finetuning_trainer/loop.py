@@ -27,16 +27,14 @@ from finetuning_trainer.checkpoint import (
     Position,
     Snapshot,
     checkpoint_of,
-    restore_weights,
     save_checkpoint,
-    snapshot,
 )
 from finetuning_trainer.evaluate import HeldOut, held_out_loss
 from finetuning_trainer.group import Group
 from finetuning_trainer.guard import Stopped, require_finite, training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loss import Forward
-from finetuning_trainer.optim import clip_gradients, learning_rate, set_learning_rate
+from finetuning_trainer.optim import learning_rate, set_learning_rate
 from finetuning_trainer.spikes import Spike, SpikeWatch
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_trainer.writer import CheckpointWriter
@@ -146,7 +144,7 @@ def _with_best_weights(session: Session, position: Position) -> Position:
     if checkpoint is None:
         _LOG.warning("the weights of step %d are the result: those of step %d are gone", position.step, best)
         return position.model_copy(update={"best_step": None})
-    restore_weights(checkpoint, session.weights, own=session.strategy.own)
+    session.strategy.restore_weights(checkpoint, session.weights)
     _LOG.info(
         "the weights of step %d are the result: their held-out loss is the lowest, %.4f", best, position.best_loss
     )
@@ -216,12 +214,12 @@ def compute_step(session: Session, step: int, *, saved_step: int | None) -> Step
         raise Stopped
     check = partial(require_finite, step=step + 1, training=training, saved_step=saved_step)
     check(nll, what="the training loss")
-    session.strategy.add_gradients(session.weights.values())
-    norm = clip_gradients(session.weights.values(), training.max_grad_norm)
-    check(norm, what="the norm of the gradients")
     rate = learning_rate(step, training=training, total=session.total_steps)
     set_learning_rate(session.optimizer, rate)
-    session.optimizer.step()
+    norm = session.strategy.update(
+        session.optimizer, list(session.weights.values()), greatest_norm=training.max_grad_norm
+    )
+    check(norm, what="the norm of the gradients")
     return StepOutcome(rows=rows, nll=nll, supervised=supervised, tokens=int(tokens), gradient_norm=norm, rate=rate)
 
 
@@ -233,7 +231,7 @@ def _accumulate(session: Session, step: int, rows: list[int], supervised: int) -
     """
     while True:
         _set_chance(session, step)
-        session.optimizer.zero_grad(set_to_none=True)
+        session.strategy.forget_gradients(session.optimizer)
         try:
             return _accumulate_once(session, rows, supervised)
         except UserError as error:
@@ -277,7 +275,7 @@ def _accumulate_once(session: Session, rows: list[int], supervised: int) -> tupl
             continue
         with training_memory_errors(f"a forward and backward pass over {batch.tokens} tokens"):
             summed = session.strategy.summed_nll(session.forward, batch)
-            (summed / supervised).backward()
+            session.strategy.backward(summed / supervised)
         nll += summed.detach().double().cpu()
     return float(nll), tokens, stopped
 
@@ -310,7 +308,7 @@ def _evaluation_loss(session: Session, step: int, saved: _Saved) -> float | None
 def _save(session: Session, position: Position, saved: _Saved) -> None:
     if position.step in {0, saved.step}:
         return
-    state = snapshot(session.weights, session.optimizer, whole=session.strategy.whole)
+    state = session.strategy.snapshot(session.weights, session.optimizer)
     saved.step = position.step
     if session.group.world.rank != 0:
         return

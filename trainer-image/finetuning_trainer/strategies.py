@@ -1,28 +1,37 @@
 """Which strategy a training has, and which are not there."""
 
+from importlib.util import find_spec
+
 import torch
 
+from finetuning_api.deepspeed import DeepSpeedSpec
 from finetuning_api.finetuningjob import ParallelismSpec, ParallelStrategy
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import TrainingInputs
 from finetuning_trainer.group import Group
 from finetuning_trainer.sharded import Sharded
 from finetuning_trainer.strategy import Replicated, SingleProcess
+from finetuning_trainer.zero import Zero
 from finetuning_workload.errors import UserError
 
 
 def require_known(config: TrainingInputs) -> None:
-    """Raise UserError(UNSUPPORTED) for what this release does not have."""
+    """Raise UserError(UNSUPPORTED) for what this release, or the environment that runs it, does not have."""
     parallelism = config.parallelism
-    if config.script is not None and parallelism.workers * parallelism.processes_per_worker > 1:
+    several = parallelism.workers * parallelism.processes_per_worker > 1
+    if config.script is not None and several:
         message = (
             f"spec.script runs as one program, and spec.parallelism asks for {parallelism.workers} workers with"
             f" {parallelism.processes_per_worker} processes each"
         )
         raise UserError(Reason.UNSUPPORTED, message, "Set workers and processesPerWorker to 1.")
-    if parallelism.strategy is ParallelStrategy.DEEPSPEED:
-        message = "spec.parallelism.strategy is deepspeed, which this release does not have"
-        raise UserError(Reason.UNSUPPORTED, message, "Use fsdp, which divides weights and moments as ZeRO-3 does.")
+    if several and parallelism.strategy is ParallelStrategy.DEEPSPEED and find_spec("deepspeed") is None:
+        message = "spec.parallelism.strategy is deepspeed, and deepspeed is not installed beside the trainer"
+        hint = (
+            "pip install 'finetuning-operator[deepspeed]' on this machine, or an image with it (docs/images.md); or use"
+            " fsdp, which divides what ZeRO-3 does."
+        )
+        raise UserError(Reason.UNSUPPORTED, message, hint)
 
 
 def choose_strategy(
@@ -33,4 +42,6 @@ def choose_strategy(
         return SingleProcess(device, dtype, group)
     if parallelism.strategy is ParallelStrategy.FSDP:
         return Sharded(device, dtype, group)
+    if parallelism.strategy is ParallelStrategy.DEEPSPEED:
+        return Zero(device, dtype, group, spec=parallelism.deepspeed or DeepSpeedSpec())
     return Replicated(device, dtype, group)

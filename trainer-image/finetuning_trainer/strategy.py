@@ -1,6 +1,7 @@
 """Where the work is done, in which precision, and how a step is shared among processes."""
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,10 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from peft.helpers import disable_input_dtype_casting
 
+from finetuning_api.finetuningjob import TrainingSpec
 from finetuning_trainer.adapters import Trainee
 from finetuning_trainer.batching import Division, MicroBatch
+from finetuning_trainer.checkpoint import Checkpoint, Snapshot, restore, restore_weights, snapshot
 from finetuning_trainer.group import Alone, Group
 from finetuning_trainer.loss import Forward
+from finetuning_trainer.optim import clip_gradients, make_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,47 @@ class SingleProcess:
         """Return the micro-batches of a step that this process computes."""
         return list(division.of(rows, lengths))
 
+    def optimizer(self, weights: Iterable[torch.nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
+        """Return what updates the weights of a distributed model."""
+        return make_optimizer(weights, training)
+
+    def forget_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin a step without any."""
+        optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a part of the step's loss."""
+        loss.backward()
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, weights: Sequence[torch.nn.Parameter], *, greatest_norm: float
+    ) -> float:
+        """Clip the gradients of all processes and step on them; return their norm before.
+
+        Where it is not finite, the weights stay as they are.
+        """
+        self.add_gradients(weights)
+        norm = clip_gradients(weights, greatest_norm)
+        if math.isfinite(norm):
+            optimizer.step()
+        return norm
+
     def add_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
         """Make the gradients of this process those of all."""
+
+    def snapshot(self, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> Snapshot:
+        """Return the tensors of a checkpoint, whole. Every rank must call it."""
+        return snapshot(weights, optimizer, whole=self.whole)
+
+    def restore(
+        self, checkpoint: Checkpoint, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Put a checkpoint's weights and moments in place."""
+        restore(checkpoint, weights=weights, optimizer=optimizer, own=self.own)
+
+    def restore_weights(self, checkpoint: Checkpoint, weights: dict[str, torch.nn.Parameter]) -> None:
+        """Put a checkpoint's weights in place."""
+        restore_weights(checkpoint, weights, own=self.own)
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return all of a tensor of the model or the optimizer."""

@@ -20,7 +20,6 @@ from finetuning_trainer.checkpoint import (
     checkpoint_of,
     latest_checkpoint,
     remove_checkpoints,
-    restore,
 )
 from finetuning_trainer.evaluate import HeldOut, chosen_rows
 from finetuning_trainer.events import EventFiles
@@ -30,7 +29,6 @@ from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loop import Session, train
 from finetuning_trainer.loss import Forward
-from finetuning_trainer.optim import make_optimizer
 from finetuning_trainer.output import finished_result, save_output, train_result
 from finetuning_trainer.plan import TrainingPlan, make_plan
 from finetuning_trainer.probe import choose_paths
@@ -277,7 +275,7 @@ def _session(
         forward=forward,
         strategy=prepared.strategy,
         weights=weights,
-        optimizer=make_optimizer(weights.values(), prepared.config.training),
+        optimizer=prepared.strategy.optimizer(weights.values(), prepared.config.training),
         checkpoints=checkpoints,
         writer=writer,
         identity=prepared.identity,
@@ -292,7 +290,7 @@ def _session(
 def _start(prepared: _Prepared, session: Session) -> Position:
     if prepared.checkpoint is None:
         return Position(dtype=prepared.plan.dtype, damaged_checkpoints=prepared.damaged)
-    restore(prepared.checkpoint, weights=session.weights, optimizer=session.optimizer, own=prepared.strategy.own)
+    prepared.strategy.restore(prepared.checkpoint, session.weights, session.optimizer)
     position = prepared.checkpoint.position
     _LOG.info("resumed from the checkpoint of step %d of %d", position.step, session.total_steps)
     damaged = tuple(sorted({*position.damaged_checkpoints, *prepared.damaged}))

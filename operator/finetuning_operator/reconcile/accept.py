@@ -3,8 +3,9 @@
 from pydantic.alias_generators import to_camel
 
 from finetuning_api.base import ConditionType
+from finetuning_api.deepspeed import refused_settings
 from finetuning_api.evaluationjob import EvaluationJobSpec
-from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, Objective, ParallelStrategy
+from finetuning_api.finetuningjob import FineTuningJob, FineTuningJobSpec, MethodType, Objective
 from finetuning_api.reasons import Reason
 from finetuning_api.sources import PATH_ADVICE, Scheme
 from finetuning_operator.reconcile.allowed import (
@@ -49,6 +50,8 @@ def refusal_of(job: FineTuningJob, settings: Settings) -> Refusal | None:
         return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported))
     if tuning := refused_tuning(job.spec):
         return Refusal(Reason.INVALID_SPEC, tuning)
+    if engine := _refused_engine(job.spec):
+        return Refusal(Reason.INVALID_SPEC, engine)
     if not settings.local and (lacking := _lacking_accelerators(job.spec)):
         return Refusal(Reason.INVALID_SPEC, lacking)
     return None if is_true(job.status.conditions, ConditionType.ACCEPTED) else _not_allowed(job, settings)
@@ -95,15 +98,10 @@ def _sources(spec: FineTuningJobSpec) -> Sources:
 
 
 def _unsupported(spec: FineTuningJobSpec) -> tuple[str, ...]:
-    parallelism = spec.parallelism
     checks = (
         (
             spec.method.type is MethodType.QLORA and spec.script is None,
             "spec.method.type qlora is not supported by this release; use lora, or bring a script (spec.script)",
-        ),
-        (
-            parallelism.strategy is ParallelStrategy.DEEPSPEED,
-            "spec.parallelism.strategy deepspeed is not supported by this release; fsdp does what ZeRO-3 does",
         ),
         *_unsupported_with_dpo(spec),
     )
@@ -128,6 +126,13 @@ def _unsupported_with_dpo(spec: FineTuningJobSpec) -> tuple[tuple[bool, str], ..
         ),
         (dpo and spec.tuning is not None, f"spec.tuning is not supported {advice}; remove it"),
     )
+
+
+def _refused_engine(spec: FineTuningJobSpec) -> str:
+    """Return why settings in DeepSpeed's own words are not taken; nothing where all are."""
+    settings = spec.parallelism.deepspeed
+    refused = refused_settings(settings.config) if settings else ()
+    return f"spec.parallelism.deepspeed.config has {', '.join(refused)}" if refused else ""
 
 
 def _lacking_accelerators(spec: FineTuningJobSpec) -> str:

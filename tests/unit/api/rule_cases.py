@@ -66,6 +66,10 @@ def _tuned(*parameters: Mapping[str, object], **tuning: object) -> Manifest:
     return job(tuning={"parameters": [{"name": "method.rank", **each} for each in parameters], **tuning})
 
 
+def _divided(**deepspeed: object) -> Manifest:
+    return job(parallelism={"processesPerWorker": 2, "strategy": "deepspeed", "deepspeed": deepspeed})
+
+
 _MODEL = {"source": "hf://owner/model"}
 _SCRIPT = {"source": "configmap://sft", "command": ["python", "sft.py"]}
 _ADAPTER = {"name": "a", "jobRef": "b"}
@@ -128,6 +132,24 @@ RULE_CASES: tuple[RuleCase, ...] = (
         "spec.parallelism.strategy",
         job(method={"type": "qlora"}, parallelism={"strategy": "ddp"}),
         job(method={"type": "qlora"}, parallelism={"strategy": "fsdp"}),
+    ),
+    RuleCase(
+        "parallelism.deepspeed has settings",
+        "spec.parallelism.strategy",
+        job(parallelism={"strategy": "deepspeed", "deepspeed": {"config": {"zero_optimization": {"anything": 1}}}}),
+        job(parallelism={"deepspeed": {"stage": 3}}),
+    ),
+    RuleCase(
+        "one process trains without DeepSpeed",
+        "spec.parallelism.deepspeed.offload",
+        _divided(offload="optimizer"),
+        job(parallelism={"strategy": "deepspeed", "deepspeed": {"offload": "optimizer"}}),
+    ),
+    RuleCase(
+        "offload all takes weights that are divided",
+        "spec.parallelism.deepspeed.offload",
+        _divided(offload="all", stage=3),
+        _divided(offload="all"),
     ),
     RuleCase(
         "give either values or both min and max",

@@ -6,6 +6,7 @@ from tests.support.objects import DIGEST, NOW, RESULTS, World, failed, job
 
 from finetuning_api.base import ConditionStatus, ConditionType, StageState
 from finetuning_api.dataset import DatasetSpec
+from finetuning_api.deepspeed import DeepSpeedSpec
 from finetuning_api.evaluationjob import EvaluationJobStatus
 from finetuning_api.finetuningjob import CanaryShare, FineTuningJob, FineTuningJobStatus, JobPhase, ServingSpec
 from finetuning_api.inferenceserver import CanarySpec, InferenceServer
@@ -658,12 +659,33 @@ def test_pod_that_waits_too_long_ends_the_job() -> None:
     assert made.holds(ConditionType.FAILED)
 
 
+def engine(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a specification: two processes of DeepSpeed, with settings in its own words."""
+    return {"parallelism": {"processesPerWorker": 2, "strategy": "deepspeed", "deepspeed": {"config": config}}}
+
+
 @pytest.mark.parametrize(
     ("spec", "reason", "word"),
     [
         ({"model": {"source": "/models/tiny"}}, Reason.INVALID_SPEC, "spec.model.source"),
         ({"method": {"type": "qlora"}}, Reason.UNSUPPORTED, "qlora"),
-        ({"parallelism": {"strategy": "deepspeed"}}, Reason.UNSUPPORTED, "deepspeed"),
+        (
+            engine({"optimizer": {"type": "Adam"}, "bf16": {"enabled": True}, "autotuning": {}}),
+            Reason.INVALID_SPEC,
+            (
+                "spec.parallelism.deepspeed.config has optimizer (set spec.training.learningRate and weightDecay),"
+                " bf16 (set spec.training.precision), autotuning (remove it)"
+            ),
+        ),
+        (
+            engine({"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000, "zenflow": {}}}),
+            Reason.INVALID_SPEC,
+            (
+                "config has zero_optimization.stage (set spec.parallelism.deepspeed.stage),"
+                " zero_optimization.zenflow (remove it)"
+            ),
+        ),
+        (engine({"zero_optimization": 3}), Reason.INVALID_SPEC, "config has zero_optimization (remove it)"),
         (
             {"parallelism": {"processesPerWorker": 4}, "resources": {"limits": {"nvidia.com/gpu": "2"}}},
             Reason.INVALID_SPEC,
@@ -686,7 +708,7 @@ def test_what_cannot_be_done_is_refused_at_once(spec: dict[str, Any], reason: Re
     "spec",
     [
         {"method": {"type": "qlora"}},
-        {"parallelism": {"strategy": "deepspeed"}},
+        engine({"gradient_clipping": 1.0}),
     ],
 )
 def test_one_machine_and_a_cluster_refuse_the_same_with_the_same_words(spec: dict[str, Any]) -> None:
@@ -728,7 +750,19 @@ def test_workers_are_pods_and_one_machine_is_one_worker(*, local: bool, workers:
         "workers": workers,
         "processes_per_worker": 2,
         "strategy": "fsdp",
+        "deepspeed": None,
     }
+
+
+def test_settings_of_deepspeed_reach_the_trainer_as_they_are_written() -> None:
+    config = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
+    made = world(job(**engine(config)))
+    made.finish_relocations()
+    made.finish(KEY, "preflight")
+    (step,) = made.plans[KEY].steps
+
+    assert isinstance(step.config, TrainConfig)
+    assert step.config.parallelism.deepspeed == DeepSpeedSpec(stage=2, config=config)
 
 
 @pytest.mark.parametrize("limits", [{"nvidia.com/gpu": "2"}, {"cpu": "1", "rdma/hca": "1"}])

@@ -1,6 +1,7 @@
 """Preflight: everything that can be wrong is told before an accelerator is taken."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,22 @@ def test_weights_that_cannot_fit_are_refused_and_tight_memory_is_a_warning(
 
 
 def test_what_is_not_supported_is_refused_by_name(workshop: Workshop) -> None:
-    deepspeed = ParallelismSpec(strategy=ParallelStrategy.DEEPSPEED)
-    assert "parallelism.strategy is deepspeed" in refusal(workshop, parallelism=deepspeed).message
     assert "method.type is qlora" in refusal(workshop, method={"type": "qlora"}).message
+
+
+def test_a_strategy_whose_package_is_lacking_says_what_to_install(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ParallelismSpec(processes_per_worker=2, strategy=ParallelStrategy.DEEPSPEED)
+    checked(workshop, parallelism=two)
+
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # As where it is not installed.
+    error = refusal(workshop, parallelism=two)
+
+    assert error.reason is Reason.UNSUPPORTED
+    assert "deepspeed is not installed beside the trainer" in error.message
+    assert "pip install 'finetuning-operator[deepspeed]'" in error.hint
+    checked(workshop, parallelism=ParallelismSpec(strategy=ParallelStrategy.DEEPSPEED))
 
 
 def test_the_program_tells_a_user_s_mistake_without_a_traceback(workshop: Workshop) -> None:

@@ -13,7 +13,8 @@ from tests.support.served import free_port
 from tests.support.training import Running, Workshop, quiet_context, start_trainer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch lists nothing as exported
 
-from finetuning_api.finetuningjob import ParallelismSpec
+from finetuning_api.deepspeed import DeepSpeedSpec
+from finetuning_api.finetuningjob import ParallelismSpec, ParallelStrategy
 from finetuning_api.reasons import ExitCode, Reason
 from finetuning_api.runconfig import LastWords, TrainResult
 from finetuning_trainer.meeting import Arrival, Failure, Loss, Meeting, Seat
@@ -76,6 +77,33 @@ def test_processes_of_one_worker_train_together_and_stop_with_a_checkpoint(works
     (checkpoint,) = workshop.checkpoints.glob("step-*")
     assert ended.words.message.startswith(f"stopped at step {int(checkpoint.name.removeprefix('step-'))} of")
     assert "Traceback" not in ended.log
+
+
+def test_ranks_of_deepspeed_need_no_compiler_and_stop_with_a_checkpoint(workshop: Workshop) -> None:
+    divided = ParallelismSpec(processes_per_worker=2, strategy=ParallelStrategy.DEEPSPEED)
+    without = {"PATH": str(workshop.folder / "no-programs"), "CXX": "", "CC": ""}
+    trainer = start_trainer(workshop.train_config(parallelism=divided, **ENDLESS), workshop.folder, environment=without)
+    with killed_at_last(trainer):
+        wait_for_steps(workshop, trainer)
+        trainer.process.send_signal(signal.SIGTERM)
+        ended = trainer.ended()
+
+    assert (ended.code, ended.words.reason) == (ExitCode.INTERRUPTED, Reason.INTERRUPTED)
+    (checkpoint,) = workshop.checkpoints.glob("step-*")
+    assert ended.words.message.startswith(f"stopped at step {int(checkpoint.name.removeprefix('step-'))} of")
+    assert "Traceback" not in ended.log
+
+
+def test_settings_that_deepspeed_refuses_are_told_in_its_words(workshop: Workshop) -> None:
+    spec = DeepSpeedSpec(stage=1, config={"zero_optimization": {"reduce_bucket_size": "large"}})
+    divided = ParallelismSpec(processes_per_worker=2, strategy=ParallelStrategy.DEEPSPEED, deepspeed=spec)
+    trainer = start_trainer(workshop.train_config(parallelism=divided), workshop.folder)
+    with killed_at_last(trainer):
+        ended = trainer.ended()
+
+    assert (ended.code, ended.words.reason) == (ExitCode.USER_ERROR, Reason.INVALID_SPEC)
+    assert "DeepSpeed refuses spec.parallelism.deepspeed.config" in ended.words.message
+    assert "reduce_bucket_size" in ended.words.message
 
 
 def test_a_rank_that_is_killed_ends_the_attempt_by_its_name(workshop: Workshop) -> None:
