@@ -54,8 +54,6 @@ _NAMES_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _STEADY_SECONDS = 60.0
 _QUIET_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
-_FIRST = -15
-"""Niceness of what is scheduled before everything else."""
 _PATIENCE = 60
 """Looks."""
 _SECONDS = 900.0
@@ -71,6 +69,8 @@ class Bench:
     cluster: Cluster
     identity: Identity
     folder: Path
+    components: frozenset[int]
+    """Processes of the control plane and the fake nodes."""
 
     @contextmanager
     def operator(
@@ -391,10 +391,10 @@ def growth(bench: Bench, *, sizes: Sequence[int], resync: float) -> None:
             _say(f"  {jobs:5} jobs: {spent}; all first children after {last:.0f} s, all told after {seconds:.0f} s")
 
 
-def progress(bench: Bench, *, jobs: int, interval: float, seconds: float, first: bool) -> None:
+def progress(bench: Bench, *, jobs: int, interval: float, seconds: float, apart: bool) -> None:
     """Let training jobs report to the operator, each with the token of its pod, and measure after the first reports.
 
-    ``first`` schedules the operator and the jobs before everything else here, as if they had cores of their own.
+    ``apart`` gives the control plane one core, and operator and jobs the others: in a cluster it has nodes of its own.
     """
     namespace, port = bench.namespace("run"), free_port()
     options = {"FINETUNING_PROGRESS_URL": f"https://localhost:{port}", "FINETUNING_PROGRESS_PORT": str(port)}
@@ -406,9 +406,9 @@ def progress(bench: Bench, *, jobs: int, interval: float, seconds: float, first:
         with ThreadPoolExecutor(_CREATORS) as executor:
             reporting = tuple(executor.map(partial(_reporter, bench), trainers))
         Load(port, str(ca), interval, seconds, keep_alive=True, jobs=reporting).write(told)
-        if first:
-            os.setpriority(os.PRIO_PROCESS, operator.process.pid, _FIRST)
-        seen, before, after = _report(operator, told, niceness=_FIRST if first else 0)
+        if apart:
+            _set_apart(bench.components, {operator.process.pid, os.getpid()})
+        seen, before, after = _report(operator, told)
     reports, spent = len(seen.milliseconds), after.cpu - before.cpu
     written, allowed = (after.writes - before.writes) / seen.seconds, Options().api_qps * PROGRESS_SHARE
     _say(f"{jobs} training jobs, each reporting every {interval:g} s, for {seen.seconds:.0f} s")
@@ -419,9 +419,18 @@ def progress(bench: Bench, *, jobs: int, interval: float, seconds: float, first:
     _say(f"  operator CPU                     {cpu}")
 
 
-def _report(operator: OperatorProcess, load: Path, *, niceness: int) -> tuple[Tally, Reading, Reading]:
+def _set_apart(some: Iterable[int], others: Iterable[int]) -> None:
+    """Keep some processes on the first core and others off it; what they start stays where they are."""
+    first, *rest = sorted(os.sched_getaffinity(0))
+    for processes, cores in ((some, {first}), (others, set(rest))):
+        for process in processes:
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), cores)
+
+
+def _report(operator: OperatorProcess, load: Path) -> tuple[Tally, Reading, Reading]:
     """Let jobs report; return what they saw, and what the operator had spent when it began to count and at the end."""
-    command = ["nice", "-n", str(niceness), sys.executable, "-m", "bench.progress.reporters", str(load)]
+    command = [sys.executable, "-m", "bench.progress.reporters", str(load)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout or ())
         if next(lines, "").strip() != MEASURING:
@@ -526,7 +535,7 @@ def _bench() -> Iterator[Bench]:
         running = stack.enter_context(client.use(folder / "control-plane"))
         cluster = Cluster.connect(Path(running.kubeconfig), program=Path(running.kubectl))
         install_definitions(cluster, REPOSITORY / "crds")
-        yield Bench(cluster, Identity.install(cluster), folder)
+        yield Bench(cluster, Identity.install(cluster), folder, frozenset(running.components.values()))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -543,7 +552,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--reporting-jobs", type=int, default=1000)
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between two reports of a job")
     parser.add_argument("--report-seconds", type=float, default=60.0, help="how long reports are measured")
-    parser.add_argument("--first", action="store_true", help="progress: schedule operator and jobs first; as root")
+    parser.add_argument(
+        "--apart", action="store_true", help="progress: the control plane on one core, operator and jobs on the others"
+    )
     told = parser.parse_args(arguments)
     runs: dict[str, Callable[[Bench], Any]] = {
         "latency": lambda bench: latency(bench, jobs=told.latency_jobs),
@@ -552,7 +563,7 @@ def main(arguments: Sequence[str]) -> None:
         "stored": lambda bench: stored(bench, jobs=told.stored_jobs, active=told.active_jobs),
         "growth": lambda bench: growth(bench, sizes=told.sizes, resync=told.resync),
         "progress": lambda bench: progress(
-            bench, jobs=told.reporting_jobs, interval=told.interval, seconds=told.report_seconds, first=told.first
+            bench, jobs=told.reporting_jobs, interval=told.interval, seconds=told.report_seconds, apart=told.apart
         ),
     }
     _say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

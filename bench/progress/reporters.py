@@ -79,7 +79,10 @@ class _Wire:
         """Return whether a report was taken."""
         try:
             if self.stream is None:
-                self.stream = await asyncio.open_connection("localhost", self.load.port, ssl=self.context, limit=4096)
+                # By address: asyncio looks names up in threads, for which the other jobs of this process would wait.
+                self.stream = await asyncio.open_connection(
+                    "127.0.0.1", self.load.port, ssl=self.context, server_hostname="localhost", limit=4096
+                )
             reader, writer = self.stream
             writer.write(request)
             answer = await reader.readuntil(b"\r\n\r\n")

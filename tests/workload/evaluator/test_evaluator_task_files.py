@@ -63,6 +63,19 @@ def test_its_metrics_have_intervals_tests_and_gates_like_any_other(world: Path, 
         assert "colours.acc_norm" in (tmp_path / "report" / name).read_text()
 
 
+@pytest.mark.parametrize(("metric", "right"), [("acc", [True, False]), ("acc_norm", [False, True])])
+def test_a_normalized_answer_is_judged_by_its_likelihood_for_each_character(
+    tmp_path: Path, metric: str, right: list[bool]
+) -> None:
+    task = load_task(write_task(tmp_path, doc_to_choice=["red", "a dark yellow"], doc_to_target="{{number % 2}}"))
+    # Of three and of thirteen characters: the first is likelier, the second for each of its characters.
+    scores = TaskScores(log_likelihoods=((-4.0, -8.0),) * len(task.documents))
+
+    observed = observe(task, metric, scores).components[:2, 0]
+
+    assert observed.tolist() == right
+
+
 def test_scores_that_are_there_are_not_computed_again_unless_the_data_changed(world: Path, tmp_path: Path) -> None:
     first = evaluation(world, tmp_path).model_copy(update={"cache_path": str(tmp_path / "scores")})
     evaluate(first, bare_context())
