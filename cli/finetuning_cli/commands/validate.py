@@ -5,7 +5,10 @@ from pathlib import Path
 
 import typer
 
+from finetuning_api.finetuningjob import FineTuningJob
+from finetuning_api.validation import Document, belongs_to_api, parse_manifest
 from finetuning_cli.manifest import mistakes, read_documents
+from finetuning_operator.reconcile.accept import refused_by_release
 from finetuning_workload.errors import UserError
 
 
@@ -24,6 +27,18 @@ def validate_files(files: Sequence[Path]) -> int:
 
 def _mistakes(path: Path) -> list[str]:
     try:
-        return mistakes(path, read_documents(path))
+        documents = read_documents(path)
     except UserError as error:
         return [" ".join(part for part in (error.message, error.hint) if part)]
+    return mistakes(path, documents) or _refusals(path, documents)
+
+
+def _refusals(path: Path, documents: Sequence[Document]) -> list[str]:
+    """Return what the rules of the types cannot say, and would be told as ``Accepted=False``."""
+    found = []
+    for document in documents:
+        resource = parse_manifest(document.content) if belongs_to_api(document.content) else None
+        refusal = refused_by_release(resource.spec) if isinstance(resource, FineTuningJob) else None
+        if refusal is not None:
+            found.append(f"{path}:{document.line}: {refusal.message}")
+    return found

@@ -45,16 +45,20 @@ def refusal_of(job: FineTuningJob, settings: Settings) -> Refusal | None:
     paths = refused_paths(_sources(job.spec), settings)
     if paths is not None:
         return paths
-    unsupported = _unsupported(job.spec)
-    if unsupported:
-        return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported))
-    if tuning := refused_tuning(job.spec):
-        return Refusal(Reason.INVALID_SPEC, tuning)
-    if engine := _refused_engine(job.spec):
-        return Refusal(Reason.INVALID_SPEC, engine)
+    if refusal := refused_by_release(job.spec):
+        return refusal
     if not settings.local and (lacking := _lacking_accelerators(job.spec)):
         return Refusal(Reason.INVALID_SPEC, lacking)
     return None if is_true(job.status.conditions, ConditionType.ACCEPTED) else _not_allowed(job, settings)
+
+
+def refused_by_release(spec: FineTuningJobSpec) -> Refusal | None:
+    """Return why no installation of this release accepts a job, beyond what the rules of its type refuse."""
+    if unsupported := _unsupported(spec):
+        return Refusal(Reason.UNSUPPORTED, "; ".join(unsupported))
+    if mistake := refused_tuning(spec) or _refused_engine(spec):
+        return Refusal(Reason.INVALID_SPEC, mistake)
+    return None
 
 
 def _not_allowed(job: FineTuningJob, settings: Settings) -> Refusal | None:

@@ -111,6 +111,31 @@ def test_validate_reports_every_mistake_of_every_file(tmp_path: Path) -> None:
     assert f"{bad}:4: spec.sorce" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ("method: {type: qlora}", "spec.method.type qlora is not supported"),
+        (
+            "parallelism: {workers: 2, strategy: deepspeed, deepspeed: {config: {train_batch_size: 8}}}",
+            "spec.parallelism.deepspeed.config has train_batch_size (set spec.training.batchSize)",
+        ),
+    ],
+)
+def test_validate_tells_what_would_not_be_accepted_anywhere(tmp_path: Path, fields: str, told: str) -> None:
+    manifest = tmp_path / "job.yaml"
+    manifest.write_text(
+        "# Two lines before\n---\n"
+        "apiVersion: finetuning.dev/v1alpha1\nkind: FineTuningJob\nmetadata: {name: a}\nspec:\n"
+        "  model: {source: 'hf://a/b'}\n  dataset: {source: 'hf://datasets/a/b', completion: '{text}'}\n"
+        f"  {fields}\n"
+    )
+
+    done = RUNNER.invoke(app, ["validate", str(manifest)])
+
+    assert done.exit_code == 1
+    assert f"{manifest}:3: {told}" in done.stdout
+
+
 def test_unknown_field_starts_nothing(tmp_path: Path) -> None:
     manifest = tmp_path / "job.yaml"
     manifest.write_text(
