@@ -24,6 +24,7 @@ from finetuning_workload.errors import EnvironmentFault, Interrupted, ProgramErr
 
 ENDLESS: dict[str, Any] = {"epochs": 1000, "batch_size": 2}
 TWO_PROCESSES = ParallelismSpec(processes_per_worker=2)
+TWO_PROCESSES_OF_DEEPSPEED = ParallelismSpec(processes_per_worker=2, strategy=ParallelStrategy.DEEPSPEED)
 TWO_WORKERS = ParallelismSpec(workers=2)
 
 
@@ -66,23 +67,20 @@ def start_workers(workshop: Workshop, **training: Any) -> tuple[Running, Running
     return one, two
 
 
-def test_processes_of_one_worker_train_together_and_stop_with_a_checkpoint(workshop: Workshop) -> None:
-    trainer = start_trainer(workshop.train_config(parallelism=TWO_PROCESSES, **ENDLESS), workshop.folder)
-    with killed_at_last(trainer):
-        wait_for_steps(workshop, trainer)
-        trainer.process.send_signal(signal.SIGTERM)
-        ended = trainer.ended()
-
-    assert (ended.code, ended.words.reason) == (ExitCode.INTERRUPTED, Reason.INTERRUPTED)
-    (checkpoint,) = workshop.checkpoints.glob("step-*")
-    assert ended.words.message.startswith(f"stopped at step {int(checkpoint.name.removeprefix('step-'))} of")
-    assert "Traceback" not in ended.log
-
-
-def test_ranks_of_deepspeed_need_no_compiler_and_stop_with_a_checkpoint(workshop: Workshop) -> None:
-    divided = ParallelismSpec(processes_per_worker=2, strategy=ParallelStrategy.DEEPSPEED)
-    without = {"PATH": str(workshop.folder / "no-programs"), "CXX": "", "CC": ""}
-    trainer = start_trainer(workshop.train_config(parallelism=divided, **ENDLESS), workshop.folder, environment=without)
+@pytest.mark.parametrize(
+    ("parallelism", "environment"),
+    [
+        (TWO_PROCESSES, {}),
+        # Whatever DeepSpeed would have to compile fails here.
+        (TWO_PROCESSES_OF_DEEPSPEED, {"PATH": "/no-programs", "CXX": "", "CC": ""}),
+    ],
+    ids=["ddp", "deepspeed-without-compiler"],
+)
+def test_processes_of_one_worker_train_together_and_stop_with_a_checkpoint(
+    workshop: Workshop, parallelism: ParallelismSpec, environment: dict[str, str]
+) -> None:
+    config = workshop.train_config(parallelism=parallelism, **ENDLESS)
+    trainer = start_trainer(config, workshop.folder, environment=environment)
     with killed_at_last(trainer):
         wait_for_steps(workshop, trainer)
         trainer.process.send_signal(signal.SIGTERM)
