@@ -1,9 +1,11 @@
 """For every rule between fields a manifest that keeps it and one that breaks it, and for every field two values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 
-from tests.unit.api.factories import Manifest, evaluation, job, named, relocation, server
+from tests.unit.api.factories import EVERY_KIND, Manifest, evaluation, job, named, relocation, server
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,12 @@ class RuleCase:
     accepted: Manifest
     rejected: Manifest
 
+    @property
+    def kind(self) -> str:
+        return str(self.rejected["kind"])
+
     def __str__(self) -> str:
-        return f"{self.path}-{self.message[:30]}"
+        return f"{self.kind}-{self.path}-{self.message[:30]}"
 
 
 def _pod(**options: object) -> Manifest:
@@ -81,8 +87,11 @@ _BY_CPU = {"maxReplicas": 3, "targetCpuUtilization": 60}
 _BY_QUERY = {"prometheus": {"serverAddress": "http://prometheus:9090", "query": "up", "threshold": 2}}
 _BY_DAY = {"timezone": "Europe/Berlin", "start": "0 8 * * 1-5", "end": "0 18 * * 1-5", "desiredReplicas": 2}
 
-RULE_CASES: tuple[RuleCase, ...] = (
-    RuleCase("the name needs at most 63 lower-case", "metadata.name", named(job(), "a1-b"), named(job(), "1a")),
+_WRITTEN: tuple[RuleCase, ...] = (
+    *(
+        RuleCase("the name needs at most 63 lower-case", "metadata.name", named(make(), "a1-b"), named(make(), "1a"))
+        for make in EVERY_KIND.values()
+    ),
     RuleCase("the name needs at most 52", "metadata.name", named(job(), "a" * 52), named(job(), "a" * 53)),
     RuleCase(
         "the name needs at most 52", "metadata.name", named(evaluation(), "a" * 52), named(evaluation(), "a" * 53)
@@ -598,6 +607,59 @@ RULE_CASES: tuple[RuleCase, ...] = (
         "spec.exports[0].to",
         job(exports=[{"name": "a", "to": "oci://r.example/a:1", "secretRef": {"name": "login"}}]),
         job(exports=[{"name": "a", "secretRef": {"name": "login"}}]),
+    ),
+)
+
+
+def _written(kind: str, *paths: str) -> tuple[RuleCase, ...]:
+    """Return the cases of a kind at fields whose paths begin so."""
+    return tuple(case for case in _WRITTEN if case.kind == kind and case.path.startswith(paths))
+
+
+def _elsewhere(
+    cases: Iterable[RuleCase], block: str, *, place: str, around: Callable[[Manifest], Manifest]
+) -> Iterator[RuleCase]:
+    """Take a block of fields out of each case and put it where another kind has the same fields.
+
+    Args:
+        cases: Cases of rules between fields of the block.
+        block: Path of the block in them.
+        place: Path of the block in the other kind.
+        around: Makes a manifest of the other kind that holds a block.
+    """
+    for case in cases:
+        accepted, rejected = (
+            around(reduce(getitem, block.split("."), manifest)) for manifest in (case.accepted, case.rejected)
+        )
+        yield RuleCase(case.message, place + case.path.removeprefix(block), accepted, rejected)
+
+
+_SOURCES = _written("Relocation", "spec.")
+_PODS = _written("FineTuningJob", "spec.pod.")
+RULE_CASES: tuple[RuleCase, ...] = (
+    *_WRITTEN,
+    *_elsewhere(_SOURCES, "spec", place="spec.model", around=lambda source: job(model=source)),
+    *_elsewhere(_SOURCES, "spec", place="spec.candidates[0].model", around=lambda source: _candidate(model=source)),
+    *_elsewhere(_SOURCES, "spec", place="spec.tokenizer", around=lambda source: server(tokenizer=source)),
+    *_elsewhere(_PODS, "spec.pod", place="spec.pod", around=lambda pod: evaluation(pod=pod)),
+    *_elsewhere(_PODS, "spec.pod", place="spec.pod", around=lambda pod: server(pod=pod)),
+    *_elsewhere(
+        _written("FineTuningJob", "spec.dataset."),
+        "spec.dataset",
+        place="spec.dataset",
+        around=lambda data: evaluation(dataset=data),
+    ),
+    *_elsewhere(
+        _written("EvaluationJob", "spec.dataset.rejected"),
+        "spec.dataset",
+        place="spec.dataset",
+        around=lambda data: job(dataset=data, training={"objective": "dpo"}),
+    ),
+    *_elsewhere(
+        _written("FineTuningJob", "spec.evaluation.gate[", "spec.evaluation.custom["),
+        "spec.evaluation",
+        place="spec",
+        around=lambda options: _compared(**options),
     ),
 )
 
