@@ -4,6 +4,7 @@ The operator is a process of its own; one serves all tests of this file that do 
 it writes.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,23 +12,26 @@ import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused, has_condition
 from tests.support.lifecycle import condition, is_running, resource, stage
-from tests.support.operator_process import ACCOUNT, BINDING, OPERATOR_NAMESPACE, Identity, OperatorProcess
+from tests.support.operator_process import ACCOUNT, BINDING, OPERATOR_NAMESPACE, Identity, OperatorProcess, free_port
 from tests.support.player import play
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
+from tests.support.progress import report
 from tests.support.site import ENV, Pool, Site, pool, uid
 
 RunOperator = Callable[..., OperatorProcess]
 POLICIES = {"finetuning-isolated", "finetuning-open", "finetuning-serving"}
 LABEL = "l" * 63
+MEGABYTE = "x" * 1_000_000
 SUSPENDED = "spec.suspend is true; set it to false to go on"
 
 
 @pytest.fixture(scope="module")
 def served(private_plane: PrivatePlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """An operator that serves a cluster of its own."""
-    cluster = private_plane.cluster
-    with pool(cluster, Identity.install(cluster), folder=tmp_path_factory.mktemp("objects")) as lent:
+    cluster, port = private_plane.cluster, str(free_port())
+    reports = {"PROGRESS_URL": f"https://localhost:{port}", "PROGRESS_PORT": port}
+    with pool(cluster, Identity.install(cluster), folder=tmp_path_factory.mktemp("objects"), **reports) as lent:
         yield lent
 
 
@@ -623,11 +627,35 @@ class TestHostileInput:
         assert done["status"]["serving"]["url"] == f"http://{name}.{site.namespace}.svc:8000"
         assert all(len(child) <= 63 for child in site.job_names() | site.names("PersistentVolumeClaim"))
 
-    @pytest.mark.parametrize("text", ["x" * 1_000_000, "\x00\x1b[2J\ufffd" * 1000, "[1,", '{"reason": []}'])
+    # A kubelet cuts last words off at 4,096 bytes. An API server does not: it takes what its etcd can hold, 1.5 MiB.
+    @pytest.mark.parametrize(
+        "text",
+        [MEGABYTE, json.dumps({"message": MEGABYTE}), "\x00\x1b[2J\ufffd" * 1000, "[1,", '{"reason": []}'],
+        ids=["megabyte", "megabyte-of-json", "binary", "cut-off", "types"],
+    )
     def test_whatever_a_pod_says_its_job_ends_with_bounded_words(self, site: Site, text: str) -> None:
         training(site, backoffLimit=0)
-        pods.finish(site.cluster, site.pod("train"), exit_code=203, message=text[:200_000])
-        told = condition(site.wait_for_job(), "Failed")
+        pods.finish(site.cluster, site.pod("train"), exit_code=203, message=text)
+        failed = site.wait_for_job()
+        told = condition(failed, "Failed")
         assert told["reason"] == "Internal"
         assert len(told["message"]) < 4096
         assert told["message"].replace("\n", " ").isprintable()
+        assert len(json.dumps(failed["status"])) < 16_384
+
+    def test_a_report_of_a_megabyte_is_refused_and_the_next_one_taken(self, site: Site) -> None:
+        training(site)
+        pod = site.pod("train")
+        named, valued = ({"name": MEGABYTE, "value": "1"}, {"name": "loss", "value": MEGABYTE})
+
+        for body in (report(progressPercentage=10, metrics=[named]), report(metrics=[valued]), MEGABYTE):
+            refused = pods.report(site.cluster, pod, json.dumps(body).encode())
+            assert (refused.status_code, refused.json()) == (413, {"message": "a report has at most 65536 bytes"})
+
+        assert "progress" not in site.get("FineTuningJob")["status"]
+        large = [{"name": MEGABYTE[:30_000], "value": "1"}, {"name": "grad_norm", "value": MEGABYTE[:30_000]}]
+        body = report(progressPercentage=40, metrics=[*large, {"name": "loss", "value": "0.5"}])
+        assert pods.report(site.cluster, pod, json.dumps(body).encode()).status_code == 202
+        told = site.wait_for_job(where=lambda now: "progress" in now["status"])["status"]
+        assert (told["progress"]["percent"], told["progress"]["loss"]) == (40, 0.5)
+        assert len(json.dumps(told)) < 16_384

@@ -42,7 +42,6 @@ from finetuning_operator.cluster.render.labels import PROGRESS_CA, RUN_CONFIG
 from finetuning_workload.parent import PARENT_ENV
 
 _LOOK_SECONDS = 0.1
-_TOKEN_SECONDS = 3600
 _ENDED = ("Succeeded", "Failed")
 _INHERITED = ("PATH", "LANG", "SSL_CERT_FILE", "OMP_NUM_THREADS")
 """What an image would bring."""
@@ -194,7 +193,7 @@ class ProgramNode:
         (home / "run-config.json").write_text(told)
         environment[RUN_CONFIG_ENV] = str(home / "run-config.json")
         if PROGRESS_TOKEN_ENV in environment:
-            (home / "token").write_text(self._token(pod))
+            (home / "token").write_text(pods.progress_token(self.cluster, pod))
             (home / "ca.pem").write_text(pod["metadata"]["annotations"][PROGRESS_CA])
             environment |= {PROGRESS_TOKEN_ENV: str(home / "token"), PROGRESS_CA_ENV: str(home / "ca.pem")}
         return environment
@@ -213,20 +212,6 @@ class ProgramNode:
             values = {name: base64.b64decode(value).decode() for name, value in secret["data"].items()}
             found |= {source.get("prefix", "") + name: value for name, value in values.items()}
         return found
-
-    def _token(self, pod: Object) -> str:
-        """Return a token for the audience of the pod's projected volume, bound to the pod as kubelet asks for it."""
-        sources = [
-            source for volume in pod["spec"]["volumes"] for source in volume.get("projected", {}).get("sources", ())
-        ]
-        (audience,) = [each["serviceAccountToken"]["audience"] for each in sources if "serviceAccountToken" in each]
-        reference = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
-        spec = {"audiences": [audience], "expirationSeconds": _TOKEN_SECONDS, "boundObjectRef": reference}
-        account = pod["spec"].get("serviceAccountName", "default")
-        path = self.cluster.path("ServiceAccount", account, namespace=self.namespace, subresource="token")
-        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        made = self.cluster.request("POST", path, body=asked, content_type="application/json")
-        return str(made["status"]["token"])
 
 
 def _looked_up(pod: Object, container: Object) -> dict[str, str]:

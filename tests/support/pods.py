@@ -5,17 +5,21 @@ In a namespace named ``hold-*`` a pod waits for these from the start; elsewhere 
 
 import datetime as dt
 import json
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 from tests.support.cluster import WAIT_SECONDS, Cluster, Object
 from tests.support.objects import RESULTS
 
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import LastWords
+from finetuning_api.runconfig import PROGRESS_URL_ENV, LastWords
+from finetuning_operator.cluster.render.labels import PROGRESS_CA
 
 RUN_CONFIG = "finetuning.dev/run-config"
 _SIGKILLED = 137
+_TOKEN_SECONDS = 3600
 _SIGTERMED = 143
 
 
@@ -86,6 +90,27 @@ def success_of(kind: str) -> LastWords:
 def run_out_of_memory(cluster: Cluster, pod: Object) -> Object:
     """Let the kernel kill the pod's containers for their memory."""
     return _end(cluster, pod, exit_code=_SIGKILLED, reason="OOMKilled")
+
+
+def report(cluster: Cluster, pod: Object, content: bytes) -> httpx.Response:
+    """Post to the progress endpoint as the pod's program can: with its address, certificate and token."""
+    (address,) = [each["value"] for each in pod["spec"]["containers"][0]["env"] if each["name"] == PROGRESS_URL_ENV]
+    trusted = ssl.create_default_context(cadata=pod["metadata"]["annotations"][PROGRESS_CA])
+    token = {"Authorization": f"Bearer {progress_token(cluster, pod)}"}
+    return httpx.post(address, content=content, headers=token, verify=trusted, trust_env=False, timeout=30)
+
+
+def progress_token(cluster: Cluster, pod: Object) -> str:
+    """Return a token for the audience of the pod's projected volume, bound to the pod as kubelet asks for it."""
+    sources = [source for volume in pod["spec"]["volumes"] for source in volume.get("projected", {}).get("sources", ())]
+    (audience,) = [each["serviceAccountToken"]["audience"] for each in sources if "serviceAccountToken" in each]
+    metadata, account = pod["metadata"], pod["spec"].get("serviceAccountName", "default")
+    reference = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+    spec = {"audiences": [audience], "expirationSeconds": _TOKEN_SECONDS, "boundObjectRef": reference}
+    path = cluster.path("ServiceAccount", account, namespace=metadata["namespace"], subresource="token")
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    made = cluster.request("POST", path, body=asked, content_type="application/json")
+    return str(made["status"]["token"])
 
 
 def image_pull_error(cluster: Cluster, pod: Object, *, reason: str = "ImagePullBackOff") -> Object:
