@@ -397,12 +397,20 @@ class TestStatusOfAStranger:
 class TestEndIsFinal:
     """Whatever happens to what a finished job leaves."""
 
-    def test_it_never_runs_again(self, cluster: Cluster, namespace: str, start: Callable[..., OperatorProcess]) -> None:
+    @pytest.mark.parametrize("end", ["Complete", "Failed"])
+    def test_it_never_runs_again(
+        self, cluster: Cluster, namespace: str, start: Callable[..., OperatorProcess], end: str
+    ) -> None:
         site = Site(cluster, namespace)
         first = start(RESYNC_SECONDS="1")
         site.job()
-        site.play("preflight", "train", "evaluate")
+        site.play("preflight")
+        if end == "Complete":
+            site.play("train", "evaluate")
+        else:
+            pods.finish(cluster, site.pod("train"), exit_code=1)
         done = site.wait_for_job()
+        assert has_condition(done, end)
         for kind in ("Job", "EvaluationJob", "PersistentVolumeClaim", "Relocation"):
             for each in cluster.objects(kind, namespace):
                 cluster.delete(each)
