@@ -1,14 +1,16 @@
 """What a real API server, its Job controller and its scheduler make of what is rendered."""
 
 import json
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused, has_condition
-from tests.support.plans import ADAPTER, BASE, CONFIG, options, owner, pod, step, volume
+from tests.support.plans import ADAPTER, BASE, CONFIG, options, owner, pod, resources, step, volume
 from tests.support.rendered import WISHES, every_manifest
 from tests.unit.api.factories import job, named
 
@@ -69,6 +71,36 @@ def nodes(cluster: Cluster, namespace: str, *, count: int, labels: str = "") -> 
         return set(found) if len(found) == count and all(found) else None
 
     return cluster.wait_for(placed, what=f"{count} pods in {namespace} on nodes")
+
+
+def refusal(cluster: Cluster, namespace: str, name: str) -> str:
+    """Return why no node takes the pod of an owner, once the scheduler says so."""
+
+    def told() -> str | None:
+        found = cluster.objects("Pod", namespace, labels=f"finetuning.dev/name={name}")
+        conditions = found[0]["status"].get("conditions", []) if found else []
+        return next((each["message"] for each in conditions if each.get("reason") == "Unschedulable"), None)
+
+    return cluster.wait_for(told, what="the scheduler's word")
+
+
+@contextmanager
+def tainted_node(cluster: Cluster, accelerator: str, *, count: int) -> Iterator[str]:
+    """Play a node with accelerators, which keeps away whoever does not tolerate them, as device plugins advise."""
+    amounts = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "110", accelerator: str(count)}
+    made = cluster.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": f"node-{secrets.token_hex(4)}", "annotations": {"kwok.x-k8s.io/node": "fake"}},
+            "spec": {"taints": [{"key": accelerator, "value": "present", "effect": "NoSchedule"}]},
+            "status": {"allocatable": amounts, "capacity": amounts},
+        }
+    )
+    try:
+        yield made["metadata"]["name"]
+    finally:
+        cluster.delete(made)
 
 
 def holders(cluster: Cluster, namespace: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -253,6 +285,22 @@ class TestPlacement:
         hosts = {(each["spec"]["hostname"], each["spec"]["subdomain"]) for each in cluster.objects("Pod", namespace)}
         assert hosts == {(f"demo-train-{index}", "demo-train") for index in range(4)}
 
+    @pytest.mark.parametrize(
+        "name", ["google.com/tpu", "amd.com/gpu", "nvidia.com/mig-1g.5gb", "nvidia.com/gpu.shared"]
+    )
+    @pytest.mark.parametrize("field", ["requests", "limits"])
+    def test_an_accelerator_of_any_name_is_found_behind_its_taint_until_there_is_too_little_of_it(
+        self, cluster: Cluster, namespace: str, name: str, field: str
+    ) -> None:
+        with tainted_node(cluster, name, count=8) as node:
+            tolerated = pod(tolerations=[{"key": name, "operator": "Exists"}])
+            wanted = replace(MEASURE, resources=resources(**{field: {name: "5"}}), pod=tolerated)
+            start(cluster, namespace, wanted, name="first", placement=Placement())
+            assert nodes(cluster, namespace, count=1) == {node}
+
+            start(cluster, namespace, wanted, name="second", placement=Placement())
+            assert f"Insufficient {name}" in refusal(cluster, namespace, "second")
+
     def test_a_second_required_term_would_let_them_part(self, cluster: Cluster, namespace: str) -> None:
         # Why there is one term only, and why users are offered preferred pod affinity only: a pod counts when it
         # matches all terms, so the one that holds only the first claim would not be followed.
@@ -281,12 +329,7 @@ class TestPlacement:
 
         start(cluster, namespace, elsewhere, name="second", placement=Placement("base"))
 
-        def refused() -> str | None:
-            found = cluster.objects("Pod", namespace, labels="finetuning.dev/name=second")
-            conditions = found[0]["status"].get("conditions", []) if found else []
-            return next((each["message"] for each in conditions if each.get("reason") == "Unschedulable"), None)
-
-        assert "didn't match pod affinity rules" in cluster.wait_for(refused, what="the scheduler's word")
+        assert "didn't match pod affinity rules" in refusal(cluster, namespace, "second")
 
 
 def _on(node: str) -> PodOptions:

@@ -4,6 +4,7 @@
 
 import json
 
+import pytest
 from tests.support.plans import ADAPTER, BASE, CA, CONFIG, DATA, options, pod, resources, step
 from tests.unit.cluster.render.manifests import (
     annotations,
@@ -249,6 +250,23 @@ def test_an_accelerator_that_is_requested_is_limited_to_the_same() -> None:
         "requests": {"nvidia.com/gpu": "2", "cpu": "1", "memory": "1Gi"},
         "limits": {"nvidia.com/gpu": "2"},
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["nvidia.com/gpu", "amd.com/gpu", "google.com/tpu", "nvidia.com/mig-1g.5gb", "nvidia.com/gpu.shared"]
+)
+@pytest.mark.parametrize("fields", [("requests",), ("limits",), ("requests", "limits")], ids=" and ".join)
+def test_an_accelerator_is_asked_for_by_its_name_and_nothing_is_added(name: str, fields: tuple[str, ...]) -> None:
+    wanted = resources(**{field: {name: "2"} for field in fields})
+    plain, found = (pod_spec(render(each)) for each in (step(), step(resources=wanted)))
+    (program,) = found["containers"]
+    least = {"cpu": "250m", "memory": "512Mi"}
+
+    # Where only the limit is named, an API server requests the same.
+    asked = {name: "2"} if "requests" in fields else {}
+    assert program["resources"] == {"requests": least | asked, "limits": {name: "2"}}
+    # Neither a toleration nor a variable of one vendor: the cluster and the user know what such nodes need.
+    assert found | {"containers": [program | {"resources": {"requests": least}}]} == plain
 
 
 def test_only_steps_that_fetch_are_told_of_proxies_and_further_authorities() -> None:
