@@ -125,6 +125,18 @@ class FakeApi(ClusterApi):
         self._wrote("delete", self.objects.pop(key))
         return True
 
+    async def logs(
+        self,
+        namespace: str,  # noqa: ARG002  (nothing runs here that could write a log)
+        pod: str,
+        *,
+        container: str,  # noqa: ARG002
+        tail_lines: int,  # noqa: ARG002
+        limit_bytes: int,  # noqa: ARG002
+        previous: bool = False,  # noqa: ARG002
+    ) -> str:
+        raise NotFound(f"no log of {pod}", status=404)
+
     def _find(self, kind: KindRef, namespace: str | None, name: str) -> Manifest:
         try:
             return self.objects[ObjectKey(kind.kind, namespace or "", name)]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetuning_api.base import ApiModel, ConditionStatus, ConditionType, Resource, Stage, StageState
+from finetuning_api.finetuningjob import JobPhase
 from finetuning_api.reasons import Reason
 from finetuning_operator.cluster.api import ClusterApi
 from finetuning_operator.cluster.cache import Cache
@@ -127,14 +128,20 @@ class Reporter:
             if ended and stage.start_time and stage.completion_time and (before is None or before.state != stage.state):
                 seconds = (stage.completion_time - stage.start_time).total_seconds()
                 self._metrics.stage_ended(resource.kind, stage=name, seconds=seconds)
-        for event in plan.events:
-            if event.warning:
-                self._metrics.failed(resource.kind, reason=event.reason.value)
+        reason = _failure(plan.status)
+        if reason is not None and _failure(_status(resource)) is None:
+            self._metrics.failed(resource.kind, reason=reason.value)
 
 
 def _status(resource: Resource) -> ApiModel:
     found: ApiModel = resource.status  # type: ignore[attr-defined]  # Every kind of this API has one.
     return found
+
+
+def _failure(status: ApiModel) -> Reason | None:
+    """Return why an object has failed; None where it has not, also where something keeps it waiting."""
+    # Every kind calls its failure so.
+    return getattr(status, "reason", None) if getattr(status, "phase", None) == JobPhase.FAILED else None
 
 
 def _is_part_of_a_job(resource: Resource) -> bool:

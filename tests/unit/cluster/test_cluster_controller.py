@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from tests.support.batch import running_pod
+from tests.support.batch import condition, ended_pod, running_pod, stamp
 from tests.support.fake_api import FakeApi
 from tests.support.lifecycle import job, relocation
 from tests.support.objects import DIGEST, NOW
 
-from finetuning_api.runconfig import TrainerStatus
+from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import LastWords, TrainerStatus
 from finetuning_operator.cluster.api import TokenBucket
 from finetuning_operator.cluster.apply import Applier
 from finetuning_operator.cluster.cache import Cache
@@ -64,7 +65,7 @@ class Core:
 
     def __post_init__(self) -> None:
         self.queue: WorkQueue[ObjectKey] = WorkQueue(clock=self.clock, jitter=lambda: 0.0)
-        self.progress, metrics = ProgressStore(), Metrics()
+        self.progress, self.metrics = ProgressStore(), Metrics()
         turns = TokenBucket(rate=1.0, burst=2, clock=self.clock)
         self.controller = Controller(
             self.api,
@@ -76,7 +77,7 @@ class Core:
                 self.api,
                 self.cache,
                 Recorder(self.api, instance="test"),
-                metrics=metrics,
+                metrics=self.metrics,
                 delay=1.0,
                 budget=ProgressBudget(per_second=self.progress_per_second),
                 wake=self.wake,
@@ -84,7 +85,7 @@ class Core:
             ),
             inquirer=Inquirer(self.api, EventBoard(self.api, turns, clock=self.clock), turns),
             progress=self.progress,
-            metrics=metrics,
+            metrics=self.metrics,
             settings=Options().settings,
             now=self.now,
         )
@@ -324,6 +325,30 @@ def test_a_refusal_is_told_in_the_status_and_tried_again() -> None:
     assert MEASURE in core.api.objects
     core.later(1.0)
     assert "quota" not in message(core.status(MODEL), "measure")
+
+
+def test_only_what_has_failed_is_counted_as_a_failure_and_that_once() -> None:
+    core = Core()
+
+    def failures() -> list[tuple[str, float]]:
+        (family,) = [each for each in core.metrics.registry.collect() if each.name == "finetuning_failures"]
+        return [(each.labels["reason"], each.value) for each in family.samples if each.name.endswith("_total")]
+
+    core.api.refuse("create", *[QuotaExceeded("exceeded quota: small", status=403)] * 3)
+    core.see(relocation("team"))
+    for _ in range(6):
+        core.later(1.0)
+    assert failures() == []
+
+    measure = core.api.objects[MEASURE]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "uid": measure["metadata"]["uid"], "controller": True}
+    ended = ended_pod(exit_code=1, words=LastWords(reason=Reason.REVISION_NOT_FOUND, message="no v1"))
+    core.see({"apiVersion": "v1", "kind": "Pod", **ended, "metadata": ended["metadata"] | {"ownerReferences": [owner]}})
+    core.see(measure | {"status": {"conditions": [condition("Failed")], "failed": 1, "startTime": stamp()}})
+    core.settle()
+    core.controller.revisit(within=0.0)
+    core.later(1.0)
+    assert failures() == [("RevisionNotFound", 1.0)]
 
 
 def test_a_status_that_somebody_else_changed_meanwhile_is_computed_anew() -> None:
