@@ -1,5 +1,6 @@
 """Objects from their first moment to their end, on a real API server; only the programs in the pods are played."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,22 @@ def training(cluster: Cluster, namespace: str) -> Iterator[Object]:
 def wait_for_training(cluster: Cluster, namespace: str) -> Object:
     """Return the job once its training runs."""
     return cluster.wait_for_object("FineTuningJob", "demo", namespace, where=is_training)
+
+
+def rest(proxy: ApiProxy) -> list[str]:
+    """Return what was written while everything was listed several times; with RESYNC_SECONDS=1."""
+
+    def lists() -> int:
+        return len(proxy.seen(verbs={"list"}, target="networkpolicies"))
+
+    proxy.forget()
+    wait_until(lambda: lists() >= 4, seconds=60, what="several full lists")
+    return [f"{seen.asked.verb} {seen.asked.target}: {seen.body!r}" for seen in own_writes(proxy)]
+
+
+def wait_for_rest(proxy: ApiProxy) -> None:
+    """Return once nothing is written: what was seen last may still be on its way; what swings never comes to rest."""
+    wait_until(lambda: rest(proxy) == [], seconds=60, what="everything is told")
 
 
 def test_a_relocation_is_measured_gets_its_claim_and_is_ready(cluster: Cluster, namespace: str, serve: Serve) -> None:
@@ -172,26 +189,51 @@ def test_a_wrong_input_fails_the_job_with_the_words_of_the_program_and_one_event
 def test_nothing_is_written_once_nothing_changes_and_a_restart_writes_nothing(
     cluster: Cluster, namespace: str, proxy: ApiProxy, serve: Serve
 ) -> None:
-    def lists() -> int:
-        return len(proxy.seen(verbs={"list"}, target="networkpolicies"))
-
-    def rest() -> list[str]:
-        """Return what was written while everything was listed several times."""
-        proxy.forget()
-        wait_until(lambda: lists() >= 4, seconds=60, what="several full lists")
-        return [f"{seen.asked.verb} {seen.asked.target}: {seen.body!r}" for seen in own_writes(proxy)]
-
     first = serve(via=proxy, RESYNC_SECONDS="1")
     cluster.create(relocation(namespace))
     with training(cluster, namespace):
-        # What was seen last may still be on its way into the status; what swings never comes to rest.
-        wait_until(lambda: rest() == [], seconds=60, what="everything is told")
-        assert rest() == []
+        wait_for_rest(proxy)
+        assert rest(proxy) == []
         before = cluster.get("FineTuningJob", "demo", namespace)
         assert first.stop() == 0
         serve(via=proxy, RESYNC_SECONDS="1")
-        assert rest() == []
+        assert rest(proxy) == []
         assert cluster.get("FineTuningJob", "demo", namespace) == before
+
+
+def test_a_job_made_while_no_operator_runs_is_taken_up_and_what_rests_is_not_written(
+    cluster: Cluster, namespace: str, proxy: ApiProxy, serve: Serve
+) -> None:
+    first = serve(via=proxy, RESYNC_SECONDS="1")
+    with play(cluster, namespace=namespace):
+        cluster.create(job(namespace, "done"))
+        wait_for_end(cluster, namespace, "done")
+        wait_for_events(cluster, namespace, ("Normal", "Succeeded"), name="done")
+        cluster.create(job(namespace, "halted", suspend=True))
+        cluster.wait_for_object(
+            "FineTuningJob", "halted", namespace, where=lambda found: has_condition(found, "Suspended")
+        )
+    with training(cluster, namespace):
+        wait_for_rest(proxy)
+        assert first.stop() == 0
+        before = _own_objects(cluster, namespace)
+        cluster.create(job(namespace, "late"))
+        proxy.forget()
+
+        serve(via=proxy)
+        cluster.wait_for_object("FineTuningJob", "late", namespace, where=is_training)
+
+    now = _own_objects(cluster, namespace)
+    assert {key: found for key, found in now.items() if not key[1].startswith("late")} == before
+    written = {seen.asked.name or json.loads(seen.body)["metadata"]["name"] for seen in own_writes(proxy)}
+    assert "late-train" in written
+    assert {name for name in written if not name.startswith("late")} == set()
+
+
+def _own_objects(cluster: Cluster, namespace: str) -> dict[tuple[str, str], Object]:
+    """Return everything of this API and the Jobs and claims that it made, as it is now."""
+    kinds = ("FineTuningJob", "EvaluationJob", "Relocation", "Job", "PersistentVolumeClaim")
+    return {(kind, found["metadata"]["name"]): found for kind in kinds for found in cluster.objects(kind, namespace)}
 
 
 def test_suspending_stops_the_training_and_resuming_goes_on_to_the_end(
