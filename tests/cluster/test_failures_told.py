@@ -1,12 +1,14 @@
 """What a user reads where something goes wrong: in stages while it may pass, in a condition and an Event at the end."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, has_condition
+from tests.support.kubelet import running_kubelet
 from tests.support.operator_process import OperatorProcess
-from tests.support.player import End, play, scripted
+from tests.support.player import End, play, scripted, succeed
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import LastWords
@@ -205,3 +207,35 @@ def test_a_job_that_fails_once_and_then_succeeds_is_complete_with_two_attempts(
     train = next(each for each in done["status"]["stages"] if each["name"] == "train")
     assert (train["state"], train["attempts"]) == ("Succeeded", 2)
     assert not has_condition(done, "Failed")
+
+
+@pytest.mark.usefixtures("operator")
+def test_the_last_lines_of_its_log_stay_with_a_failed_job_whose_pods_are_gone(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    with running_kubelet(cluster, tmp_path) as kubelet:
+
+        def logs_and_ends(step: str, pod: Object) -> End | None:
+            if step != "preflight":
+                return succeed(step, pod)
+            reads = [f"\x1b[32mread {number} rows\x1b[0m" for number in range(100)]
+            kubelet.logs[pod["metadata"]["name"]] = [*reads, "", "Segmentation fault (core dumped)"]
+            return End(exit_code=139)
+
+        cluster.create(job(namespace, pod=kubelet.placement))
+        with play(cluster, logs_and_ends, namespace=namespace):
+            failure = wait_for_failure(cluster, namespace)
+
+    message, *log = failure["message"].splitlines()
+    assert message.startswith("preflight: ")
+    assert log == [
+        "last log lines:",
+        *(f"read {number} rows" for number in range(82, 100)),
+        "Segmentation fault (core dumped)",
+    ]
+    told = next(each for each in cluster.events(namespace, name=NAME) if each["reason"] == failure["reason"])
+    assert "Segmentation fault" not in told["message"]
+    for pod in cluster.objects("Pod", namespace):
+        cluster.delete(pod)
+    cluster.wait_for(lambda: not cluster.objects("Pod", namespace), what="no pod is left")
+    assert wait_for_failure(cluster, namespace) == failure

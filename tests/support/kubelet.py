@@ -15,6 +15,8 @@ from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.tls import Certificate
 
 _FOLLOW_SECONDS = 0.02
+_HOSTNAME = "kubernetes.io/hostname"
+_ROOM = {"cpu": "100", "memory": "1Ti", "ephemeral-storage": "1Ti", "pods": "100"}
 _DATA, _ERROR = 0, 1
 
 
@@ -29,6 +31,11 @@ class Kubelet:
     """Pods whose log is complete."""
     port: int = 0
     """Where every forwarded port leads on this machine."""
+
+    @property
+    def placement(self) -> Object:
+        """What ``spec.pod`` says of pods that are to run here."""
+        return {"nodeSelector": {_HOSTNAME: self.node}, "tolerations": [{"operator": "Exists"}]}
 
     async def log(self, request: web.Request) -> web.StreamResponse:
         """Answer as kubelet does: all lines, or the last ones, and with ``follow`` those to come."""
@@ -69,18 +76,20 @@ async def _carry_answers(reader: asyncio.StreamReader, socket: web.WebSocketResp
 
 @contextmanager
 def running_kubelet(cluster: Cluster, folder: Path) -> Iterator[Kubelet]:
-    """Serve a kubelet and register its node, which takes no pods but those that name it."""
+    """Serve a kubelet and register its node, which takes no pods but those that name it or ask for its placement."""
     kubelet = Kubelet(node=f"kubelet-{secrets.token_hex(4)}")
     with _served(kubelet, Certificate.make(folder)) as port:
         taint = {"key": "tests", "value": "kubelet", "effect": "NoSchedule"}
-        annotations = {"kwok.x-k8s.io/node": "fake"}
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": kubelet.node, "annotations": annotations}}
+        annotations, labels = {"kwok.x-k8s.io/node": "fake"}, {_HOSTNAME: kubelet.node}
+        metadata = {"name": kubelet.node, "annotations": annotations, "labels": labels}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
         made = cluster.create({**node, "spec": {"unschedulable": True, "taints": [taint]}})
         # What plays the fake nodes writes the status of a new one once.
         cluster.wait_for_object("Node", kubelet.node, where=lambda found: has_condition(found, "Ready"))
         address = {"type": "InternalIP", "address": "127.0.0.1"}
         endpoints = {"kubeletEndpoint": {"Port": port}}
-        cluster.patch(made, {"status": {"addresses": [address], "daemonEndpoints": endpoints}}, subresource="status")
+        status = {"addresses": [address], "daemonEndpoints": endpoints, "capacity": _ROOM, "allocatable": _ROOM}
+        cluster.patch(made, {"status": status}, subresource="status")
         try:
             yield kubelet
         finally:
