@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 
@@ -42,13 +43,14 @@ def proxies(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[ApiProxy, ApiPro
 def replica(run_operator: RunOperator, namespace: str) -> Callable[..., OperatorProcess]:
     """``replica(proxy, skew=0)`` starts an operator that shares its Lease with the others of the test."""
 
-    def start(proxy: ApiProxy, *, skew: int = 0, lease_seconds: int = LEASE_SECONDS) -> OperatorProcess:
+    def start(proxy: ApiProxy, *, skew: int = 0, lease_seconds: int | None = LEASE_SECONDS) -> OperatorProcess:
         env = {
             "FINETUNING_NAMESPACES": namespace,
             "FINETUNING_STATUS_DELAY": "0.2",
             "FINETUNING_LEASE_NAME": namespace,
-            "FINETUNING_LEASE_SECONDS": str(lease_seconds),
         }
+        if lease_seconds is not None:
+            env |= {"FINETUNING_LEASE_SECONDS": str(lease_seconds)}
         return run_operator(env=env | (wrong_clock(skew) if skew else {}), via=proxy)
 
     return start
@@ -112,27 +114,36 @@ def test_one_replica_works_and_the_other_follows_when_it_is_killed(
     assert deleted(proxies[1], namespace) == []
 
 
+@pytest.mark.parametrize(
+    ("lease_seconds", "frozen_seconds"), [(LEASE_SECONDS, 0), (None, 60)], ids=["until-another-leads", "for-a-minute"]
+)
 def test_a_leader_that_was_frozen_until_another_leads_writes_nothing_and_ends(
+    lease_seconds: int | None,
+    frozen_seconds: int,
     cluster: Cluster,
     namespace: str,
+    *,
     proxies: tuple[ApiProxy, ApiProxy],
     replica: Callable[..., OperatorProcess],
 ) -> None:
-    first = replica(proxies[0])
+    """The Lease of the second case is the default one; it is renewed by the other until the minute is over."""
+    first = replica(proxies[0], lease_seconds=lease_seconds)
     wait_until_it_leads(first)
-    second = replica(proxies[1])
+    second = replica(proxies[1], lease_seconds=lease_seconds)
     second.wait_ready()
     with play(cluster, scripted({"train": None}), namespace=namespace):
         cluster.create(manifest(namespace, serving=None))
         wait_for_training(cluster, namespace)
 
     first.freeze()
+    over = datetime.now(UTC) + timedelta(seconds=frozen_seconds)
     # Much for the frozen one to do when it wakes: pods that ended, and jobs that it has not seen.
     with play(cluster, scripted({"evaluate": None}), namespace=namespace):
         for name in ("more", "and-more"):
             cluster.create(manifest(namespace, name, serving=None))
         wait_until_it_leads(second)
         wait_until(lambda: bool(own_writes(proxies[1])), what="the other writes")
+        wait_until(lambda: _renewed_at(cluster, namespace) >= over, what="the Lease was renewed after that time")
     took_over = own_writes(proxies[1])[0].at
     first.resume()
 
@@ -141,6 +152,11 @@ def test_a_leader_that_was_frozen_until_another_leads_writes_nothing_and_ends(
     with play(cluster, namespace=namespace):
         wait_until(lambda: is_told(cluster, namespace, served=False), what="the job is complete")
     assert once(made_by_both(proxies, namespace))
+
+
+def _renewed_at(cluster: Cluster, namespace: str) -> datetime:
+    renewed: str = cluster.get("Lease", namespace, OPERATOR_NAMESPACE)["spec"]["renewTime"]
+    return datetime.fromisoformat(renewed)
 
 
 def test_told_to_stop_in_the_middle_of_a_write_it_ends_the_write_and_leaves_the_lease_to_the_next(
