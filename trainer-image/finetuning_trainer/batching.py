@@ -69,8 +69,31 @@ def rows_of_step(step: int, *, rows: int, batch_size: int, seed: int) -> list[in
     batches that it would have seen.
     """
     epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    order = _order(epoch, rows=rows, seed=seed)
     return [int(row) for row in order[place * batch_size : (place + 1) * batch_size]]
+
+
+def largest_step(split: TokenizedSplit, *, steps: int, batch_size: int, seed: int) -> tuple[int, int, int]:
+    """Return the most that a step has of tokens, of those that carry loss, and of its rows' squared lengths."""
+    rows, places = len(split), np.arange(0, len(split), batch_size)
+    lengths = np.asarray(split.lengths, dtype=np.int64)
+    sizes = np.stack([lengths, _supervised_counts(split), lengths**2])
+    most = np.zeros(len(sizes), dtype=np.int64)
+    for epoch in range(math.ceil(steps / len(places))):
+        order, here = _order(epoch, rows=rows, seed=seed), steps - epoch * len(places)
+        most = np.maximum(most, np.add.reduceat(sizes[:, order], places, axis=1)[:, :here].max(axis=1))
+    tokens, labels, pairs = (int(each) for each in most)
+    return tokens, labels, pairs
+
+
+def _supervised_counts(split: TokenizedSplit) -> np.ndarray:
+    """Return the tokens of each row that carry loss, as `supervised_count` counts them."""
+    begins = np.asarray(split.offsets[:-1])
+    return np.asarray(np.add.reduceat(split.supervised, begins, dtype=np.int64) - split.supervised[begins])
+
+
+def _order(epoch: int, *, rows: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 @dataclass(slots=True)

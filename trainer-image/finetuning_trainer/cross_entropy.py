@@ -7,8 +7,6 @@ from torch.nn.functional import cross_entropy
 
 _BLOCK_VALUES = 8_000_000
 """Logits that are there at once: enough for full matrix products, few enough for the last cache."""
-BLOCK_BYTES = 10 * _BLOCK_VALUES
-"""Its logits in two bytes, their shares in four, the gradient in two, and what an operation copies."""
 _SMALLEST_SHARE = 1e-30
 
 
@@ -20,6 +18,11 @@ def summed_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
     """
     result: torch.Tensor = _SummedNll.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]  # of torch
     return result
+
+
+def block_tokens(vocabulary: int) -> int:
+    """Return how many tokens have their logits at once."""
+    return max(1, _BLOCK_VALUES // vocabulary)
 
 
 class _SummedNll(torch.autograd.Function):
@@ -36,7 +39,7 @@ class _SummedNll(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
         total = hidden.new_zeros((), dtype=_exact(weight.dtype))
-        block = max(1, _BLOCK_VALUES // len(weight))
+        block = block_tokens(len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(labels), block):
                 part = slice(start, start + block)

@@ -9,6 +9,8 @@ from torch.distributed.tensor import DTensor
 from finetuning_api.finetuningjob import Schedule, TrainingSpec
 
 _ADAM_BETAS, _ADAM_EPSILON = (0.9, 0.999), 1e-8
+MOMENTS = 2
+"""AdamW's, each as large as the weights that are trained."""
 
 
 def make_optimizer(weights: Iterable[torch.nn.Parameter], training: TrainingSpec) -> torch.optim.AdamW:

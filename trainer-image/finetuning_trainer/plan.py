@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from finetuning_api.finetuningjob import MethodType, TrainingSpec
+from finetuning_api.finetuningjob import TrainingSpec
 from finetuning_api.runconfig import TrainingInputs
 from finetuning_trainer.adapters import Trainee, parameter_counts
-from finetuning_trainer.batching import steps_per_epoch, total_steps
-from finetuning_trainer.checkpoint import SAVED_COPIES
-from finetuning_trainer.cross_entropy import BLOCK_BYTES
+from finetuning_trainer.batching import largest_step, lengths_of, steps_per_epoch, supervised_count, total_steps
+from finetuning_trainer.estimate import ACTIVATION_SHARE, FEWEST_TOKENS, MOST_TOKENS
+from finetuning_trainer.evaluate import chosen_rows
 from finetuning_trainer.fusing import Fused
-from finetuning_trainer.optim import warmup_steps
+from finetuning_trainer.memory import FP32_BYTES, NOTHING, Measured, Memory, Pass, taken_bytes
+from finetuning_trainer.optim import MOMENTS, warmup_steps
 from finetuning_trainer.probe import Paths
 from finetuning_trainer.strategy import SingleProcess
 from finetuning_workload.data import PreparedData
@@ -20,25 +21,8 @@ from finetuning_workload.files import format_bytes
 from finetuning_workload.hardware import DtypeChoice, memory_limit
 
 _LOG = logging.getLogger(__name__)
-_FEWEST_TOKENS, _MOST_TOKENS = 512, 8192
-"""Below the first, matrices are too small to be fast; above the second, nothing gets faster."""
-_ACTIVATION_SHARE = 0.5
-"""Of the memory that weights leave free, the share that one micro-batch may take."""
-_RUNTIME_BYTES = 600_000_000
-"""What the interpreter and its libraries take."""
-_ADAM_COPIES = 3
-"""Gradient and two moments of each trained weight, in fp32."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The sizes that memory follows from."""
-
-    parameters: int
-    trainable: int
-    layers: int
-    hidden: int
-    vocabulary: int
+_LEAST_SHARE = 0.75
+"""Of the micro-batches that a training began with, what memory must allow for it to keep them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +50,20 @@ class TrainingPlan:
     trainable_parameters: int
     memory_bytes: int
     memory_limit_bytes: int
+    memory_reason: str
     background_checkpoints: bool
 
     def log(self) -> None:
         """Tell what was decided, one line a decision."""
         for name, value in asdict(self).items():
             _LOG.info("plan: %s = %s", name, format_bytes(value) if name.endswith("_bytes") else value)
+        if self.memory_bytes > self.memory_limit_bytes:
+            message = (
+                "the training is expected to take %s of memory and %s are allowed, although no more than %d tokens are"
+                " computed at once: it may be killed. Give the job more memory, or lower spec.training.maxLength"
+            )
+            told = format_bytes(self.memory_bytes), format_bytes(self.memory_limit_bytes)
+            _LOG.warning(message, *told, self.micro_batch_tokens)
 
 
 def make_plan(
@@ -83,32 +75,35 @@ def make_plan(
     dtype: DtypeChoice,
     paths: Paths,
     fused: Fused,
-    threads: int,
+    measured: Measured,
 ) -> TrainingPlan:
     """Decide how to train."""
     device, world = strategy.device, strategy.group.world
     training, rows = config.training, len(data.train)
     parameters, trainable = parameter_counts(trainee)
-    shape = model_shape(trainee.causal.config, parameters=parameters, trainable=trainable)
-    longest = int(max(data.train.lengths.max(), 1))
-    on_cpu = device.type == "cpu"
+    steps = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
     # The processes of one pod share its memory, and each has an accelerator of its own.
     host = memory_limit() // world.local_size
-    limit = host if on_cpu else torch.cuda.get_device_properties(device).total_memory
-    weights = weight_bytes(shape, config.method.type, dtype.dtype)
-    if fused.loss:  # One block of logits is there at a time, however many tokens there are.
-        shape, weights = replace(shape, vocabulary=0), weights + BLOCK_BYTES
-    budget = micro_batch_tokens(shape, weights=weights, limit=limit, longest=longest, dtype=dtype.dtype)
-    memory = weights + activation_bytes(shape, dtype.dtype, tokens=step_tokens(data, training, budget=budget))
-    taken = memory if on_cpu else _RUNTIME_BYTES
-    steps = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
+    limit = host if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory
+    memory = training_memory(trainee, strategy, measured=measured, dtype=dtype.dtype)
+    longest = int(max(data.train.lengths.max(), 1))
+    budget = kept_tokens(micro_batch_tokens(memory, limit=limit, longest=longest), measured.begun_with)
+    whole = _whole_step(data, training, steps=steps, packed=paths.packed, processes=world.size)
+    several = whole.tokens > budget or (training.micro_batch_size or training.batch_size) < training.batch_size
+    memory = replace(memory, accumulated=several)
+    passes = whole.at_most(budget), _evaluation(data).at_most(budget)
+    copied = memory.with_copy(trainable * FP32_BYTES, beside=_saves_before_its_end(training, steps))
+    on_host = copied.peak(*passes) if device.type == "cpu" else taken_bytes(torch.device("cpu")) + copied.copy
+    beside = on_host <= host
+    if beside and device.type == "cpu":
+        memory = copied
     return TrainingPlan(
         strategy=strategy.name,
         processes=world.size,
         device=str(device),
         dtype=str(dtype.dtype).removeprefix("torch."),
         dtype_reason=dtype.why,
-        threads=threads,
+        threads=torch.get_num_threads(),
         packed=paths.packed,
         split_head=paths.split_head,
         paths_reason=paths.why,
@@ -122,58 +117,74 @@ def make_plan(
         warmup_steps=warmup_steps(training, steps),
         parameters=parameters,
         trainable_parameters=trainable,
-        memory_bytes=memory,
+        memory_bytes=max(memory.peak(*passes), measured.peak),
         memory_limit_bytes=limit,
-        background_checkpoints=taken + saved_bytes(shape) <= host,
+        memory_reason=memory.told(passes[0]) + _bounded(budget, limit),
+        background_checkpoints=beside,
     )
 
 
-def model_shape(config: object, *, parameters: int, trainable: int) -> ModelShape:
-    """Return the sizes of a model from its configuration, whatever the architecture calls them."""
-    text = config.get_text_config()  # type: ignore[attr-defined]
-    return ModelShape(
-        parameters=parameters,
-        trainable=trainable,
-        layers=int(text.num_hidden_layers),
-        hidden=int(text.hidden_size),
-        vocabulary=int(text.vocab_size),
+def training_memory(trainee: Trainee, strategy: SingleProcess, *, measured: Measured, dtype: torch.dtype) -> Memory:
+    """Return what a training takes without its checkpoints."""
+    parameters, trainable = parameter_counts(trainee)
+    # Full fine-tuning in bf16 keeps its weights in fp32; the copy in bf16 is made in each pass, and counted there.
+    frozen = (parameters - trainable) * dtype.itemsize
+    trained = trainable * FP32_BYTES
+    divided = strategy.divided
+    return Memory(
+        base=max(measured.taken - frozen - trained, 0),
+        weights=(frozen + trained) // divided.weights,
+        gradients=trained // divided.gradients,
+        moments=MOMENTS * trained // divided.moments,
+        footprint=measured.footprint,
     )
 
 
-def weight_bytes(shape: ModelShape, method: MethodType, dtype: torch.dtype) -> int:
-    """Return the memory of weights, gradients, moments and the runtime: what does not depend on the batch."""
-    frozen = shape.parameters - shape.trainable
-    # Full fine-tuning keeps the trained weights in fp32 and, in bf16, a copy of them in bf16 during the forward pass.
-    copy = shape.trainable * dtype.itemsize if method is MethodType.FULL and dtype is not torch.float32 else 0
-    return (
-        frozen * dtype.itemsize + shape.trainable * torch.float32.itemsize * (1 + _ADAM_COPIES) + copy + _RUNTIME_BYTES
-    )
+def micro_batch_tokens(memory: Memory, *, limit: int, longest: int) -> int:
+    """Return the token budget of a forward pass: what fits into memory, within reason; a whole row always passes.
 
-
-def saved_bytes(shape: ModelShape) -> int:
-    """Return the memory of a copy of what a checkpoint holds, which is written while the training goes on."""
-    return shape.trainable * torch.float32.itemsize * SAVED_COPIES
-
-
-def activation_bytes(shape: ModelShape, dtype: torch.dtype, *, tokens: int) -> int:
-    """Return the memory of one micro-batch, from above.
-
-    A layer keeps about 34 values of a hidden size for a token (Korthikanti et al. 2022, equation 1, without its
-    attention scores, which flash kernels do not keep); LoRA adds about a third. The logits of the supervised tokens,
-    at most all of them, are there in the model's format, in fp32, and as their gradient.
+    Few figures are given: what a process takes differs by some megabytes each time, and its micro-batches shall not.
     """
-    layer = 34 * 4 // 3 * shape.hidden * dtype.itemsize // 2
-    logits = shape.vocabulary * (dtype.itemsize + 2 * torch.float32.itemsize)
-    return tokens * (shape.layers * layer + logits)
+    fixed = memory.peak(NOTHING, NOTHING)
+    comfortable = memory.affordable(fixed + int((limit - fixed) * ACTIVATION_SHARE), longest=longest, most=MOST_TOKENS)
+    if comfortable < FEWEST_TOKENS:
+        comfortable = memory.affordable(limit, longest=longest, most=FEWEST_TOKENS)
+    return max(_rounded(comfortable), longest)
 
 
-def micro_batch_tokens(shape: ModelShape, *, weights: int, limit: int, longest: int, dtype: torch.dtype) -> int:
-    """Return the token budget of a forward pass: what fits into memory, within reason; a whole row always passes."""
-    affordable = int(max(limit - weights, 0) * _ACTIVATION_SHARE) // activation_bytes(shape, dtype, tokens=1)
-    return max(min(max(affordable, _FEWEST_TOKENS), _MOST_TOKENS), longest)
+def kept_tokens(affordable: int, begun_with: int | None) -> int:
+    """Return the micro-batches of a training that goes on: those that it began with, so that sums stay bit for bit.
+
+    Memory may have taught it smaller ones. Where there is much less of it now, they are what it allows.
+    """
+    return affordable if begun_with is None or affordable < _LEAST_SHARE * begun_with else begun_with
 
 
-def step_tokens(data: PreparedData, training: TrainingSpec, *, budget: int) -> int:
-    """Return the most tokens that one forward pass can have."""
-    longest = int(data.train.lengths.max())
-    return min(budget, longest * min(training.batch_size, training.micro_batch_size or training.batch_size))
+def _rounded(tokens: int) -> int:
+    """Return a whole number of eighths of the power of two that is not above it."""
+    eighth = max(1, 2 ** (tokens.bit_length() - 4)) if tokens > 0 else 1
+    return tokens // eighth * eighth
+
+
+def _bounded(budget: int, limit: int) -> str:
+    return f"; micro-batches of {budget} tokens are what {format_bytes(limit)} allow" if budget < MOST_TOKENS else ""
+
+
+def _whole_step(data: PreparedData, training: TrainingSpec, *, steps: int, packed: bool, processes: int) -> Pass:
+    """Return the greatest share of a step that a process has, were it computed at once."""
+    split, longest = data.train, int(data.train.lengths.max())
+    tokens, labels, pairs = largest_step(split, steps=steps, batch_size=training.batch_size, seed=training.seed)
+    at_once = min(training.micro_batch_size or training.batch_size, training.batch_size) * longest
+    tokens = min(tokens, at_once) if packed else at_once
+    if processes > 1:  # Rows are shared by their tokens: nobody has more than a row beyond the mean.
+        tokens = min(tokens, tokens // processes + longest)
+    return Pass(tokens, min(labels, tokens), min(pairs, tokens * longest) if packed else tokens * longest)
+
+
+def _evaluation(data: PreparedData) -> Pass:
+    rows = chosen_rows(data.test)
+    return Pass(sum(lengths_of(data.test, rows)), supervised_count(data.test, rows))
+
+
+def _saves_before_its_end(training: TrainingSpec, steps: int) -> bool:
+    return training.checkpoint_every_steps < steps or training.early_stopping is not None

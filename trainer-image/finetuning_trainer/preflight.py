@@ -15,8 +15,7 @@ from finetuning_api.trials import told, with_parameters
 from finetuning_api.tuning import TrialParameter
 from finetuning_trainer.adapters import attach, parameter_counts, require_supported
 from finetuning_trainer.batching import total_steps
-from finetuning_trainer.guard import training_memory_errors
-from finetuning_trainer.plan import (
+from finetuning_trainer.estimate import (
     ModelShape,
     activation_bytes,
     micro_batch_tokens,
@@ -24,6 +23,7 @@ from finetuning_trainer.plan import (
     step_tokens,
     weight_bytes,
 )
+from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.preferences import with_objective
 from finetuning_trainer.script import require_startable
 from finetuning_trainer.strategies import require_known

@@ -47,6 +47,8 @@ class TrainingProvenance(ContractModel):
     trial: int | None = None
     """Which of several trials this was; None where the job trained once."""
     given_up: bool = False
+    peak_memory_bytes: int | None = None
+    """What the training took at most; the plan's ``memory_bytes`` is what was expected. None where a script trained."""
     resumed_from_step: int | None = None
     resumptions: int = 0
     damaged_checkpoints: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ from finetuning_trainer.adapters import Trainee
 from finetuning_trainer.group import explained_losses
 from finetuning_trainer.lockstep import InLockstep, layers_of
 from finetuning_trainer.loss import Forward
+from finetuning_trainer.strategy import Divided
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,12 @@ class Sharded(InLockstep):
     def name(self) -> str:
         """Return what plan and provenance call it."""
         return "fsdp"
+
+    @property
+    def divided(self) -> Divided:
+        """Return that everything is."""
+        world = self.group.world
+        return Divided(weights=world.size, gradients=world.size, moments=world.size)
 
     def distribute(self, trainee: Trainee, forward: Forward) -> None:
         """Divide the model: each of its layers by itself, and what is around them together."""

@@ -19,6 +19,15 @@ from finetuning_trainer.optim import clip_gradients, make_optimizer
 
 
 @dataclass(frozen=True, slots=True)
+class Divided:
+    """By how many processes each part of what a training keeps is divided."""
+
+    weights: int = 1
+    gradients: int = 1
+    moments: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class SingleProcess:
     """The whole model on one device. ``dtype`` is what matrices are multiplied in; trained weights are always fp32."""
 
@@ -45,6 +54,11 @@ class SingleProcess:
     def in_lockstep(self) -> bool:
         """Tell whether every rank must run the model as often as the others."""
         return False
+
+    @property
+    def divided(self) -> Divided:
+        """Return what a process has a part of only."""
+        return Divided()
 
     @contextmanager
     def prepared(self, trainee: Trainee) -> Iterator[None]:

@@ -29,6 +29,7 @@ from finetuning_trainer.guard import training_memory_errors
 from finetuning_trainer.history import History
 from finetuning_trainer.loop import Session, train
 from finetuning_trainer.loss import Forward
+from finetuning_trainer.memory import give_back_large_tensors, measure, peak_bytes
 from finetuning_trainer.output import finished_result, save_output, train_result
 from finetuning_trainer.plan import TrainingPlan, make_plan
 from finetuning_trainer.probe import choose_paths
@@ -41,6 +42,7 @@ from finetuning_trainer.trials import rivalry
 from finetuning_trainer.writer import CheckpointWriter, checkpoint_writer
 from finetuning_workload.data import PreparedData, preparation_digest, prepare
 from finetuning_workload.errors import EnvironmentFault
+from finetuning_workload.files import format_bytes
 from finetuning_workload.hardware import DtypeChoice, choose_device, choose_dtype, set_threads
 from finetuning_workload.models import load_base_model, load_tokenizer, quiet_libraries, require_matching_tokenizer
 from finetuning_workload.program import Context
@@ -143,7 +145,8 @@ def _identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
 def _prepare(
     config: TrainConfig, context: Context, group: Group, *, device: torch.device, started_at: datetime
 ) -> _Prepared:
-    threads = set_threads(context.environment, processes=group.world.local_size)
+    give_back_large_tensors()
+    set_threads(context.environment, processes=group.world.local_size)
     tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
     identity = _identity(config, tokenizer)
     data = prepare(config.dataset, tokenizer, training=config.training, cache=Path(config.cache_path))
@@ -163,10 +166,18 @@ def _prepare(
     trainee = attach(model, config.method, seed=config.training.seed)
     forward, build = Forward(trainee.causal, split_head=paths.split_head), _builder(packed=paths.packed)
     fused = group.from_first(choose_fused(trainee, forward, strategy, build=build))
+    measured = group.from_first(measure(trainee, forward, strategy, build=build, fused=fused))
+    begun_with = checkpoint.position.micro_batch_tokens if checkpoint else None
     plan = make_plan(
-        config, data=data, trainee=trainee, strategy=strategy, dtype=dtype, paths=paths, fused=fused, threads=threads
+        config,
+        data=data,
+        trainee=trainee,
+        strategy=strategy,
+        dtype=dtype,
+        paths=paths,
+        fused=fused,
+        measured=replace(measured, begun_with=begun_with),
     )
-    plan = _resumed(plan, checkpoint)
     return _Prepared(
         config, identity, tokenizer, data, checkpoint, newest.damaged, trainee, strategy, plan, fused, started_at
     )
@@ -188,12 +199,6 @@ def _common_checkpoint(folder: Path, identity: str, group: Group) -> Newest:
 
 def _builder(*, packed: bool) -> batching.Build:
     return batching.pack if packed else batching.pad
-
-
-def _resumed(plan: TrainingPlan, checkpoint: Checkpoint | None) -> TrainingPlan:
-    """Return the plan with micro-batches no larger than those of a checkpoint, which memory may have taught."""
-    known = checkpoint.position.micro_batch_tokens if checkpoint else None
-    return plan if known is None else replace(plan, micro_batch_tokens=min(plan.micro_batch_tokens, known))
 
 
 def _dtype(config: TrainConfig, device: torch.device, checkpoint: Checkpoint | None) -> DtypeChoice:
@@ -223,6 +228,8 @@ def _train(prepared: _Prepared, context: Context, reporter: Reporter) -> TrainRe
     result = None
     if prepared.first:
         record = _record(prepared, position, session, resumed_from_step=saved_step)
+        expected = prepared.plan.memory_bytes
+        _LOG.info("peak memory %s, expected %s", format_bytes(record.peak_memory_bytes or 0), format_bytes(expected))
         manifest = save_output(
             Path(prepared.config.output_path),
             trainee=trainee,
@@ -325,6 +332,7 @@ def _record(
         stopped_early=position.step < prepared.plan.total_steps,
         trial=config.trial.number if config.trial else None,
         given_up=position.given_up,
+        peak_memory_bytes=peak_bytes(prepared.strategy.device),
         resumed_from_step=resumed_from_step,
         resumptions=position.resumptions,
         damaged_checkpoints=position.damaged_checkpoints,

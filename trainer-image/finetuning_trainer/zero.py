@@ -18,10 +18,11 @@ from finetuning_trainer.group import explained_losses
 from finetuning_trainer.lockstep import InLockstep
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.optim import make_optimizer
+from finetuning_trainer.strategy import Divided
 from finetuning_workload.errors import UserError
 
-_WEIGHTS_DIVIDED = 3
-"""The stage of ZeRO that divides the weights too."""
+_GRADIENTS_DIVIDED, _WEIGHTS_DIVIDED = 2, 3
+"""The stages of ZeRO from which on these are divided too."""
 _MOST_WORDS = 500
 
 
@@ -36,6 +37,16 @@ class Zero(InLockstep):
         """Return what plan and provenance call it."""
         offloaded = "" if self.spec.offload is DeepSpeedOffload.NONE else f", {self.spec.offload} offloaded"
         return f"deepspeed stage {self.spec.stage}{offloaded}"
+
+    @property
+    def divided(self) -> Divided:
+        """Return what its stage divides."""
+        world, stage = self.group.world, self.spec.stage
+        return Divided(
+            weights=world.size if stage >= _WEIGHTS_DIVIDED else 1,
+            gradients=world.size if stage >= _GRADIENTS_DIVIDED else 1,
+            moments=world.size,
+        )
 
     def distribute(self, trainee: Trainee, forward: Forward) -> None:
         """Begin with the same weights everywhere; they are divided once there is an optimizer to divide."""
