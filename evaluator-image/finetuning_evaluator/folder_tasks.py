@@ -58,7 +58,8 @@ def score(
 def observe(task: LoadedTask, metric: str, scores: TaskScores) -> Observations:
     """Return the observations of a metric of a task."""
     if task.file.output_type is OutputType.MULTIPLE_CHOICE:
-        return observe_shares(_right(task, scores, normalized=metric == "acc_norm"))
+        chosen = _chosen(task, scores, normalized=metric == "acc_norm")
+        return observe_shares([place == document.right for document, place in zip(task.documents, chosen, strict=True)])
     if task.file.output_type is OutputType.GENERATE:
         return observe_shares(_matches(task, scores))
     if metric == "acc":
@@ -70,6 +71,14 @@ def observe(task: LoadedTask, metric: str, scores: TaskScores) -> Observations:
     ]
     statistic = Statistic.BITS_PER_BYTE if metric == "bits_per_byte" else Statistic.PERPLEXITY
     return Observations(statistic, np.array(sums, dtype=np.float64))
+
+
+def outputs(task: LoadedTask, scores: TaskScores) -> tuple[str, ...]:
+    """Return what a candidate answered to every document: what it wrote, or its likeliest choice; else nothing."""
+    if task.file.output_type is not OutputType.MULTIPLE_CHOICE:
+        return scores.outputs
+    chosen = _chosen(task, scores, normalized=False)
+    return tuple(document.answers[place] for document, place in zip(task.documents, chosen, strict=True))
 
 
 def signature(task: LoadedTask, metric: str, *, max_length: int) -> str:
@@ -142,12 +151,12 @@ def _generated(
     return TaskScores(outputs=tuple(completion.text for completion in completions))
 
 
-def _right(task: LoadedTask, scores: TaskScores, *, normalized: bool) -> list[bool]:
-    """Return whether the likeliest choice is the right one, of log-likelihoods or of those per character."""
+def _chosen(task: LoadedTask, scores: TaskScores, *, normalized: bool) -> list[int]:
+    """Return the place of the likeliest choice of every document, by log-likelihoods or by those per character."""
     lengths = [[len(answer) if normalized else 1 for answer in document.answers] for document in task.documents]
     return [
-        int(np.argmax(np.array(found) / np.array(divisors))) == document.right
-        for document, found, divisors in zip(task.documents, scores.log_likelihoods, lengths, strict=True)
+        int(np.argmax(np.array(found) / np.array(divisors)))
+        for found, divisors in zip(scores.log_likelihoods, lengths, strict=True)
     ]
 
 

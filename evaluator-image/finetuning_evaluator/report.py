@@ -1,5 +1,6 @@
 """The output folder: results, samples and reports as one artifact, complete when its manifest is there."""
 
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +14,12 @@ from finetuning_evaluator.parts import Parts
 from finetuning_evaluator.report_html import render_html
 from finetuning_evaluator.report_markdown import render_markdown
 from finetuning_evaluator.results import Results
-from finetuning_evaluator.samples import make_samples
+from finetuning_evaluator.samples import SAMPLES_FOLDER, sample_files
 from finetuning_workload.artifact import damaged_files, read_manifest, write_manifest
 from finetuning_workload.errors import UserError
 from finetuning_workload.files import write_atomically
 
 RESULTS_NAME = "results.json"
-SAMPLES_NAME = "samples.jsonl"
 MARKDOWN_NAME = "report.md"
 HTML_NAME = "report.html"
 _TOOL = "finetuning_evaluator"
@@ -48,11 +48,15 @@ def write(
 ) -> None:
     """Write everything, and the manifest last."""
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    samples = make_samples(measured, observed)
+    # An earlier evaluation in this folder may have had other tasks.
+    shutil.rmtree(folder / SAMPLES_FOLDER, ignore_errors=True)
+    files = sample_files(measured, observed)
     write_atomically(folder / RESULTS_NAME, results.model_dump_json(by_alias=True, indent=2))
-    write_atomically(folder / SAMPLES_NAME, "".join(f"{sample.model_dump_json(by_alias=True)}\n" for sample in samples))
-    write_atomically(folder / MARKDOWN_NAME, render_markdown(results, samples))
-    write_atomically(folder / HTML_NAME, render_html(results, samples))
+    for file in files:
+        lines = (f"{sample.model_dump_json(by_alias=True)}\n" for sample in file.samples)
+        write_atomically(folder / file.path, "".join(lines))
+    write_atomically(folder / MARKDOWN_NAME, render_markdown(results, files))
+    write_atomically(folder / HTML_NAME, render_html(results, files))
     parts.clear()
     write_manifest(
         folder,

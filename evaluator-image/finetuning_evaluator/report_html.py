@@ -8,14 +8,14 @@ from markupsafe import Markup
 from finetuning_api.metrics import Metric
 from finetuning_evaluator import wording
 from finetuning_evaluator.charts import Effect, effect_line, tally
-from finetuning_evaluator.report_markdown import reproduction, telling_samples
+from finetuning_evaluator.report_markdown import reproduction, shown_samples
 from finetuning_evaluator.results import MetricComparison, MetricResult, Results
-from finetuning_evaluator.samples import Sample
+from finetuning_evaluator.samples import SampleFile
 
 _SAMPLES = 12
 
 
-def render_html(results: Results, samples: Sequence[Sample]) -> str:
+def render_html(results: Results, files: Sequence[SampleFile]) -> str:
     """Return the report as HTML. Every text from data or models is escaped."""
     environment = Environment(
         loader=PackageLoader("finetuning_evaluator", "templates"),
@@ -24,11 +24,10 @@ def render_html(results: Results, samples: Sequence[Sample]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = [sample for sample in telling_samples(results, samples, count=_SAMPLES) if sample.outputs]
     return environment.get_template("report.html.jinja").render(
         results=results,
         names=[candidate.name for candidate in results.candidates],
-        samples=shown,
+        files=list(shown_samples(results, files, count=_SAMPLES)),
         confusions=[metric for metric in results.metrics if metric.metric == Metric.COLA],
         reproduction=list(reproduction(results)),
         headline=wording.headline(results),

@@ -1,10 +1,11 @@
 """report.md: verdict first, then the table, samples, and what is needed to reproduce it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from finetuning_api.metrics import DEFAULT_AGAINST, Metric
 from finetuning_evaluator.results import Results
-from finetuning_evaluator.samples import Sample, telling
+from finetuning_evaluator.samples import Sample, SampleFile, telling
 from finetuning_evaluator.wording import (
     COMPARISON_NOTE,
     COST_HEADER,
@@ -30,10 +31,10 @@ _SAMPLES = 6
 _LONGEST = 600
 
 
-def render_markdown(results: Results, samples: Sequence[Sample]) -> str:
+def render_markdown(results: Results, files: Sequence[SampleFile]) -> str:
     """Return the report as Markdown."""
     sections = (_head(results), _table(results), _comparisons(results), _gate(results), _warnings(results))
-    parts = [*sections, _costs(results), _origins(results), _examples(results, samples), _reproduction(results)]
+    parts = [*sections, _costs(results), _origins(results), _examples(results, files), _reproduction(results)]
     return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines) + "\n"
 
 
@@ -123,19 +124,19 @@ def _origins(results: Results) -> Iterator[str]:
         yield ORIGIN_NOTE
 
 
-def _examples(results: Results, samples: Sequence[Sample]) -> Iterator[str]:
-    told = [sample for sample in telling_samples(results, samples, count=_SAMPLES) if sample.outputs]
-    if not told:
-        return
-    yield "## Samples"
-    for sample in told:
-        yield ""
-        yield f"### Row {sample.row_id}"
-        for title, text in (("prompt", sample.prompt), ("expected", sample.reference), *sample.outputs.items()):
+def _examples(results: Results, files: Sequence[SampleFile]) -> Iterator[str]:
+    for number, file in enumerate(shown_samples(results, files, count=_SAMPLES)):
+        if number:
             yield ""
-            yield f"{title}:"
+        yield f"## {file.title}"
+        for sample in file.samples:
             yield ""
-            yield from _quoted(text)
+            yield f"### Row {sample.row_id}"
+            for title, text in (("prompt", sample.prompt), ("expected", sample.reference), *sample.outputs.items()):
+                yield ""
+                yield f"{title}:"
+                yield ""
+                yield from _quoted(text)
 
 
 def _reproduction(results: Results) -> Iterator[str]:
@@ -145,7 +146,15 @@ def _reproduction(results: Results) -> Iterator[str]:
         yield f"- {name}: `{value}`"
 
 
-def telling_samples(results: Results, samples: Sequence[Sample], *, count: int) -> tuple[Sample, ...]:
+def shown_samples(results: Results, files: Sequence[SampleFile], *, count: int) -> Iterator[SampleFile]:
+    """Yield the files with what a report shows of them: rows that candidates answered, and only where there are any."""
+    for file in files:
+        told = tuple(sample for sample in _telling(results, file.samples, count=count) if sample.outputs)
+        if told:
+            yield replace(file, samples=told)
+
+
+def _telling(results: Results, samples: Sequence[Sample], *, count: int) -> tuple[Sample, ...]:
     """Return rows that show the differences: by rougeL, else by the first metric that rows have a score for."""
     scored = [metric for metric in results.metrics if samples and metric.metric in _scores_of_first(samples)]
     names = [candidate.name for candidate in results.candidates]
@@ -189,7 +198,9 @@ def _row(cells: Sequence[str]) -> str:
 def _quoted(text: str) -> Iterator[str]:
     """Yield a text as a code block whose fence is longer than any in the text."""
     whole = shown(text)
-    cut = whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]} ..."
+    # A prompt ends with its question: before that may stand pages of examples.
+    half = _LONGEST // 2
+    cut = whole if len(whole) <= _LONGEST else f"{whole[:half]} ... {whole[-half:]}"
     fence = "```"
     while fence in cut:
         fence += "`"

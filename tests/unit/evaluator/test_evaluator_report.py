@@ -23,7 +23,7 @@ from finetuning_evaluator.results import (
     Results,
     Settings,
 )
-from finetuning_evaluator.samples import Sample, telling
+from finetuning_evaluator.samples import Sample, SampleFile, telling
 from finetuning_evaluator.wording import origins, outcome
 from finetuning_workload.program import encode_last_words
 
@@ -110,6 +110,10 @@ def sample(row_id: str = "r1", *, text: str = "billing", tuned: float = 1.0, bas
     )
 
 
+def rows(*samples: Sample) -> list[SampleFile]:
+    return [SampleFile("samples.jsonl", "Samples", samples)]
+
+
 class References(HTMLParser):
     """Collects every attribute and style that could fetch something, and every element that could run something."""
 
@@ -125,7 +129,7 @@ class References(HTMLParser):
 
 
 def test_the_html_report_refers_to_nothing_outside_and_runs_nothing() -> None:
-    html = render_html(results(), [sample()])
+    html = render_html(results(), rows(sample()))
     parser = References()
     parser.feed(html)
 
@@ -140,7 +144,7 @@ def test_the_html_report_follows_the_reader_s_color_scheme() -> None:
 
 def test_text_from_a_model_is_shown_and_never_interpreted() -> None:
     attack = "</pre><script>alert(1)</script>"
-    html = render_html(results(warnings=(attack,)), [sample(text=attack)])
+    html = render_html(results(warnings=(attack,)), rows(sample(text=attack)))
 
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
@@ -153,13 +157,13 @@ def test_text_from_a_model_is_shown_and_never_interpreted() -> None:
 def test_the_verdict_comes_before_every_number(verdict: Verdict | None, word: str) -> None:
     changed = results(verdict=verdict)
 
-    for report in (render_markdown(changed, [sample()]), render_html(changed, [sample()])):
+    for report in (render_markdown(changed, rows(sample())), render_html(changed, rows(sample()))):
         body = report.partition("<body>")[2] or report
         assert body.index(word) < body.index("0.2000")
 
 
 def test_the_markdown_report_holds_values_intervals_differences_gate_warnings_and_digests() -> None:
-    report = render_markdown(results(), [sample()])
+    report = render_markdown(results(), rows(sample()))
 
     assert "| rougeL | share, 0 to 1 | higher | 0.2000 [0.1000, 0.3000] | 0.6000 [0.5000, 0.7000] |" in report
     assert (
@@ -185,7 +189,7 @@ def test_the_reports_say_what_intervals_resample(groups: int | None, rows: str, 
 
 
 def test_a_text_with_a_code_fence_stays_inside_its_block() -> None:
-    report = render_markdown(results(), [sample(text="```\nnot the end")])
+    report = render_markdown(results(), rows(sample(text="```\nnot the end")))
 
     assert "\n````\n```\nnot the end\n````\n" in report
 
@@ -202,7 +206,9 @@ def test_a_difference_is_better_only_when_interval_and_test_agree() -> None:
 
 
 def test_an_output_of_white_space_is_shown_as_nothing() -> None:
-    for report in (render_markdown(results(), [sample(text="\n\n ")]), render_html(results(), [sample(text="\n\n ")])):
+    blank = rows(sample(text="\n\n "))
+
+    for report in (render_markdown(results(), blank), render_html(results(), blank)):
         assert report.count("(nothing)") == 1
 
 
@@ -222,6 +228,30 @@ def test_the_samples_shown_reach_from_the_greatest_gain_to_the_greatest_loss() -
     shown = telling(many, metric_result(Metric.ROUGE_L), against="base", count=3)
 
     assert [found.row_id for found in shown] == ["10", "5", "0"]
+
+
+def test_samples_of_a_task_stand_in_a_section_of_their_own_and_rows_without_an_answer_in_none() -> None:
+    silent = sample("s1").model_copy(update={"outputs": {}})
+    files = [*rows(silent), SampleFile("samples/colours.jsonl", "Samples of colours", (sample("7"), sample("8")))]
+
+    markdown, html = render_markdown(results(), files), render_html(results(), files)
+
+    for report in (markdown, html):
+        assert report.count("Samples") == 1
+        assert "prompt of 7" in report
+        assert "prompt of s1" not in report
+    assert "\n\n## Samples of colours\n\n### Row 7\n" in markdown
+    assert "All rows are in samples/colours.jsonl." in html
+
+
+def test_a_long_prompt_is_shown_with_the_question_that_it_ends_with() -> None:
+    long = sample().model_copy(update={"prompt": f"first {'an example, ' * 200}the question"})
+
+    report = render_markdown(results(), rows(long))
+
+    assert "first an example" in report
+    assert "the question" in report
+    assert report.count("an example") < 60
 
 
 def test_the_short_form_rounds_and_keeps_what_a_status_shows() -> None:

@@ -1,13 +1,14 @@
 """What of a task file is not supported is told before a model is loaded, and the rest is a metric like any other."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from tests.support.evaluation import bare_context, candidate, evaluate_config
 from tests.support.models import tiny_llama
-from tests.support.task_folder import write_task
+from tests.support.task_folder import COLOURS, write_task
 
 from finetuning_api.metrics import GateRule, Metric, Verdict
 from finetuning_api.reasons import Reason
@@ -15,13 +16,15 @@ from finetuning_api.runconfig import EvaluateConfig
 from finetuning_evaluator.evaluate import evaluate
 from finetuning_evaluator.folder_tasks import TaskScores, observe, score
 from finetuning_evaluator.results import Results
+from finetuning_evaluator.samples import TaskSample
+from finetuning_workload.artifact import require_intact
 from finetuning_workload.errors import UserError
 from finetuning_workload.evaluated import read_inputs
 from finetuning_workload.models import load_base_model, load_tokenizer
 from finetuning_workload.task_files import load_task
 
 
-def evaluation(world: Path, folder: Path, *rules: GateRule, **changes: str) -> EvaluateConfig:
+def evaluation(world: Path, folder: Path, *rules: GateRule, **changes: Any) -> EvaluateConfig:  # noqa: ANN401
     config = evaluate_config(
         [candidate("base", world / "base"), candidate("tuned", world / "base", world / "adapter")],
         data=world / "rows.jsonl",
@@ -61,6 +64,59 @@ def test_its_metrics_have_intervals_tests_and_gates_like_any_other(world: Path, 
     assert [gate.result.verdict for gate in results.gates] == [Verdict.FAIL, Verdict.PASS]
     for name in ("report.md", "report.html"):
         assert "colours.acc_norm" in (tmp_path / "report" / name).read_text()
+
+
+def test_its_documents_are_samples_with_what_every_candidate_answered(world: Path, tmp_path: Path) -> None:
+    config = evaluation(world, tmp_path)
+
+    evaluate(config, bare_context())
+
+    lines = (tmp_path / "report/samples/colours.jsonl").read_text().splitlines()
+    samples = [TaskSample.model_validate_json(line) for line in lines]
+    assert [sample.row_id for sample in samples] == [str(number) for number in range(23)]
+    second = samples[1]
+    assert second.prompt == "Question 1: what is the colour of the thing number x?\nAnswer:"
+    assert (second.reference, second.choices) == (COLOURS[1], COLOURS)
+    for name in ("base", "tuned"):
+        told = [sample.log_likelihoods[name] for sample in samples]
+        taken = [COLOURS[likelihoods.index(max(likelihoods))] for likelihoods in told]
+        assert [sample.outputs[name] for sample in samples] == taken
+        scores = [sample.scores[name] for sample in samples]
+        right = [float(answer == sample.reference) for answer, sample in zip(taken, samples, strict=True)]
+        assert [score["colours.acc"] for score in scores] == right
+        for metric in results_of(config).metrics[:2]:
+            value = metric.value(name)
+            assert value is not None
+            assert fmean(score[metric.metric] or 0 for score in scores) == pytest.approx(value.value)
+    assert samples[0].log_likelihoods["base"] != samples[0].log_likelihoods["tuned"]
+    assert "All rows are in samples/colours.jsonl." in (tmp_path / "report/report.html").read_text()
+    require_intact(tmp_path / "report")
+
+
+def test_documents_of_texts_are_samples_with_what_was_written_or_how_likely_it_is(world: Path, tmp_path: Path) -> None:
+    likely: dict[str, Any] = {"output_type": "loglikelihood"}
+    written: dict[str, Any] = {"output_type": "generate_until", "generation_kwargs": {"max_gen_toks": 4}}
+    samples = []
+    for kind in (likely, written):
+        folder = tmp_path / kind["output_type"]
+        evaluate(evaluation(world, folder, **kind, doc_to_choice=None, doc_to_target="{{colour}}"), bare_context())
+        lines = (folder / "report/samples/colours.jsonl").read_text().splitlines()
+        samples.append(TaskSample.model_validate_json(lines[0]))
+
+    assert [(sample.reference, sample.choices) for sample in samples] == [("red", ()), ("red", ())]
+    assert [set(sample.outputs) for sample in samples] == [set(), {"base", "tuned"}]
+    assert [len(likelihoods) for likelihoods in samples[0].log_likelihoods.values()] == [1, 1]
+    assert samples[1].log_likelihoods == {}
+
+
+def test_samples_of_a_task_that_is_no_longer_asked_for_are_not_left_behind(world: Path, tmp_path: Path) -> None:
+    config = evaluation(world, tmp_path)
+    evaluate(config, bare_context())
+
+    evaluate(config.model_copy(update={"metrics": (Metric.COMPLETION_PERPLEXITY,), "tasks": ()}), bare_context())
+
+    assert not (tmp_path / "report/samples").exists()
+    assert (tmp_path / "report/samples.jsonl").exists()
 
 
 @pytest.mark.parametrize(("metric", "right"), [("acc", [True, False]), ("acc_norm", [False, True])])
