@@ -59,7 +59,7 @@ def observe(task: LoadedTask, metric: str, scores: TaskScores) -> Observations:
     """Return the observations of a metric of a task."""
     if task.file.output_type is OutputType.MULTIPLE_CHOICE:
         chosen = _chosen(task, scores, normalized=metric == "acc_norm")
-        return observe_shares([place == document.right for document, place in zip(task.documents, chosen, strict=True)])
+        return observe_shares([place in document.right for document, place in zip(task.documents, chosen, strict=True)])
     if task.file.output_type is OutputType.GENERATE:
         return observe_shares(_matches(task, scores))
     if metric == "acc":
@@ -169,7 +169,7 @@ def _matches(task: LoadedTask, scores: TaskScores) -> list[bool]:
         return text.translate(_NO_PUNCTUATION) if entry is not None and entry.ignore_punctuation else text
 
     return [
-        comparable(_filtered(output, filters)) == comparable(document.answers[0])
+        comparable(_filtered(output, filters)) in map(comparable, document.references)
         for document, output in zip(task.documents, scores.outputs, strict=True)
     ]
 

@@ -132,7 +132,7 @@ def _examples(results: Results, files: Sequence[SampleFile]) -> Iterator[str]:
         for sample in file.samples:
             yield ""
             yield f"### Row {sample.row_id}"
-            for title, text in (("prompt", sample.prompt), ("expected", sample.reference), *sample.outputs.items()):
+            for title, text in (("prompt", sample.prompt), ("expected", sample.expected), *sample.outputs.items()):
                 yield ""
                 yield f"{title}:"
                 yield ""

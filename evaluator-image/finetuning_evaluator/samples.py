@@ -30,6 +30,11 @@ class Sample(ContractModel):
     scores: dict[str, dict[str, float | None]]
     """By candidate and metric; null where the row has nothing to score, for example no token."""
 
+    @property
+    def expected(self) -> str:
+        """What a report shows beside the outputs."""
+        return self.reference
+
 
 class TaskSample(Sample):
     """One document of a task of the user's own, by its number in the data of the task.
@@ -40,6 +45,12 @@ class TaskSample(Sample):
     choices: tuple[str, ...] = ()
     log_likelihoods: dict[str, tuple[float, ...]]
     """By candidate, in nats: of every choice, or of the reference; empty where text is generated."""
+    also_right: tuple[str, ...] = ()
+    """What would be right as well as the reference."""
+
+    @property
+    def expected(self) -> str:
+        return "\nor\n".join((self.reference, *self.also_right))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +106,8 @@ def _of_task(task: LoadedTask, measured: Sequence[Measured], observed: ObservedB
         yield TaskSample(
             row_id=str(index),
             prompt=document.context,
-            reference=document.answers[document.right],
+            reference=document.references[0],
+            also_right=document.references[1:],
             choices=document.answers if chooses else (),
             outputs={name: texts[index] for name, texts in outputs.items() if texts},
             log_likelihoods={

@@ -94,12 +94,16 @@ def test_its_documents_are_samples_with_what_every_candidate_answered(world: Pat
 
 
 def test_documents_of_texts_are_samples_with_what_was_written_or_how_likely_it_is(world: Path, tmp_path: Path) -> None:
-    likely: dict[str, Any] = {"output_type": "loglikelihood"}
-    written: dict[str, Any] = {"output_type": "generate_until", "generation_kwargs": {"max_gen_toks": 4}}
+    likely: dict[str, Any] = {"output_type": "loglikelihood", "doc_to_target": "colour"}
+    written: dict[str, Any] = {
+        "output_type": "generate_until",
+        "doc_to_target": "{{[colour, 'rot']}}",
+        "generation_kwargs": {"max_gen_toks": 4},
+    }
     samples = []
     for kind in (likely, written):
         folder = tmp_path / kind["output_type"]
-        evaluate(evaluation(world, folder, **kind, doc_to_choice=None, doc_to_target="{{colour}}"), bare_context())
+        evaluate(evaluation(world, folder, **kind, doc_to_choice=None), bare_context())
         lines = (folder / "report/samples/colours.jsonl").read_text().splitlines()
         samples.append(TaskSample.model_validate_json(lines[0]))
 
@@ -107,6 +111,8 @@ def test_documents_of_texts_are_samples_with_what_was_written_or_how_likely_it_i
     assert [set(sample.outputs) for sample in samples] == [set(), {"base", "tuned"}]
     assert [len(likelihoods) for likelihoods in samples[0].log_likelihoods.values()] == [1, 1]
     assert samples[1].log_likelihoods == {}
+    assert [sample.also_right for sample in samples] == [(), ("rot",)]
+    assert "red\nor\nrot" in (tmp_path / "generate_until/report/report.md").read_text()
 
 
 def test_samples_of_a_task_that_is_no_longer_asked_for_are_not_left_behind(world: Path, tmp_path: Path) -> None:
@@ -162,7 +168,23 @@ REFUSED = [
     ({"doc_to_text": "{{number}}"}, "doc_to_text gives a number: choices as several contexts are not supported"),
     ({"doc_to_target": "{{thing}}"}, "document 0: doc_to_target gives 'thing number ', which is none of the 4 choices"),
     ({"doc_to_target": 4}, "document 0: doc_to_target gives 4, which is none of the 4 choices"),
-    ({"doc_to_target": "{{[1, 2]}}"}, "doc_to_target gives a list: several right answers are not supported"),
+    ({"doc_to_target": "{{[1, 4]}}"}, "document 0: doc_to_target gives [1, 4], which are not numbers of the 4 choices"),
+    ({"doc_to_target": "{{[]}}"}, "document 0: doc_to_target gives [], which are not numbers of the 4 choices"),
+    ({"doc_to_target": "{{[true, false]}}"}, "doc_to_target gives [True, False], which are not numbers of the 4"),
+    ({"doc_to_target": "choices"}, "which are not numbers of the 4 choices"),
+    ({"doc_to_target": "[1], [2]"}, "doc_to_target gives '[1], [2]', which is neither a list nor a text"),
+    (
+        {"doc_to_target": "{{[1] if number < 3 else 1}}"},
+        "document 3: doc_to_target gives no list, that of document 0 a list: all need the same",
+    ),
+    (
+        {"doc_to_target": "{{['red']}}", "output_type": "loglikelihood", "doc_to_choice": None},
+        "doc_to_target gives a list: several right answers are supported of multiple_choice and generate_until",
+    ),
+    (
+        {"doc_to_target": "{{[1]}}", "output_type": "generate_until", "doc_to_choice": None},
+        "doc_to_target gives [1]; a list of texts that are not empty is needed",
+    ),
     ({"doc_to_choice": "thing"}, "doc_to_choice gives 'thing number '"),
     ({"doc_to_choice": None}, "output_type multiple_choice needs doc_to_choice"),
     ({"num_fewshot": 9, "fewshot_split": "shown"}, "num_fewshot is 9, but there are 7 rows to show"),

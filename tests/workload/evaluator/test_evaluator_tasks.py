@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness: the numbers are those of the harness itself, from the same folder."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import datasets
 import lm_eval
 import pytest
 import torch
+from lm_eval.api.model import LM
+from lm_eval.models.dummy import DummyLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tests.support.models import tiny_gpt2, tiny_llama
@@ -47,9 +50,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
-def by_harness(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def scripted(outputs: Sequence[str]) -> LM:
+    """Return a model of the harness that writes to every document what it is told."""
+    model = DummyLM()
+    model.tokenizer = None  # Its own would come from a hub.
+    model.generate_until = lambda requests: [outputs[request.doc_id] for request in requests]
+    return model
+
+
+def harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LM:
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
+
+
+def by_harness(folder: Path, model: LM) -> dict[str, Any]:
     told = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3),
+        model=model,
         tasks=["colours"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
@@ -68,6 +83,7 @@ SCORED = [
         {"doc_to_choice": "{{choices | list}}", "doc_to_target": "{{colour}}", "target_delimiter": ""}, id="templates"
     ),
     pytest.param({"doc_to_text": "{{thing | regex_replace('x+', 'y')}}: ", "description": "Name it.\n\n"}, id="spaces"),
+    pytest.param({"doc_to_target": "{{[right, (right + 1) % 4]}}"}, id="several-right"),
     pytest.param(NO_CONTEXT, id="no-context"),
     pytest.param({"num_fewshot": 2, "fewshot_split": "shown"}, id="drawn-examples"),
     pytest.param({"num_fewshot": 2, "fewshot_split": "test"}, id="examples-of-the-same-rows"),
@@ -93,14 +109,14 @@ def test_numbers_are_those_of_the_harness(
 ) -> None:
     remove = ["doc_to_choice"] if str(changes.get("output_type")).startswith("log") else []
     task = load_task(write_task(folder, remove=remove, **changes))
-    told = by_harness(folder, model, tokenizer)
+    told = by_harness(folder, harness_model(model, tokenizer))
 
     found = score(model, tokenizer, task, max_length=POSITIONS)
 
     for metric in task.file.metrics:
         expected = told["results"]["colours"][f"{metric},none"]
         assert observe(task, metric, found).value() == pytest.approx(expected, rel=1e-4), metric
-    samples = sorted(told["samples"]["colours"], key=lambda sample: int(sample["doc_id"]))
+    samples = samples_of(told)
     scored = [_likelihood(answer) for sample in samples for answer in sample["resps"]]
     # The harness adds up in float32: of thousands of nats it keeps seven digits.
     assert _of_documents(found) == pytest.approx(scored, abs=1e-4, rel=1e-6)
@@ -113,14 +129,48 @@ def test_what_is_written_is_what_the_harness_lets_a_model_write(
     settings = {"max_gen_toks": 12} | ({"until": until} if until else {})
     changes: dict[str, Any] = {"output_type": "generate_until", "doc_to_target": "colour", "doc_to_choice": None}
     task = load_task(write_task(folder, **changes, generation_kwargs=settings, num_fewshot=1, fewshot_split="shown"))
-    told = by_harness(folder, model, tokenizer)
+    told = by_harness(folder, harness_model(model, tokenizer))
 
     found = score(model, tokenizer, task, max_length=POSITIONS)
 
-    samples = sorted(told["samples"]["colours"], key=lambda sample: int(sample["doc_id"]))
+    samples = samples_of(told)
     assert list(found.outputs) == [sample["resps"][0][0] for sample in samples]
     right = [sample["exact_match"] for sample in samples]
     assert observe(task, "exact_match", found).value() == pytest.approx(sum(right) / len(right))
+
+
+WRITTEN = [
+    " red\n",
+    "green",
+    "The answer is blue.",
+    "RED!",
+    "",
+]
+JUDGED = [
+    pytest.param({"doc_to_target": "colour"}, id="one-right"),
+    pytest.param({"doc_to_target": "choices"}, id="several-right-of-a-column"),
+    pytest.param({"doc_to_target": "{{[colour, 'green']}}"}, id="several-right-of-a-template"),
+    pytest.param({"doc_to_target": "{{['red!', colour, 'GREEN']}}", "num_fewshot": 2}, id="several-right-shown"),
+    pytest.param({"doc_to_target": "[{{colour}}]"}, id="a-text-in-brackets"),
+]
+
+
+@pytest.mark.parametrize("changes", JUDGED)
+def test_what_was_written_is_judged_as_the_harness_judges_it(folder: Path, changes: dict[str, Any]) -> None:
+    asked = {"output_type": "generate_until", "doc_to_choice": None, "fewshot_split": "shown"}
+    task = load_task(write_task(folder, **{**asked, **changes}))
+    outputs = [WRITTEN[number % len(WRITTEN)] for number in range(len(task.documents))]
+
+    samples = samples_of(by_harness(folder, scripted(outputs)))
+
+    assert [document.context for document in task.documents] == [sample["arguments"][0][0] for sample in samples]
+    found = observe(task, "exact_match", TaskScores(outputs=tuple(outputs))).components[:, 0]
+    assert found.tolist() == [sample["exact_match"] for sample in samples]
+
+
+def samples_of(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the harness tells of every document, in their order."""
+    return sorted(told["samples"]["colours"], key=lambda sample: int(sample["doc_id"]))
 
 
 def _of_documents(scores: TaskScores) -> list[float]:

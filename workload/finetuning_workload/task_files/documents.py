@@ -21,7 +21,10 @@ from finetuning_workload.errors import UserError
 from finetuning_workload.task_files.file import OutputType, TaskFile, read_task_file, refused
 
 Row = Mapping[str, object]
+Target = str | int | list[object]
+"""What doc_to_target gives: a text or the number of a choice, or several of one kind that are all right."""
 
+_WITH_SEVERAL_RIGHT = (OutputType.MULTIPLE_CHOICE, OutputType.GENERATE)
 _SEED = 1234
 """What the harness draws examples with where it is not told another."""
 
@@ -32,9 +35,14 @@ class Document:
 
     context: str
     answers: tuple[str, ...]
-    """Every choice, or the one text that is right; a text that is scored without a context is alone here."""
-    right: int = 0
-    """The place of the right answer."""
+    """Every choice, or every text that is right; a text that is scored without a context is alone here."""
+    right: tuple[int, ...] = (0,)
+    """The places of the right answers, of which one is enough."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The right answers."""
+        return tuple(self.answers[place] for place in self.right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ class _Reader:
         )
         self._environment.filters["regex_replace"] = _regex_replace
         self._where = ""
+        self._several: bool | None = None
 
     def documents(self) -> Iterator[Document]:
         rows = self._rows(self._file.split or "")
@@ -88,25 +97,41 @@ class _Reader:
 
     def _document(self, row: Row, before: str) -> Document:
         target = self._target(row)
+        self._require_kind(target)
         if self._file.output_type is OutputType.ROLLING:
             return Document("", (str(target),))
         context = before + self._text(row)
-        if self._file.output_type is not OutputType.MULTIPLE_CHOICE:
-            return Document(context, (self._answer(row, target),))
-        choices = self._choices(row)
-        return Document(context, choices, self._right(target, choices))
+        if self._file.output_type is OutputType.MULTIPLE_CHOICE:
+            choices = self._choices(row)
+            return Document(context, choices, self._right(target, choices))
+        answers = self._answers(row, target)
+        return Document(context, answers, tuple(range(len(answers))))
+
+    def _require_kind(self, target: Target) -> None:
+        """Raise UserError(METRIC_UNAVAILABLE) for several right answers where the harness has no meaning for them."""
+        several = isinstance(target, list)
+        if several and self._file.output_type not in _WITH_SEVERAL_RIGHT:
+            known = " and ".join(_WITH_SEVERAL_RIGHT)
+            raise self._refused("doc_to_target", f"gives a list: several right answers are supported of {known}")
+        # The harness looks at the first document alone, and takes the others for the same.
+        if self._several not in {None, several}:
+            found, first = ("a list", "no list") if several else ("no list", "a list")
+            raise self._refused("doc_to_target", f"gives {found}, that of document 0 {first}: all need the same")
+        self._several = several
 
     def _example(self, row: Row) -> str:
         delimiter, end = self._file.target_delimiter, self._file.fewshot_delimiter
-        answer = self._answer(row, self._target(row))
+        answer = self._answers(row, self._target(row))[0]
         return self._text(row) + (delimiter + answer + end if answer else "")
 
-    def _answer(self, row: Row, target: str | int) -> str:
-        """Return the right answer as text: of a number its choice, where there are any."""
-        if isinstance(target, int) and self._file.doc_to_choice is not None:
+    def _answers(self, row: Row, target: Target) -> tuple[str, ...]:
+        """Return the right answers as texts: of numbers their choices, where there are any."""
+        if self._file.doc_to_choice is not None and not isinstance(target, str):
             choices = self._choices(row)
-            return choices[self._right(target, choices)]
-        return str(target)
+            return tuple(choices[place] for place in self._right(target, choices))
+        if not isinstance(target, list):
+            return (str(target),)
+        return self._texts("doc_to_target", target)
 
     def _text(self, row: Row) -> str:
         told = self._file.doc_to_text
@@ -115,44 +140,61 @@ class _Reader:
             raise self._refused("doc_to_text", "gives a number: choices as several contexts are not supported")
         return text
 
-    def _target(self, row: Row) -> str | int:
+    def _target(self, row: Row) -> Target:
         told = self._file.doc_to_target
         if isinstance(told, int):
             return told
         if told in row:
             found = row[told]
-            if not isinstance(found, str | int):
-                raise self._refused("doc_to_target", f"gives {found!r:.80}; one text or one whole number is supported")
+            if not isinstance(found, str | int | list):
+                raise self._refused("doc_to_target", f"gives {found!r:.80}; a text, a whole number or a list is needed")
             return found
         text = self._rendered("doc_to_target", told, row)
         if text.isdigit() and self._file.doc_to_choice is not None:
             return int(text)
-        if len(text) > 1 and text[0] == "[" and text[-1] == "]":
-            raise self._refused("doc_to_target", "gives a list: several right answers are not supported")
-        return text
+        if not (text.startswith("[") and text.endswith("]")):
+            return text
+        try:
+            listed = _literal(text)
+        except ValueError:
+            return text  # A text in brackets, to the harness as well.
+        if not isinstance(listed, list):
+            raise self._refused("doc_to_target", f"gives {text!r:.80}, which is neither a list nor a text")
+        return listed
 
     def _choices(self, row: Row) -> tuple[str, ...]:
         told = self._file.doc_to_choice
         if isinstance(told, dict):
             found: object = list(told.values())
         elif isinstance(told, str):
-            found = row[told] if told in row else self._literal(self._rendered("doc_to_choice", told, row))
+            found = row[told] if told in row else self._listed(self._rendered("doc_to_choice", told, row))
         else:
             found = told
+        return self._texts("doc_to_choice", found)
+
+    def _texts(self, key: str, found: object) -> tuple[str, ...]:
         if not isinstance(found, list) or not found or not all(isinstance(each, str) and each for each in found):
-            raise self._refused("doc_to_choice", f"gives {found!r:.80}; a list of texts that are not empty is needed")
+            raise self._refused(key, f"gives {found!r:.80}; a list of texts that are not empty is needed")
         return tuple(found)
 
-    def _right(self, target: str | int, choices: Sequence[str]) -> int:
-        place = int(target) if isinstance(target, int) else choices.index(target) if target in choices else -1
-        if 0 <= place < len(choices):
-            return place
-        raise self._refused("doc_to_target", f"gives {target!r:.80}, which is none of the {len(choices)} choices")
+    def _right(self, target: Target, choices: Sequence[str]) -> tuple[int, ...]:
+        asked: list[object]
+        if isinstance(target, str):
+            asked = [choices.index(target)] if target in choices else []
+        else:
+            asked = target if isinstance(target, list) else [int(target)]
+        # In a list True would be 1, where it more likely marks its choice as right.
+        numbers = [each for each in asked if isinstance(each, int) and not isinstance(each, bool)]
+        places = tuple(place for place in numbers if 0 <= place < len(choices))
+        if places and len(places) == len(asked):
+            return places
+        wrong = "which are not numbers" if isinstance(target, list) else "which is none"
+        raise self._refused("doc_to_target", f"gives {target!r:.80}, {wrong} of the {len(choices)} choices")
 
-    def _literal(self, text: str) -> object:
+    def _listed(self, text: str) -> object:
         try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            return _literal(text)
+        except ValueError as error:
             raise self._refused("doc_to_choice", f"gives {text!r:.80}, which is no list") from error
 
     def _rendered(self, key: str, template: str, row: Row) -> str:
@@ -225,6 +267,15 @@ class _Examples:
         if len(kept) < self._count:
             kept = self._random.sample([each for each in self._rows if each != row], self._count)
         return kept[: self._count]
+
+
+def _literal(text: str) -> object:
+    """Return the value that a text is in Python. Raises ValueError where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        # A list as a key is a TypeError; the last two are how the parser tells of brackets that are nested too deep.
+        raise ValueError(text) from error
 
 
 def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) -> str:
