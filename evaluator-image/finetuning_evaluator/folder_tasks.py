@@ -18,6 +18,7 @@ from finetuning_evaluator.statistics import Observations
 from finetuning_workload.generation import Ends, complete, context_length
 from finetuning_workload.task_files import LoadedTask, OutputType
 from finetuning_workload.task_files.encoding import EncodedDocument, encode_task
+from finetuning_workload.task_files.file import FilterFunction
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -79,6 +80,11 @@ def outputs(task: LoadedTask, scores: TaskScores) -> tuple[str, ...]:
         return scores.outputs
     chosen = _chosen(task, scores, normalized=False)
     return tuple(document.answers[place] for document, place in zip(task.documents, chosen, strict=True))
+
+
+def filtered(task: LoadedTask, scores: TaskScores) -> tuple[str, ...]:
+    """Return what is compared of everything that a candidate wrote: all of it where the file filters nothing."""
+    return tuple(_filtered(output, task.file.filters) for output in scores.outputs)
 
 
 def signature(task: LoadedTask, metric: str, *, max_length: int) -> str:
@@ -162,29 +168,49 @@ def _chosen(task: LoadedTask, scores: TaskScores, *, normalized: bool) -> list[i
 
 def _matches(task: LoadedTask, scores: TaskScores) -> list[bool]:
     entry = task.file.metric_list[0] if task.file.metric_list else None
-    filters = [step.function for each in task.file.filter_list for step in each.filter]
 
     def comparable(text: str) -> str:
-        text = text.lower() if entry is not None and entry.ignore_case else text
-        return text.translate(_NO_PUNCTUATION) if entry is not None and entry.ignore_punctuation else text
+        if entry is None:
+            return text
+        for pattern in entry.regexes_to_ignore:
+            text = re.sub(pattern, "", text)
+        text = text.lower() if entry.ignore_case else text
+        return text.translate(_NO_PUNCTUATION) if entry.ignore_punctuation else text
 
     return [
-        comparable(_filtered(output, filters)) in map(comparable, document.references)
-        for document, output in zip(task.documents, scores.outputs, strict=True)
+        comparable(answer) in map(comparable, document.references)
+        for document, answer in zip(task.documents, filtered(task, scores), strict=True)
     ]
 
 
-def _filtered(text: str, functions: Sequence[str]) -> str:
-    for function in functions:
-        text = _FILTERS[function](text)
+def _filtered(text: str, steps: Sequence[FilterFunction]) -> str:
+    for step in steps:
+        match step.function:
+            case "regex":
+                text = _extracted(text, step)
+            case "remove_whitespace":
+                text = text.strip()
+            case "lowercase":
+                text = text.lower()
+            case "take_first":
+                pass  # There is one: nothing is sampled.
     return text
 
 
-_FILTERS: Mapping[str, Callable[[str], str]] = {
-    "take_first": str,
-    "remove_whitespace": str.strip,
-    "lowercase": str.lower,
-}
+def _extracted(text: str, step: FilterFunction) -> str:
+    """Return what a pattern finds: of its groups the first that is not empty.
+
+    Where it fits in fewer places than ``group_select`` counts, the fallback; the harness fails there.
+    """
+    try:
+        found = re.findall(step.regex_pattern, text)[step.group_select]
+    except IndexError:
+        return step.fallback
+    if isinstance(found, tuple):
+        found = next(filter(None, found), step.fallback)
+    return str(found).strip()
+
+
 _UNITS: Mapping[str, Callable[[str], int]] = {
     "perplexity": lambda _: 1,
     "word_perplexity": lambda text: len(re.split(r"\s+", text)),

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from finetuning_api.metrics import Task, task_metric
 from finetuning_api.runconfig import ContractModel
 from finetuning_evaluator import folder_tasks
@@ -45,6 +47,8 @@ class TaskSample(Sample):
     choices: tuple[str, ...] = ()
     log_likelihoods: dict[str, tuple[float, ...]]
     """By candidate, in nats: of every choice, or of the reference; empty where text is generated."""
+    filtered: dict[str, str] = Field(default_factory=dict)
+    """By candidate: what is compared of its output; empty where the file filters nothing."""
     also_right: tuple[str, ...] = ()
     """What would be right as well as the reference."""
 
@@ -96,6 +100,7 @@ def _of_rows(measured: Sequence[Measured], observed: ObservedByMetric) -> tuple[
 def _of_task(task: LoadedTask, measured: Sequence[Measured], observed: ObservedByMetric) -> Iterator[TaskSample]:
     found = {each.inputs.candidate.name: each.parts[Task.FOLDERS].folders[task.name] for each in measured}
     outputs = {name: folder_tasks.outputs(task, scores) for name, scores in found.items()}
+    filtered = {name: folder_tasks.filtered(task, scores) for name, scores in found.items() if task.file.filters}
     metrics = [task_metric(task.name, metric) for metric in task.file.metrics]
     values = {
         name: {metric: observed[metric][name].observations.row_values().tolist() for metric in metrics}
@@ -113,6 +118,7 @@ def _of_task(task: LoadedTask, measured: Sequence[Measured], observed: ObservedB
             log_likelihoods={
                 name: scores.log_likelihoods[index] for name, scores in found.items() if scores.log_likelihoods
             },
+            filtered={name: texts[index] for name, texts in filtered.items() if texts},
             scores=_scores(values, index),
         )
 

@@ -14,7 +14,7 @@ from finetuning_api.metrics import GateRule, Metric, Verdict
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import EvaluateConfig
 from finetuning_evaluator.evaluate import evaluate
-from finetuning_evaluator.folder_tasks import TaskScores, observe, score
+from finetuning_evaluator.folder_tasks import TaskScores, filtered, observe, score
 from finetuning_evaluator.results import Results
 from finetuning_evaluator.samples import TaskSample
 from finetuning_workload.artifact import require_intact
@@ -99,6 +99,7 @@ def test_documents_of_texts_are_samples_with_what_was_written_or_how_likely_it_i
         "output_type": "generate_until",
         "doc_to_target": "{{[colour, 'rot']}}",
         "generation_kwargs": {"max_gen_toks": 4},
+        "filter_list": [{"name": "x", "filter": [{"function": "regex", "fallback": "no number"}]}],
     }
     samples = []
     for kind in (likely, written):
@@ -112,6 +113,7 @@ def test_documents_of_texts_are_samples_with_what_was_written_or_how_likely_it_i
     assert [len(likelihoods) for likelihoods in samples[0].log_likelihoods.values()] == [1, 1]
     assert samples[1].log_likelihoods == {}
     assert [sample.also_right for sample in samples] == [(), ("rot",)]
+    assert [sample.filtered for sample in samples] == [{}, {"base": "no number", "tuned": "no number"}]
     assert "red\nor\nrot" in (tmp_path / "generate_until/report/report.md").read_text()
 
 
@@ -151,6 +153,13 @@ def test_scores_that_are_there_are_not_computed_again_unless_the_data_changed(wo
     assert [set(each) for each in reused] == [set(), {"tasks", "likelihood"}, {"likelihood"}]
 
 
+WRITTEN = {"output_type": "generate_until", "doc_to_choice": None}
+
+
+def of_filters(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {**WRITTEN, "filter_list": [{"name": "x", "filter": list(steps)}]}
+
+
 REFUSED = [
     ({"doc_to_image": "picture"}, "colours.yaml: doc_to_image is not supported; supported are dataset_kwargs"),
     ({"proces_docs": "x"}, "colours.yaml: proces_docs is not supported"),
@@ -187,6 +196,25 @@ REFUSED = [
     ),
     ({"doc_to_choice": "thing"}, "doc_to_choice gives 'thing number '"),
     ({"doc_to_choice": None}, "output_type multiple_choice needs doc_to_choice"),
+    (of_filters({"function": "map"}), "filter_list.0.filter.0.function needs take_first, remove_whitespace, lowercase"),
+    (of_filters({"function": "regex", "regex_pattern": "(x"}), "filter_list.0.filter.0.regex_pattern needs a regular"),
+    (
+        of_filters({"function": "regex", "group_select": "last"}),
+        "filter.0.group_select needs a whole number, got 'last'",
+    ),
+    (
+        of_filters({"function": "lowercase", "fallback": "x"}),
+        "filter.0.fallback is a setting of regex, not of lowercase",
+    ),
+    (of_filters({"function": "take_first"}, {"function": "lowercase"}), "filter_list.0.filter: take_first comes last"),
+    (
+        {"filter_list": [{"name": "x", "filter": [{"function": "lowercase"}]}]},
+        "filter_list.0.filter.0.function: lowercase is for generate_until",
+    ),
+    (
+        {**WRITTEN, "metric_list": [{"metric": "exact_match", "regexes_to_ignore": [",", "*"]}]},
+        "metric_list.0.regexes_to_ignore.1 needs a regular expression, got '*'",
+    ),
     ({"num_fewshot": 9, "fewshot_split": "shown"}, "num_fewshot is 9, but there are 7 rows to show"),
 ]
 
@@ -268,6 +296,13 @@ def test_what_a_model_writes_is_filtered_and_compared_as_the_file_says(tmp_path:
     outputs = [" RED\n", "green", " grey", *[""] * 20]
 
     assert observe(task, "exact_match", TaskScores(outputs=tuple(outputs))).value() == pytest.approx(2 / 23)
+
+
+def test_a_match_that_is_not_there_is_the_fallback_where_the_harness_would_fail(tmp_path: Path) -> None:
+    changes = of_filters({"function": "regex", "regex_pattern": "[a-z]+", "group_select": 1, "fallback": "none"})
+    task = load_task(write_task(tmp_path / "tasks", **changes))
+
+    assert filtered(task, TaskScores(outputs=("red green", "red"))) == ("green", "none")
 
 
 def test_a_generation_ends_at_its_limit_or_its_stop_text(tmp_path: Path) -> None:

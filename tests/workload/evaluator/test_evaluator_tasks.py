@@ -14,10 +14,10 @@ from lm_eval.models.dummy import DummyLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tests.support.models import tiny_gpt2, tiny_llama
-from tests.support.task_folder import write_task
+from tests.support.task_folder import COLOURS, write_task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetuning_evaluator.folder_tasks import TaskScores, observe, score
+from finetuning_evaluator.folder_tasks import TaskScores, filtered, observe, score
 from finetuning_workload.models import load_base_model, load_tokenizer
 from finetuning_workload.task_files import load_task
 
@@ -139,33 +139,83 @@ def test_what_is_written_is_what_the_harness_lets_a_model_write(
     assert observe(task, "exact_match", found).value() == pytest.approx(sum(right) / len(right))
 
 
-WRITTEN = [
-    " red\n",
+WRITTEN = (
+    " {colour}\n",
     "green",
-    "The answer is blue.",
+    "red, green: the answer is {colour}.",
+    "{number} times 1 is {number}.\n#### 1,00{number}.",
     "RED!",
+    "[{colour}]",
     "",
-]
+)
+
+
+def filters(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"filter_list": [{"name": "mine", "filter": list(steps)}]}
+
+
+FIRST = {"function": "take_first"}
 JUDGED = [
     pytest.param({"doc_to_target": "colour"}, id="one-right"),
     pytest.param({"doc_to_target": "choices"}, id="several-right-of-a-column"),
     pytest.param({"doc_to_target": "{{[colour, 'green']}}"}, id="several-right-of-a-template"),
     pytest.param({"doc_to_target": "{{['red!', colour, 'GREEN']}}", "num_fewshot": 2}, id="several-right-shown"),
     pytest.param({"doc_to_target": "[{{colour}}]"}, id="a-text-in-brackets"),
+    pytest.param(
+        {
+            "doc_to_target": "100{{number}}",
+            "metric_list": [{"metric": "exact_match", "regexes_to_ignore": [",", "\\.$"]}],
+            **filters({"function": "regex"}, FIRST),
+        },
+        id="as-gsm8k",
+    ),
+    pytest.param(filters({"function": "regex", "regex_pattern": "is( .*)\\."}, FIRST), id="one-group"),
+    pytest.param(
+        filters({"function": "regex", "regex_pattern": "(R[A-Z]+)|(red|green|blue)", "group_select": -1}, FIRST),
+        id="last-of-two-groups",
+    ),
+    pytest.param(
+        filters({"function": "regex", "regex_pattern": "(x?)(y?)", "fallback": " green "}, FIRST), id="empty-groups"
+    ),
+    pytest.param(
+        filters({"function": "regex", "regex_pattern": "is (.*)\\.", "fallback": "red"}, FIRST), id="fallback"
+    ),
+    pytest.param(
+        {
+            "metric_list": [{"metric": "exact_match", "ignore_case": True, "regexes_to_ignore": ["[a-z]+:? ", "R"]}],
+            **filters({"function": "remove_whitespace"}, {"function": "regex", "regex_pattern": "[a-zA-Z]+$"}, FIRST),
+        },
+        id="several-steps-and-patterns",
+    ),
+    pytest.param(
+        filters({"function": "lowercase"}, {"function": "regex", "regex_pattern": "[a-z]+"}), id="without-take-first"
+    ),
 ]
 
 
 @pytest.mark.parametrize("changes", JUDGED)
 def test_what_was_written_is_judged_as_the_harness_judges_it(folder: Path, changes: dict[str, Any]) -> None:
-    asked = {"output_type": "generate_until", "doc_to_choice": None, "fewshot_split": "shown"}
+    asked = {
+        "output_type": "generate_until",
+        "doc_to_choice": None,
+        "doc_to_target": "colour",
+        "fewshot_split": "shown",
+    }
     task = load_task(write_task(folder, **{**asked, **changes}))
-    outputs = [WRITTEN[number % len(WRITTEN)] for number in range(len(task.documents))]
+    outputs = [
+        WRITTEN[number % len(WRITTEN)].format(number=number, colour=COLOURS[number % 4])
+        for number in range(len(task.documents))
+    ]
+    scores = TaskScores(outputs=tuple(outputs))
 
     samples = samples_of(by_harness(folder, scripted(outputs)))
 
     assert [document.context for document in task.documents] == [sample["arguments"][0][0] for sample in samples]
-    found = observe(task, "exact_match", TaskScores(outputs=tuple(outputs))).components[:, 0]
-    assert found.tolist() == [sample["exact_match"] for sample in samples]
+    left = [sample["filtered_resps"][0] for sample in samples]
+    assert list(filtered(task, scores)) == [each if isinstance(each, str) else each[0] for each in left]
+    right = [sample["exact_match"] for sample in samples]
+    assert observe(task, "exact_match", scores).components[:, 0].tolist() == right
+    assert 0 < sum(right) < len(right)
 
 
 def samples_of(told: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The file of a task: which keys and values are supported, and a message for each that is not."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import TaskInput
-from finetuning_api.wording import got, need, suggestion
+from finetuning_api.wording import got, need, shown, suggestion
 from finetuning_workload.artifact import artifact_files
 from finetuning_workload.errors import UserError
 
@@ -60,6 +61,7 @@ class _MetricEntry(_Part):
     metric: str
     aggregation: str | None = None
     higher_is_better: bool | None = None
+    regexes_to_ignore: list[str] = []
     ignore_case: bool = False
     ignore_punctuation: bool = False
 
@@ -77,13 +79,19 @@ class _FewShot(_Part):
     samples: list[dict[str, Any]] | None = None
 
 
-class _FilterFunction(_Part):
-    function: Literal["take_first", "remove_whitespace", "lowercase"]
+class FilterFunction(_Part):
+    """One step from what a model wrote to what is compared; the other settings are those of ``regex``."""
+
+    function: Literal["take_first", "remove_whitespace", "lowercase", "regex"]
+    regex_pattern: str = r"#### (\-?[0-9\.\,]+)"
+    group_select: int = 0
+    """Which of the places that the pattern fits, from 0; -1 is the last."""
+    fallback: str = "[invalid]"
 
 
 class _Filter(_Part):
     name: str
-    filter: list[_FilterFunction]
+    filter: list[FilterFunction]
 
 
 class TaskFile(_Part):
@@ -128,6 +136,11 @@ class TaskFile(_Part):
         return self.test_split or self.validation_split
 
     @property
+    def filters(self) -> tuple[FilterFunction, ...]:
+        """What is done with the text that a model writes, step by step."""
+        return tuple(step for each in self.filter_list for step in each.filter)
+
+    @property
     def until(self) -> tuple[str, ...]:
         """The texts that end what a model writes."""
         told = self.generation_kwargs.until
@@ -136,7 +149,7 @@ class TaskFile(_Part):
 
 _KEYS = frozenset(
     key
-    for part in (TaskFile, _Data, _MetricEntry, _Generation, _FewShot, _FilterFunction, _Filter)
+    for part in (TaskFile, _Data, _MetricEntry, _Generation, _FewShot, FilterFunction, _Filter)
     for key in part.model_fields
 )
 
@@ -162,6 +175,8 @@ def read_task_file(task: TaskInput) -> TaskFile:
     except ValidationError as error:
         raise refused(task, f"{file}: {_problem(error)}") from error
     _require_metrics(task, told, file=file)
+    for problem in (*_filter_problems(told), *_pattern_problems(told)):
+        raise refused(task, f"{file}: {problem}")
     if told.split is None:
         raise refused(task, f"{file}: neither test_split nor validation_split is set: there is nothing to evaluate on")
     if told.output_type is OutputType.MULTIPLE_CHOICE and told.doc_to_choice is None:
@@ -257,3 +272,31 @@ def _require_metrics(task: TaskInput, told: TaskFile, *, file: str) -> None:
         if entry.aggregation not in {None, aggregation} or entry.higher_is_better not in {None, higher}:
             only = f"aggregation {aggregation} and higher_is_better {str(higher).lower()}"
             raise refused(task, f"{file}: metric_list has {entry.metric} with other settings than {only}")
+
+
+def _filter_problems(told: TaskFile) -> Iterator[str]:
+    """Yield what the harness would fail at, or make nonsense of."""
+    for number, step in enumerate(told.filters):
+        where = f"filter_list.0.filter.{number}"
+        if told.output_type is not OutputType.GENERATE and step.function != "take_first":
+            yield f"{where}.function: {step.function} is for {OutputType.GENERATE}, where there is a text"
+        foreign = sorted(step.model_fields_set - {"function"})
+        if step.function != "regex" and foreign:
+            yield f"{where}.{foreign[0]} is a setting of regex, not of {step.function}"
+    if any(step.function == "take_first" for step in told.filters[:-1]):
+        yield "filter_list.0.filter: take_first comes last, after it there is one text and no list"
+
+
+def _pattern_problems(told: TaskFile) -> Iterator[str]:
+    """Yield every pattern that is no regular expression."""
+    patterns = {
+        f"filter_list.0.filter.{number}.regex_pattern": step.regex_pattern for number, step in enumerate(told.filters)
+    }
+    for number, entry in enumerate(told.metric_list or ()):
+        ignored = enumerate(entry.regexes_to_ignore)
+        patterns |= {f"metric_list.{number}.regexes_to_ignore.{place}": pattern for place, pattern in ignored}
+    for where, pattern in patterns.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"{where} needs a regular expression, got {shown(pattern)}: {error}"
