@@ -6,8 +6,12 @@ import pytest
 from tests.support.objects import World, job
 from tests.support.own_sources import read_by_preflight_and_evaluation
 
+from finetuning_api.base import ObjectMeta
+from finetuning_api.evaluationjob import EvaluationJob, EvaluationJobSpec
 from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import EvaluateConfig
 from finetuning_operator.reconcile.needs import Role, job_needs
+from finetuning_operator.reconcile.plan import ClaimMount
 
 SOURCE = {"source": "git+https://host/evals", "revision": "v1"}
 OPTIONS: dict[str, Any] = {
@@ -32,6 +36,44 @@ def test_a_folder_is_relocated_once_and_told_to_preflight_and_evaluation_but_not
         ("opposites", here),
         ("own", there),
     ]
+
+
+def test_a_reference_answers_the_tasks_too() -> None:
+    reference = {"source": "hf://acme/large", "revision": "v1"}
+    gate = [{"metric": "capitals.acc", "nonInferior": 0.1, "against": "reference"}]
+
+    _, _, evaluated = read_by_preflight_and_evaluation(OPTIONS | {"reference": reference, "gate": gate}, Role.TASK)
+
+    assert [each.name for each in evaluated.candidates] == ["base", "tuned", "reference"]
+    assert [each.name for each in evaluated.tasks] == ["capitals", "opposites", "own"]
+
+
+def test_an_evaluation_job_asks_the_tasks_of_results_of_jobs() -> None:
+    gate = [{"metric": "capitals.acc", "minDelta": 0.1, "against": "served"}]
+    candidates = [{"name": "tuned", "jobRef": "demo"}, {"name": "served", "jobRef": "earlier"}]
+    dataset = {"source": "s3://bucket/rows.jsonl", "revision": "7", "prompt": "{message}", "completion": "{triage}"}
+    spec = OPTIONS | {"candidates": candidates, "dataset": dataset, "gate": gate}
+    made = World()
+    made.add(EvaluationJob(metadata=ObjectMeta(name="compare"), spec=EvaluationJobSpec.model_validate(spec)))
+    for name in ("demo", "earlier"):
+        made.add(job(name, evaluation={"enabled": False}))
+    made.settle()
+    made.finish_relocations()
+    for name in ("demo", "earlier"):
+        made.finish(("FineTuningJob", name), "preflight")
+        made.finish(("FineTuningJob", name), "train")
+    made.finish_relocations()
+    (step,) = made.plans["EvaluationJob", "compare"].steps
+
+    assert isinstance(step.config, EvaluateConfig)
+    assert [(each.name, each.adapter_path) for each in step.config.candidates] == [
+        ("tuned", "/volumes/demo-adapter/adapter"),
+        ("served", "/volumes/earlier-adapter/adapter"),
+    ]
+    mounted = {mount.path: mount.read_only for mount in step.mounts if isinstance(mount, ClaimMount)}
+    for task, name in zip(step.config.tasks, ("capitals", "opposites", "own"), strict=True):
+        assert task.name == name
+        assert mounted[task.path.removesuffix("/artifact")]
 
 
 def test_nothing_is_relocated_where_nothing_is_evaluated() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.evaluation import bare_context, candidate, evaluate_config
-from tests.support.models import tiny_llama
+from tests.support.evaluation import bare_context, candidate, evaluate_config, write_adapter
+from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.task_folder import COLOURS, write_task
 
 from finetuning_api.metrics import GateRule, Metric, Verdict
@@ -125,6 +125,35 @@ def test_samples_of_a_task_that_is_no_longer_asked_for_are_not_left_behind(world
 
     assert not (tmp_path / "report/samples").exists()
     assert (tmp_path / "report/samples.jsonl").exists()
+
+
+def test_a_reference_and_an_earlier_result_answer_the_same_documents(world: Path, tmp_path: Path) -> None:
+    rules = (
+        GateRule(metric="colours.acc", non_inferior=1.0, against="reference"),
+        GateRule(metric="colours.acc_norm", min_delta=1.5, against="served"),
+    )
+    other = tiny_gpt2(tmp_path / "other")
+    served = write_adapter(world / "base", tmp_path / "adapter", seed=2)
+    config = evaluation(world, tmp_path, *rules)
+    more = (candidate("reference", other), candidate("served", world / "base", served))
+
+    evaluate(config.model_copy(update={"candidates": (*config.candidates, *more)}), bare_context())
+
+    results = results_of(config)
+    names = ["base", "tuned", "reference", "served"]
+    for metric in results.metrics[:2]:
+        assert [value.candidate for value in metric.values] == names
+        assert [(item.candidate, item.against) for item in metric.comparisons] == [
+            ("tuned", against) for against in names if against != "tuned"
+        ]
+    assert [gate.result.verdict for gate in results.gates] == [Verdict.PASS, Verdict.FAIL]
+    lines = (tmp_path / "report/samples/colours.jsonl").read_text().splitlines()
+    samples = [TaskSample.model_validate_json(line) for line in lines]
+    model = load_base_model(other, dtype=getattr(torch, results.environment.dtype), device=torch.device("cpu"))
+    alone = score(model, load_tokenizer(other), load_task(config.tasks[0]), max_length=512)
+    for sample, likelihoods in zip(samples, alone.log_likelihoods, strict=True):
+        assert sample.log_likelihoods["reference"] == pytest.approx(likelihoods)
+    assert len({tuple(each.log_likelihoods[name] for each in samples) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize(("metric", "right"), [("acc", [True, False]), ("acc_norm", [False, True])])
