@@ -9,13 +9,15 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.support.bad_input import GOOD_ROWS, good_spec
+from tests.support.bad_input import GOOD_ROWS, good_spec, poison, poisoned_rows
 from tests.support.cluster import Cluster, Object, has_condition, temporary_namespace
 from tests.support.hub import Hub
 from tests.support.lifecycle import condition, has_ended, resource
+from tests.support.loopback import Fault, Trouble
 from tests.support.models import tiny_llama
 from tests.support.node import ProgramNode, program_node
 from tests.support.operator_process import Identity, OperatorProcess, running_operator
@@ -23,7 +25,8 @@ from tests.support.operator_process import Identity, OperatorProcess, running_op
 from finetuning_workload.artifact import require_intact
 
 SECONDS = 240
-MODEL = "acme/tiny"
+MODEL, TOKEN = "acme/tiny", "hub-token"
+POISON = "漢"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -65,11 +68,18 @@ class Site:
 @pytest.fixture(scope="module")
 def site(cluster: Cluster, operator_identity: Identity, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    model = tiny_llama(folder / "model")
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     with Hub() as hub, temporary_namespace(cluster, "hold") as namespace:
-        hub.add_model(MODEL, {path.name: path.read_bytes() for path in model.iterdir()})
+        cluster.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": TOKEN, "namespace": namespace},
+                "stringData": {"HF_TOKEN": "hf_valid"},
+            }
+        )
+        _add_models(hub, folder)
         env = {
             "FINETUNING_NAMESPACES": namespace,
             "FINETUNING_PROGRESS_URL": f"https://localhost:{port}",
@@ -81,6 +91,22 @@ def site(cluster: Cluster, operator_identity: Identity, tmp_path_factory: pytest
         ):
             operator.wait_ready()
             yield Site(cluster, namespace, node, operator, hub)
+
+
+def _add_models(hub: Hub, folder: Path) -> None:
+    """Give the hub a good model, and each kind of one that cannot be used."""
+    files = {path.name: path.read_bytes() for path in tiny_llama(folder / "model").iterdir()}
+    hub.add_model(MODEL, files)
+    hub.add_model("acme/closed", files, gated=True, license_accepted=False)
+    # Its bytes are its own: the hub serves them by their sum, and they fail for every model that has them.
+    poisoned = tiny_llama(folder / "poisoned", tied=False)
+    hub.add_model("acme/altered", {path.name: path.read_bytes() for path in poisoned.iterdir()})
+    hub.fail_file("acme/altered", "model.safetensors", Fault(Trouble.WRONG_BYTES, after_bytes=100, times=1000))
+    hub.add_model("acme/wordless", {name: content for name, content in files.items() if "token" not in name})
+    weights = {"pytorch_model.bin": files["model.safetensors"]}
+    hub.add_model("acme/pickled", {name: files[name] for name in files.keys() - {"model.safetensors"}} | weights)
+    poison(poisoned, word=POISON)
+    hub.add_model("acme/poisoned", {path.name: path.read_bytes() for path in poisoned.iterdir()})
 
 
 def _failure(job: Object) -> tuple[str, str]:
@@ -255,6 +281,41 @@ BAD_INPUT = [
         "ChecksumMismatch",
         ("checksum is sha256:000", "but"),
     ),
+    (
+        "nowhere",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/nowhere", "model.secretRef": {"name": TOKEN}},
+        "SourceNotFound",
+        ("hf://acme/nowhere was not found (404)", "a private one needs a token (HF_TOKEN)"),
+    ),
+    (
+        "closed",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/closed", "model.secretRef": {"name": TOKEN}},
+        "AccessDenied",
+        ("hf://acme/closed refuses access (403)", "Accept its license at", "account of the token"),
+    ),
+    (
+        "altered",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/altered", "backoffLimit": 0},
+        "ChecksumMismatch",
+        ("model.safetensors of hf://acme/altered arrived damaged", "expected sha256", "proxy or mirror"),
+    ),
+    (
+        "wordless",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/wordless"},
+        "TokenizerNotFound",
+        ("has no tokenizer", "spec.tokenizer.source", "tokenizer.json"),
+    ),
+    (
+        "pickled",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/pickled"},
+        "UnsafeContent",
+        ("pytorch_model.bin", "runs code", "safetensors"),
+    ),
 ]
 
 
@@ -278,3 +339,20 @@ def test_wrong_input_fails_with_the_message_of_a_local_run(
     assert "Traceback" not in message
     jobs = {each["metadata"]["name"] for each in site.cluster.objects("Job", site.namespace)}
     assert f"{name}-train" not in jobs
+
+
+def test_loss_that_is_no_number_fails_the_job_and_keeps_the_last_good_checkpoint(site: Site) -> None:
+    rows = site.add_rows([*poisoned_rows(word=POISON)])
+    site.create("diverged", rows, {"model.source": "hf://acme/poisoned", "evaluation.enabled": False})
+
+    failed = site.wait("diverged", has_ended)
+
+    reason, message = _failure(failed)
+    assert reason == "LossDiverged", message
+    assert "the training loss is nan at step 3; the checkpoint of step 2 is kept" in message
+    assert "Try a lower spec.training.learningRate (it is 0.01)" in message
+    claim = site.node.volumes / "diverged-adapter"
+    require_intact(claim / "checkpoints" / "step-00000002")
+    assert not (claim / "adapter").exists()
+    (stage,) = [stage for stage in failed["status"]["stages"] if stage["name"] == "train"]
+    assert (stage["state"], stage["attempts"]) == ("Failed", 1)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.support.models import tiny_llama
+from safetensors.torch import load_file, save_file
+from tests.support.models import tiny_llama, tiny_tokenizer
 from tests.support.processes import FINETUNE, environment, start
 
 from finetuning_api.base import API_VERSION, ConditionType
@@ -48,6 +49,22 @@ _SPEC: Mapping[str, Any] = {
     },
     "evaluation": {"enabled": False},
 }
+
+
+def poison(model: Path, *, word: str) -> None:
+    """Make the embedding of a word's first token no number: only rows with it have a loss that is none."""
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    (token, *_) = tiny_tokenizer().encode(word, add_special_tokens=False)
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def poisoned_rows(*, word: str) -> Rows:
+    """Return good rows of which one has the word; with the seed of `good_spec` its turn is in the third step."""
+    rows = list(GOOD_ROWS)
+    rows[10] = {"message": f"{word} case", "triage": "crash"}
+    return tuple(rows)
 
 
 def good_spec(changes: Mapping[str, object]) -> dict[str, Any]:

@@ -16,9 +16,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
-from tests.support.bad_input import GOOD_ROWS, Desk, require_told
-from tests.support.models import tiny_llama, tiny_tokenizer
+from tests.support.bad_input import Desk, poison, poisoned_rows, require_told
+from tests.support.models import tiny_llama
 from tests.support.processes import wait_until
 
 from finetuning_api.reasons import Reason
@@ -113,11 +112,8 @@ def test_damaged_checkpoint_and_adapter_are_never_used(tmp_path: Path) -> None:
 
 def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
-    _poison(tiny_llama(tmp_path / "poisoned", tied=False), word="漢")
-    rows = [dict(row) for row in GOOD_ROWS]
-    # The order of rows follows from the seed: this one's turn is in the third step.
-    rows[10] = {"message": "漢 case", "triage": "crash"}
-    desk.write_rows("poisoned.jsonl", rows)
+    poison(tiny_llama(tmp_path / "poisoned", tied=False), word="漢")
+    desk.write_rows("poisoned.jsonl", poisoned_rows(word="漢"))
 
     ended = desk.run("diverged", {"model.source": "poisoned", "dataset.source": "poisoned.jsonl"})
 
@@ -131,15 +127,6 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_pat
     require_intact(volume / "checkpoints" / "step-00000002")
     assert not (volume / "adapter").exists()
     assert desk.steps("diverged")["train"].attempts == 1
-
-
-def _poison(model: Path, *, word: str) -> None:
-    """Make the embedding of a word's first token no number: only rows with it have a loss that is none."""
-    file = model / "model.safetensors"
-    weights = load_file(file)
-    (token, *_) = tiny_tokenizer().encode(word, add_special_tokens=False)
-    weights["model.embed_tokens.weight"][token] = float("nan")
-    save_file(weights, file, metadata={"format": "pt"})
 
 
 def _step(checkpoint: Path) -> int:
