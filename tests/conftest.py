@@ -2,7 +2,11 @@
 
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+# What they assert for tests is told with its values, as what tests assert themselves.
+pytest.register_assert_rewrite("tests.support")
 
 # A shell gives processes in its background an interrupt that is ignored, and programs pass that on: then no Ctrl-C of a
 # test would reach anybody.

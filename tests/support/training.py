@@ -149,9 +149,9 @@ class Running:
                     return int(path.name)
         return None
 
-    def ended(self) -> Ended:
+    def ended(self, *, seconds: float = 120) -> Ended:
         """Wait for its end."""
-        code = self.process.wait(timeout=120)
+        code = self.process.wait(timeout=seconds)
         path = self.folder / "last-words.json"
         words = path.read_text() if path.exists() else '{"reason": "Internal", "message": "no last words"}'
         log = (self.folder / "log.txt").read_text()

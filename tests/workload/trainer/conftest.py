@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tests.support.models import tiny_llama
+from tests.support.trained import threads_as_before
 from tests.support.training import Workshop, colour_rows, write_rows
 
 
@@ -15,8 +15,6 @@ def workshop(tmp_path: Path) -> Workshop:
 
 
 @pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    """A training chooses its threads; here it shares a process with other tests."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _threads_as_before() -> Iterator[None]:
+    with threads_as_before():
+        yield

@@ -4,19 +4,17 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.support.training import Workshop, quiet_context, run_trainer
+from tests.support.trained import before_step, trained
+from tests.support.training import Workshop, run_trainer
 
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import TrainConfig, TrainResult
 from finetuning_trainer import checkpoint, loop, plan
-from finetuning_trainer.train import train_model
 from finetuning_trainer.writer import CheckpointWriter
 from finetuning_workload.artifact import require_intact
 from finetuning_workload.errors import EnvironmentFault, Interrupted, UserError
@@ -47,22 +45,6 @@ class SlowDisk:
         monkeypatch.setattr(checkpoint, "save_file", slow)
 
 
-def trained(config: TrainConfig, stop: StopFlag | None = None) -> TrainResult:
-    return train_model(config, quiet_context(stop))
-
-
-def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
-    """Do something when a step, counted from 1, begins."""
-    compute = loop.compute_step
-
-    def watched(session: loop.Session, step: int, *, saved_step: int | None) -> loop.StepOutcome:
-        if step + 1 == number:
-            act()
-        return compute(session, step, saved_step=saved_step)
-
-    monkeypatch.setattr(loop, "compute_step", watched)
-
-
 def saved(workshop: Workshop, step: int) -> Path:
     return workshop.checkpoints / f"step-{step:08d}"
 
@@ -80,7 +62,7 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_it_holds_what_was_when_it
     disk = SlowDisk(monkeypatch, step=3)
     seen: list[bool] = []
 
-    def look() -> None:
+    def look(_session: loop.Session) -> None:
         assert disk.asked.wait(PATIENCE_SECONDS)
         seen.append(saved(workshop, 3).exists())
         disk.answers.set()
@@ -109,7 +91,7 @@ def test_whoever_is_asked_to_stop_leaves_both_checkpoints_whole(
             disk.answers.set()
         finish(writer)
 
-    def ask() -> None:
+    def ask(_session: loop.Session) -> None:
         assert disk.asked.wait(PATIENCE_SECONDS)
         stop.set()
 
@@ -150,7 +132,7 @@ def test_what_ended_the_training_is_the_reason_where_its_checkpoint_fails_as_wel
 ) -> None:
     disk = SlowDisk(monkeypatch, step=3, full=True)
 
-    def diverge() -> None:
+    def diverge(_session: loop.Session) -> None:
         assert disk.asked.wait(PATIENCE_SECONDS)
         disk.answers.set()
         raise UserError(Reason.LOSS_DIVERGED, "the training loss is nan", "")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.support.models import tiny_gpt2, tiny_llama
-from tests.workload.trainer.test_trainer_numerics import CPU, LENGTHS, load, split_of
+from tests.support.numerics import CPU, LENGTHS, load, split_of
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import LlamaForCausalLM, PreTrainedModel
 

@@ -3,85 +3,38 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from tests.support.models import tiny_gpt2
-from tests.support.training import Workshop, colour_rows, quiet_context, run_trainer, write_rows
+from tests.support.trained import (
+    assert_same_training,
+    assert_same_weights,
+    assert_stock_peft_agrees,
+    before_step,
+    break_base_model,
+    interrupt,
+    losses,
+    trained,
+    weights,
+)
+from tests.support.training import Workshop, colour_rows, run_trainer, write_rows
 from transformers import AutoModelForCausalLM
 
 from finetuning_api.reasons import ExitCode, Reason
-from finetuning_api.runconfig import TrainConfig, TrainResult
 from finetuning_trainer import loop
 from finetuning_trainer.loss import Forward
 from finetuning_trainer.provenance import TrainingProvenance
-from finetuning_trainer.train import train_model
 from finetuning_workload.artifact import require_intact
-from finetuning_workload.errors import Interrupted, UserError
+from finetuning_workload.errors import UserError
 from finetuning_workload.models import load_adapter, load_base_model
-from finetuning_workload.program import StopFlag
-
-_LOAD_WITH_STOCK_PEFT = """
-import sys, torch
-from peft import PeftModel
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
-with torch.no_grad():
-    save_file({"logits": model(torch.arange(3, 40)[None]).logits.contiguous()}, sys.argv[3])
-"""
-
-
-def trained(config: TrainConfig, stop: StopFlag | None = None) -> TrainResult:
-    return train_model(config, quiet_context(stop))
-
-
-def weights(workshop: Workshop) -> dict[str, torch.Tensor]:
-    return load_file(workshop.output / "adapter_model.safetensors")
-
-
-def losses(workshop: Workshop) -> list[tuple[float, float | None]]:
-    return [(step["loss"], step.get("eval_loss")) for step in workshop.history()]
-
-
-def assert_same_training(one: Workshop, other: Workshop) -> None:
-    """Bit for bit."""
-    assert losses(one) == losses(other)
-    assert_same_weights(one, other)
-
-
-def assert_same_weights(one: Workshop, other: Workshop) -> None:
-    assert weights(one).keys() == weights(other).keys()
-    assert all(torch.equal(weight, weights(other)[name]) for name, weight in weights(one).items())
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> StopFlag:
-    """Return a flag that is set while the given step is computed."""
-    flag, compute = StopFlag(), loop.compute_step
-
-    def counted(session: loop.Session, step: int, *, saved_step: int | None) -> loop.StepOutcome:
-        if step == steps:
-            flag.set()
-        return compute(session, step, saved_step=saved_step)
-
-    monkeypatch.setattr(loop, "compute_step", counted)
-    return flag
 
 
 def provenance(workshop: Workshop) -> TrainingProvenance:
     return TrainingProvenance.model_validate_json((workshop.output / "provenance.json").read_bytes())
-
-
-def interrupt(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, *, after: int, **training: Any) -> None:  # noqa: ANN401  (fields of TrainingSpec)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"step {after} of"):
-        trained(workshop.train_config(**training), stop_after(patch, after))
 
 
 def test_a_model_learns_what_its_data_says(workshop: Workshop) -> None:
@@ -97,21 +50,10 @@ def test_a_model_learns_what_its_data_says(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("method", [{}, {"dora": True}, {"rslora": True}, {"target_modules": "q_proj,v_proj"}])
 def test_an_adapter_gives_the_same_logits_to_stock_peft_in_a_fresh_process(
-    workshop: Workshop, method: dict[str, Any], tmp_path: Path
+    workshop: Workshop, method: dict[str, Any]
 ) -> None:
     trained(workshop.train_config(method=method))
-    ours = load_adapter(
-        load_base_model(workshop.model, dtype=torch.float32, device=torch.device("cpu")), workshop.output
-    )
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        tuned = ours(ids).logits
-        with ours.disable_adapter():
-            base = ours(ids).logits
-    assert not torch.allclose(tuned, base, atol=1e-3)
-    script = [sys.executable, "-c", _LOAD_WITH_STOCK_PEFT, str(workshop.model), str(workshop.output)]
-    subprocess.run([*script, str(tmp_path / "theirs")], check=True, timeout=120)
-    torch.testing.assert_close(load_file(tmp_path / "theirs")["logits"], tuned, atol=1e-6, rtol=0)
+    assert_stock_peft_agrees(workshop)
 
 
 def test_gpt2_is_trained_with_its_transposed_layers(tmp_path: Path) -> None:
@@ -160,22 +102,20 @@ def test_a_finished_training_is_not_repeated(workshop: Workshop, monkeypatch: py
     assert trained(workshop.train_config(seed=9)).digest != first.digest
 
 
-def test_a_training_resumed_at_any_step_equals_one_that_was_never_interrupted(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_resumed_at_any_step_equals_one_that_was_never_interrupted(workshop: Workshop) -> None:
     options: dict[str, Any] = {"epochs": 1.4, "evaluate_every_steps": 2, "method": {"dropout": 0.3, "rank": 2}}
     trained(workshop.train_config(**options))
     for step in (1, 4, 5, 6):
         shutil.rmtree(workshop.folder / "again", ignore_errors=True)
         resumed = workshop.again()
-        interrupt(resumed, monkeypatch, after=step, **options)
+        interrupt(resumed, after=step, **options)
         assert trained(resumed.train_config(**options)).resumed_from_step == step
         assert_same_training(workshop, resumed)
 
 
-def test_a_training_counts_how_often_it_went_on(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_counts_how_often_it_went_on(workshop: Workshop) -> None:
     for step in (1, 4):
-        interrupt(workshop, monkeypatch, after=step, epochs=1.4)
+        interrupt(workshop, after=step, epochs=1.4)
     result = trained(workshop.train_config(epochs=1.4))
     assert (result.resumed_from_step, result.resumptions) == (4, 2)
 
@@ -205,10 +145,10 @@ def test_sigkill_loses_at_most_what_came_after_the_last_checkpoint(workshop: Wor
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no manifest", "half-written"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, damage: str, caplog: pytest.LogCaptureFixture
+    workshop: Workshop, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     options: dict[str, Any] = {"checkpoint_every_steps": 3, "epochs": 2}
-    interrupt(workshop, monkeypatch, after=6, **options)
+    interrupt(workshop, after=6, **options)
     newest = workshop.checkpoints / "step-00000006"
     file = newest / "weights.safetensors"
     if damage == "cut":
@@ -229,9 +169,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_checkpoint_of_another_configuration_is_not_used(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workshop: Workshop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    interrupt(workshop, monkeypatch, after=6)
+    interrupt(workshop, after=6)
     result = trained(workshop.train_config(learning_rate=1e-3))
     assert (result.resumed_from_step, result.damaged_checkpoints) == (None, ())
     assert "another configuration" in caplog.text
@@ -270,15 +210,13 @@ def test_a_training_stops_when_the_held_out_loss_falls_no_more_and_keeps_its_bes
     assert_same_weights(workshop, until_then)
 
 
-def test_a_training_that_stops_early_can_be_interrupted_anywhere(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_that_stops_early_can_be_interrupted_anywhere(workshop: Workshop) -> None:
     straight = trained(workshop.train_config(**OVERFITTED))
     assert straight.best_step is not None
     for step in (straight.best_step, straight.best_step + 1, straight.steps - 1):
         shutil.rmtree(workshop.folder / "again", ignore_errors=True)
         resumed = workshop.again()
-        interrupt(resumed, monkeypatch, after=step, **OVERFITTED)
+        interrupt(resumed, after=step, **OVERFITTED)
         result = trained(resumed.train_config(**OVERFITTED))
         assert (result.best_step, result.steps) == (straight.best_step, straight.steps)
         assert_same_training(workshop, resumed)
@@ -315,15 +253,11 @@ def test_only_so_many_checkpoints_are_kept(workshop: Workshop) -> None:
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = loop.compute_step
-
-    def poisoned(session: loop.Session, step: int, *, saved_step: int | None) -> loop.StepOutcome:
-        if step == 5:
-            next(iter(session.weights.values())).data[0] = float("nan")
-        return compute(session, step, saved_step=saved_step)
+    def poison(session: loop.Session) -> None:
+        next(iter(session.weights.values())).data[0] = float("nan")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_step", poisoned)
+        before_step(patch, 6, poison)
         with pytest.raises(UserError, match="nan at step 6; the checkpoint of step 4") as error:
             trained(workshop.train_config(checkpoint_every_steps=2))
     assert error.value.reason is Reason.LOSS_DIVERGED
@@ -333,10 +267,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_base_model_with_broken_weights_is_told_of_at_the_first_step(workshop: Workshop) -> None:
-    file = workshop.model / "model.safetensors"
-    content = load_file(file)
-    content["model.norm.weight"][0] = float("inf")
-    save_file(content, file, metadata={"format": "pt"})
+    break_base_model(workshop)
     ended = run_trainer(workshop.train_config(), workshop.folder)
     assert (ended.code, ended.words.reason) == (ExitCode.USER_ERROR, Reason.LOSS_DIVERGED)
     assert "at step 1; no checkpoint was written yet" in ended.words.message
@@ -407,10 +338,10 @@ def test_a_step_with_a_broken_row_is_told_and_shown(broken: Workshop, caplog: py
     assert f"the loss of step {spike['step']} is {spike['loss']:.3f}" in caplog.text
 
 
-def test_a_resumed_training_knows_what_was_usual(broken: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_training_knows_what_was_usual(broken: Workshop) -> None:
     trained(broken.train_config(**WITH_SPIKE))
     (step,) = provenance(broken).loss_spikes
     resumed = broken.again()
-    interrupt(resumed, monkeypatch, after=step - 1, **WITH_SPIKE)
+    interrupt(resumed, after=step - 1, **WITH_SPIKE)
     trained(resumed.train_config(**WITH_SPIKE))
     assert provenance(resumed).loss_spikes == (step,)

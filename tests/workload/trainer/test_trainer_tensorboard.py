@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.support.processes import wait_until
 from tests.support.tensorboard import Curve, tensorboard
+from tests.support.trained import before_step
 from tests.support.training import Workshop, quiet_context
 
 from finetuning_trainer import loop
@@ -29,16 +30,9 @@ def written(workshop: Workshop) -> dict[str, list[tuple[int, object]]]:
     return {tag: [(int(line["step"]), pytest.approx(line[tag])) for line in lines if tag in line] for tag in tags}
 
 
-def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    compute = loop.compute_step
-
-    def failing(session: loop.Session, at: int, *, saved_step: int | None) -> loop.StepOutcome:
-        if at == step:
-            message = "the machine fails"
-            raise RuntimeError(message)
-        return compute(session, at, saved_step=saved_step)
-
-    monkeypatch.setattr(loop, "compute_step", failing)
+def crash(_session: loop.Session) -> None:
+    message = "the machine fails"
+    raise RuntimeError(message)
 
 
 def test_every_number_of_every_step_is_a_point_of_a_curve(workshop: Workshop) -> None:
@@ -52,7 +46,7 @@ def test_steps_that_are_done_again_after_a_crash_are_shown_once(
 ) -> None:
     config = workshop.train_config(max_steps=8, checkpoint_every_steps=3, evaluate_every_steps=2)
     with monkeypatch.context() as patch:
-        crash_at(patch, 5)
+        before_step(patch, 6, crash)
         with pytest.raises(RuntimeError):
             train_model(config, quiet_context())
     train_model(config, quiet_context())

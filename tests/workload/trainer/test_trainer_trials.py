@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.trained import trained
 from tests.support.training import JOB, Workshop, quiet_context, run_trainer
 
 from finetuning_api.reasons import ExitCode, Reason
-from finetuning_api.runconfig import ChooseConfig, TrainConfig, TrainResult, TrialInput
+from finetuning_api.runconfig import ChooseConfig, TrainConfig, TrialInput
 from finetuning_api.tuning import HalvingSpec, TuningSpec
 from finetuning_trainer.preflight import preflight
-from finetuning_trainer.train import train_model
 from finetuning_trainer.trials import choose, draw_trials, is_behind
 from finetuning_workload.artifact import require_intact
 from finetuning_workload.errors import UserError
@@ -61,10 +61,6 @@ def choosing(workshop: Workshop, number: int, digest: str) -> ChooseConfig:
         output_path=str(workshop.output),
         checkpoint_path=str(workshop.checkpoints),
     )
-
-
-def trained(config: TrainConfig) -> TrainResult:
-    return train_model(config, quiet_context())
 
 
 def test_a_grid_is_every_combination_once_in_an_order_that_follows_from_the_seed() -> None:
