@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.support.processes import wait_until
 from tests.support.served import free_port
+from tests.support.trained import break_base_model
 from tests.support.training import Running, Workshop, quiet_context, start_trainer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch lists nothing as exported
 
@@ -26,6 +27,18 @@ ENDLESS: dict[str, Any] = {"epochs": 1000, "batch_size": 2}
 TWO_PROCESSES = ParallelismSpec(processes_per_worker=2)
 TWO_PROCESSES_OF_DEEPSPEED = ParallelismSpec(processes_per_worker=2, strategy=ParallelStrategy.DEEPSPEED)
 TWO_WORKERS = ParallelismSpec(workers=2)
+SHARED: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"strategy": ParallelStrategy.FSDP},
+    "deepspeed stage 2": {"strategy": ParallelStrategy.DEEPSPEED, "deepspeed": DeepSpeedSpec(stage=2)},
+    "deepspeed stage 3": {
+        "strategy": ParallelStrategy.DEEPSPEED,
+        "deepspeed": DeepSpeedSpec(stage=3, config={"zero_optimization": {"stage3_param_persistence_threshold": 0}}),
+    },
+}
+"""How ranks share a training. Without a threshold no weight is too small to be divided."""
+END_SECONDS = 60
+"""An attempt that lost a rank is over within this time."""
 
 
 @contextmanager
@@ -54,10 +67,14 @@ def rank_of(trainer: Running, local_rank: int) -> int:
     return found
 
 
-def start_workers(workshop: Workshop, **training: Any) -> tuple[Running, Running]:  # noqa: ANN401  (fields of TrainingSpec)
+def start_workers(
+    workshop: Workshop,
+    parallelism: ParallelismSpec = TWO_WORKERS,
+    **training: Any,  # noqa: ANN401  (fields of TrainingSpec)
+) -> tuple[Running, Running]:
     """Start two workers of one rank each, which meet on this machine."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    config = workshop.train_config(parallelism=TWO_WORKERS, **training)
+    config = workshop.train_config(parallelism=parallelism, **training)
     one, two = (
         start_trainer(
             config, workshop.folder / f"worker-{worker}", environment={**meeting, "FINETUNING_WORKER": worker}
@@ -104,15 +121,30 @@ def test_settings_that_deepspeed_refuses_are_told_in_its_words(workshop: Worksho
     assert "reduce_bucket_size" in ended.words.message
 
 
-def test_a_rank_that_is_killed_ends_the_attempt_by_its_name(workshop: Workshop) -> None:
-    trainer = start_trainer(workshop.train_config(parallelism=TWO_PROCESSES, **ENDLESS), workshop.folder)
+@pytest.mark.parametrize("strategy", SHARED)
+def test_a_rank_that_is_killed_ends_the_attempt_by_its_name(workshop: Workshop, strategy: str) -> None:
+    two_processes = ParallelismSpec(processes_per_worker=2, **SHARED[strategy])
+    trainer = start_trainer(workshop.train_config(parallelism=two_processes, **ENDLESS), workshop.folder)
     with killed_at_last(trainer):
         wait_for_steps(workshop, trainer)
         os.kill(rank_of(trainer, 1), signal.SIGKILL)
-        ended = trainer.ended()
+        ended = trainer.ended(seconds=END_SECONDS)
 
     assert (ended.code, ended.words.reason) == (ExitCode.ENVIRONMENT, Reason.OUT_OF_MEMORY)
     assert ended.words.message.startswith("rank 1 was killed (SIGKILL)")
+
+
+@pytest.mark.parametrize("strategy", ["deepspeed stage 2", "deepspeed stage 3"])
+def test_a_base_model_with_broken_weights_is_told_of_as_by_one_process(workshop: Workshop, strategy: str) -> None:
+    break_base_model(workshop)
+    two_processes = ParallelismSpec(processes_per_worker=2, **SHARED[strategy])
+    trainer = start_trainer(workshop.train_config(parallelism=two_processes), workshop.folder)
+    with killed_at_last(trainer):
+        ended = trainer.ended()
+
+    assert (ended.code, ended.words.reason) == (ExitCode.USER_ERROR, Reason.LOSS_DIVERGED)
+    assert "at step 1; no checkpoint was written yet" in ended.words.message
+    assert "Traceback" not in ended.log
 
 
 def never_stopped() -> None:
@@ -178,12 +210,15 @@ def test_workers_meet_train_and_end_together(workshop: Workshop) -> None:
     assert theirs == pytest.approx([step["loss"] for step in alone.history()], abs=1e-5)
 
 
-def test_of_two_workers_the_one_whose_rank_died_is_to_blame_and_the_other_says_why_it_ends(workshop: Workshop) -> None:
-    one, two = start_workers(workshop, **ENDLESS)
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed stage 2", "deepspeed stage 3"])
+def test_of_two_workers_the_one_whose_rank_died_is_to_blame_and_the_other_says_why_it_ends(
+    workshop: Workshop, strategy: str
+) -> None:
+    one, two = start_workers(workshop, ParallelismSpec(workers=2, **SHARED[strategy]), **ENDLESS)
     with killed_at_last(one, two):
         wait_for_steps(workshop, one, two)
         os.kill(rank_of(two, 0), signal.SIGKILL)
-        first, second = one.ended(), two.ended()
+        first, second = one.ended(seconds=END_SECONDS), two.ended(seconds=END_SECONDS)
 
     assert (second.code, second.words.reason) == (ExitCode.ENVIRONMENT, Reason.OUT_OF_MEMORY)
     assert second.words.message.startswith("rank 1 was killed (SIGKILL)")
