@@ -1,7 +1,8 @@
 """How near the plan's memory is to what a training takes: ``python -m bench.trainer.bench_memory``.
 
 Every training has a process of its own, the trainer as it is started in a pod, and writes both figures into its
-provenance: what the plan expected before the first step, and the peak of its resident memory.
+provenance: what the plan expected before the first step, and the peak of its resident memory. Memory of large tensors
+goes back to the system at once, as where memory is scarce; ``--kept`` leaves it to the C library, as where it is not.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from finetuning_api.runconfig import PROVENANCE_NAME, RUN_CONFIG_ENV, TERMINATIO
 from finetuning_workload.files import format_bytes
 
 _STEPS, _EVERY = 4, 2
+_GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "33554432"}
+"""What the trainer sets where memory is scarce, as variables of glibc."""
 METHODS = {
     "lora-8": MethodSpec(rank=8, alpha=16),
     "lora-64": MethodSpec(rank=64, alpha=128),
@@ -46,7 +49,7 @@ class Case:
         return f"{self.model}, {self.method}, {self.precision}, {self.data}"
 
 
-def run(case: Case, home: Path, *, steps: int, every: int) -> dict[str, Any]:
+def run(case: Case, home: Path, *, steps: int, every: int, kept: bool) -> dict[str, Any]:
     """Train, and return the provenance. Raises SystemExit with the log where the training fails."""
     with tempfile.TemporaryDirectory(dir=home) as output:
         config = Course(home, case.data, steps).config(precision=case.precision, output=Path(output))
@@ -55,8 +58,9 @@ def run(case: Case, home: Path, *, steps: int, every: int) -> dict[str, Any]:
         path, words = Path(output) / "run-config.json", Path(output) / "last-words.json"
         path.write_text(config.to_json())
         quiet = {"HF_HUB_OFFLINE": "1", RUN_CONFIG_ENV: str(path), TERMINATION_LOG_ENV: str(words)}
+        environment = os.environ | quiet | ({} if kept else _GIVEN_BACK)
         command = [sys.executable, "-m", "finetuning_trainer"]
-        done = subprocess.run(command, env=os.environ | quiet, check=False, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{case.name} failed:\n{done.stderr[-4000:]}")
         record: dict[str, Any] = json.loads((Path(output) / "adapter" / PROVENANCE_NAME).read_text())
@@ -87,6 +91,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", type=Data, choices=list(Data), default=list(Data))
     parser.add_argument("--steps", type=int, default=_STEPS)
     parser.add_argument("--every", type=int, default=_EVERY, help="steps between checkpoints")
+    parser.add_argument("--kept", action="store_true", help="leave freed memory to the C library")
     options = parser.parse_args()
     sys.stdout.write("| training | expected | measured | ratio | the most of it |\n|---|---|---|---|---|\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +102,7 @@ def main() -> None:
             if not (home / case.data).exists():
                 words = AutoConfig.from_pretrained(home / "model").vocab_size
                 write_rows(case.data, home / case.data, samples=options.steps * BATCH_SIZE, words=words)
-            record = run(case, home, steps=options.steps, every=options.every)
+            record = run(case, home, steps=options.steps, every=options.every, kept=options.kept)
             sys.stdout.write(line(case, record) + "\n")
             sys.stdout.flush()
 

@@ -23,6 +23,8 @@ from finetuning_workload.hardware import DtypeChoice, memory_limit
 _LOG = logging.getLogger(__name__)
 _LEAST_SHARE = 0.75
 """Of the micro-batches that a training began with, what memory must allow for it to keep them."""
+_KEPT_BY_THE_SYSTEM = 1.5
+"""What a process takes for each byte of its tensors, at most, where the C library keeps what they leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class TrainingPlan:
     memory_bytes: int
     memory_limit_bytes: int
     memory_reason: str
+    gives_memory_back: bool
     background_checkpoints: bool
 
     def log(self) -> None:
@@ -97,6 +100,7 @@ def make_plan(
     beside = on_host <= host
     if beside and device.type == "cpu":
         memory = copied
+    expected = max(memory.peak(*passes), measured.peak)
     return TrainingPlan(
         strategy=strategy.name,
         processes=world.size,
@@ -117,9 +121,10 @@ def make_plan(
         warmup_steps=warmup_steps(training, steps),
         parameters=parameters,
         trainable_parameters=trainable,
-        memory_bytes=max(memory.peak(*passes), measured.peak),
+        memory_bytes=expected,
         memory_limit_bytes=limit,
         memory_reason=memory.told(passes[0]) + _bounded(budget, limit),
+        gives_memory_back=device.type == "cpu" and expected * _KEPT_BY_THE_SYSTEM > limit,
         background_checkpoints=beside,
     )
 

@@ -145,7 +145,6 @@ def _identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
 def _prepare(
     config: TrainConfig, context: Context, group: Group, *, device: torch.device, started_at: datetime
 ) -> _Prepared:
-    give_back_large_tensors()
     set_threads(context.environment, processes=group.world.local_size)
     tokenizer = load_tokenizer(Path(config.model.tokenizer_path))
     identity = _identity(config, tokenizer)
@@ -178,6 +177,8 @@ def _prepare(
         fused=fused,
         measured=replace(measured, begun_with=begun_with),
     )
+    if plan.gives_memory_back:
+        give_back_large_tensors()
     return _Prepared(
         config, identity, tokenizer, data, checkpoint, newest.damaged, trainee, strategy, plan, fused, started_at
     )

@@ -1,6 +1,7 @@
 """Checkpoints that are written while the training goes on: whole at every end, and failing as they would in a step."""
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from tests.support.trained import before_step, trained
 from tests.support.training import Workshop, run_trainer
 
 from finetuning_api.reasons import Reason
+from finetuning_api.runconfig import PROVENANCE_NAME
 from finetuning_trainer import checkpoint, loop, plan
 from finetuning_trainer.writer import CheckpointWriter
 from finetuning_workload.artifact import require_intact
@@ -178,3 +180,5 @@ def test_without_memory_for_a_copy_checkpoints_are_written_in_the_step(
 
     assert disk.writers == {threading.main_thread().name}
     assert tensors(workshop.output) == tensors(straight.output)
+    plans = [json.loads((each.output / PROVENANCE_NAME).read_text())["plan"] for each in (straight, workshop)]
+    assert [each["gives_memory_back"] for each in plans] == [False, True]

@@ -21,6 +21,13 @@ def _rows(words: int) -> list[dict[str, str]]:
     return [{"message": f"number {number}", "answer": "red green " * (words // 2 - number)} for number in range(40)]
 
 
+@pytest.fixture(autouse=True)
+def memory_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory is scarce: what the C library keeps is not in the plan, and differs from run to run."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "33554432")
+
+
 def _trained(workshop: Workshop, method: dict[str, Any], **training: Any) -> tuple[dict[str, Any], str]:  # noqa: ANN401
     """Train in a process of its own, whose memory is of this training alone; return its provenance and log."""
     config = workshop.train_config(method=method, max_length=512, **training)
