@@ -32,13 +32,12 @@ from tests.support.served import free_port
 from finetuning_api.runconfig import (
     MASTER_ADDRESS_ENV,
     MASTER_PORT_ENV,
-    PROGRESS_CA_ENV,
-    PROGRESS_TOKEN_ENV,
+    PROGRESS_URL_ENV,
     RUN_CONFIG_ENV,
     TERMINATION_LOG_BYTES,
     TERMINATION_LOG_ENV,
 )
-from finetuning_operator.cluster.render.labels import PROGRESS_CA, RUN_CONFIG
+from finetuning_operator.cluster.render.labels import RUN_CONFIG
 from finetuning_workload.parent import PARENT_ENV
 
 _LOOK_SECONDS = 0.1
@@ -192,10 +191,8 @@ class ProgramNode:
             told = told.replace(f'"{path}', f'"{folder}')
         (home / "run-config.json").write_text(told)
         environment[RUN_CONFIG_ENV] = str(home / "run-config.json")
-        if PROGRESS_TOKEN_ENV in environment:
-            (home / "token").write_text(pods.progress_token(self.cluster, pod))
-            (home / "ca.pem").write_text(pod["metadata"]["annotations"][PROGRESS_CA])
-            environment |= {PROGRESS_TOKEN_ENV: str(home / "token"), PROGRESS_CA_ENV: str(home / "ca.pem")}
+        if PROGRESS_URL_ENV in environment:
+            environment |= pods.given_to_report(self.cluster, pod, home)
         return environment
 
     def _meeting(self, pod: Object, environment: Mapping[str, str]) -> dict[str, str]:

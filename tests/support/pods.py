@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from tests.support.cluster import WAIT_SECONDS, Cluster, Object
 from tests.support.objects import RESULTS
 
 from finetuning_api.reasons import Reason
-from finetuning_api.runconfig import PROGRESS_URL_ENV, LastWords
+from finetuning_api.runconfig import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV, LastWords
 from finetuning_operator.cluster.render.labels import PROGRESS_CA
 
 RUN_CONFIG = "finetuning.dev/run-config"
@@ -94,10 +95,28 @@ def run_out_of_memory(cluster: Cluster, pod: Object) -> Object:
 
 def report(cluster: Cluster, pod: Object, content: bytes) -> httpx.Response:
     """Post to the progress endpoint as the pod's program can: with its address, certificate and token."""
-    (address,) = [each["value"] for each in pod["spec"]["containers"][0]["env"] if each["name"] == PROGRESS_URL_ENV]
     trusted = ssl.create_default_context(cadata=pod["metadata"]["annotations"][PROGRESS_CA])
     token = {"Authorization": f"Bearer {progress_token(cluster, pod)}"}
+    address = progress_address(pod)
     return httpx.post(address, content=content, headers=token, verify=trusted, trust_env=False, timeout=30)
+
+
+def given_to_report(cluster: Cluster, pod: Object, folder: Path) -> dict[str, str]:
+    """Return the variables with which a pod's program reports by itself, and write the files that they name."""
+    token, authority = folder / "token", folder / "ca.pem"
+    token.write_text(progress_token(cluster, pod))
+    authority.write_text(pod["metadata"]["annotations"][PROGRESS_CA])
+    return {
+        PROGRESS_URL_ENV: progress_address(pod),
+        PROGRESS_TOKEN_ENV: str(token),
+        PROGRESS_CA_ENV: str(authority),
+    }
+
+
+def progress_address(pod: Object) -> str:
+    """Return where a pod's program reports."""
+    variables = {each["name"]: each.get("value", "") for each in pod["spec"]["containers"][0]["env"]}
+    return str(variables[PROGRESS_URL_ENV])
 
 
 def progress_token(cluster: Cluster, pod: Object) -> str:
