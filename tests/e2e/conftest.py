@@ -10,7 +10,14 @@ from tests.support.e2e_images import Image, built_images, chart_values
 from tests.support.e2e_site import install_site
 from tests.support.real_node import RealNode, real_node
 
-_LONGEST = ("test_flow.py", "test_faults.py", "test_training_on_node.py", "test_chart_on_node.py", "test_faults_resume.py", "test_beside_jobs.py")
+_LONGEST = (
+    "test_flow.py",
+    "test_faults.py",
+    "test_training_on_node.py",
+    "test_chart_on_node.py",
+    "test_faults_resume.py",
+    "test_beside_jobs.py",
+)
 """Files that take minutes, the longest first."""
 
 
