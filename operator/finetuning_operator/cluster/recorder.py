@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetuning_operator.cluster.api import ClusterApi
-from finetuning_operator.cluster.errors import AlreadyExists, ApiError, Unavailable
+from finetuning_operator.cluster.errors import AlreadyExists, ApiError, Conflict, Throttled, Unavailable
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import EVENT, OWN_KINDS
 from finetuning_operator.reconcile.plan import Event
@@ -59,11 +59,14 @@ class Recorder:
             self._told.popitem(last=False)
 
     async def _write(self, namespace: str, manifest: dict[str, Any]) -> None:
-        """Create an Event, again where no answer says that it was not: nothing else will bring it up once more."""
+        """Create an Event, again where that may pass: nothing else will bring it up once more.
+
+        A server that counts a quota answers a creation with Conflict where another one was counted meanwhile.
+        """
         for _ in range(_REPETITIONS):
             try:
                 await self._api.create(EVENT, namespace, manifest)
-            except Unavailable:
+            except (Conflict, Throttled, Unavailable):
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
                 return

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from finetuning_api.reasons import Reason
-from finetuning_operator.cluster.errors import AlreadyExists, ApiError, NamespaceTerminating, Unavailable
+from finetuning_operator.cluster.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    NamespaceTerminating,
+    Throttled,
+    Unavailable,
+)
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import EVENT, KindRef
 from finetuning_operator.cluster.recorder import Recorder, clipped, event_manifest
@@ -132,15 +139,18 @@ def test_messages_fit_into_1024_bytes_and_one_line(message: str, expected: str) 
     assert len(clipped(message).encode()) <= 1024
 
 
-def test_an_event_that_got_no_answer_is_sent_again_for_a_short_while() -> None:
-    troubles: list[ApiError] = [Unavailable("no answer"), AlreadyExists("it arrived", status=409)]
+@pytest.mark.parametrize(
+    "trouble",
+    [Unavailable("no answer"), Throttled("busy", status=429), Conflict("the quota was changed", status=409)],
+    ids=["no-answer", "throttled", "conflict"],
+)
+def test_an_event_that_met_trouble_is_sent_again_for_a_short_while(trouble: ApiError) -> None:
+    troubles: list[ApiError] = [trouble, AlreadyExists("it arrived", status=409)]
     api = _Api(refuse=lambda: troubles.pop(0))
     recorder = _recorder(api)
 
-    async def twice() -> None:
-        await recorder.record(KEY, "uid-1", FAILED)
-        await recorder.record(KEY, "uid-1", FAILED)
-
-    asyncio.run(twice())
+    asyncio.run(recorder.record(KEY, "uid-1", FAILED))
+    assert len(api.created) == 2
+    asyncio.run(recorder.record(KEY, "uid-1", FAILED))
 
     assert len(api.created) == 2
