@@ -1,7 +1,7 @@
 """Names of metrics, gate rules and the table of results: one vocabulary from manifest to report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -71,6 +71,7 @@ class MetricFacts:
 
     description: str
     unit: str
+    """Empty for what a file of the user's own gives."""
     task: Task
     lower_is_better: bool = False
     needs_completions: bool = True
@@ -168,14 +169,25 @@ _FACTS: Mapping[Metric, MetricFacts] = {
         lower_is_better=True,
     ),
     Metric.CUSTOM: MetricFacts(
-        "mean over rows of what a Python file of one's own gives the greedy completion", "of its own", Task.GENERATION
+        "mean over rows of what a Python file of one's own gives the greedy completion", "", Task.GENERATION
     ),
     Metric.TASKS: MetricFacts(
         "the metrics of task files in the format of lm-evaluation-harness, on their own data",
-        "of its own",
+        "",
         Task.FOLDERS,
         needs_completions=False,
     ),
+}
+
+
+_UNITS_OF_TASKS: Mapping[str, str] = {
+    "acc": _SHARE,
+    "acc_norm": _SHARE,
+    "exact_match": _SHARE,
+    "perplexity": "per answer, 1 or more",
+    "word_perplexity": "per word, 1 or more",
+    "byte_perplexity": "per byte, 1 or more",
+    "bits_per_byte": "bits per byte",
 }
 
 
@@ -183,7 +195,9 @@ def facts_of(name: str) -> MetricFacts:
     """Return the facts of a metric by its name; the user's own share theirs, but for which direction is better."""
     if name in set(Metric):
         return Metric(name).facts
-    return (Metric.TASKS if is_of_a_task(name) else Metric.CUSTOM).facts
+    if is_of_a_task(name):
+        return replace(Metric.TASKS.facts, unit=_UNITS_OF_TASKS[name.rpartition(".")[2]])
+    return Metric.CUSTOM.facts
 
 
 def task_metric(task: str, metric: str) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from finetuning_api.metrics import Metric, RequestedMetric
+from finetuning_api.metrics import Metric, RequestedMetric, facts_of, task_metric
 from finetuning_evaluator.metrics import built_in, cola, general, pairs
 from finetuning_evaluator.metrics.built_in import ACCEPTABILITY, GENERAL, built_in_digest
 from finetuning_workload.evaluated import is_per_row, tasks_of
+from finetuning_workload.task_files.file import METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -27,7 +28,13 @@ def test_every_metric_can_be_asked_for_and_is_read_from_a_task(metric: Metric) -
     assert RequestedMetric(metric.value).metrics() == (metric,)
     assert metric.facts.task in tasks_of(list(Metric))
     assert metric.facts.description
-    assert metric.facts.unit
+    # What a file of one's own gives has the unit of that file.
+    assert bool(metric.facts.unit) == (metric not in {Metric.CUSTOM, Metric.TASKS})
+
+
+@pytest.mark.parametrize("metric", sorted({metric for metrics in METRICS.values() for metric in metrics}))
+def test_every_metric_of_a_task_has_a_unit(metric: str) -> None:
+    assert facts_of(task_metric("capitals", metric)).unit
 
 
 def test_metrics_of_plain_text_need_no_completions_and_all_others_have_a_task_that_does() -> None:
