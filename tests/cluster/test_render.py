@@ -103,17 +103,14 @@ def tainted_node(cluster: Cluster, accelerator: str, *, count: int) -> Iterator[
         cluster.delete(made)
 
 
-def holders(cluster: Cluster, namespace: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return by claim the pods that mount it, with their nodes, from their labels."""
-    found = cluster.objects("Pod", namespace)
-    return {
-        name: {
-            each["metadata"]["name"]: each["spec"].get("nodeName", "")
-            for each in found
-            if f"claim.finetuning.dev/{name}" in each["metadata"]["labels"]
-        }
-        for name in names
-    }
+def holders(cluster: Cluster, namespace: str, names: Iterable[str]) -> dict[str, dict[str, set[str]]]:
+    """Return by claim the pods that mount it, by node, from their labels."""
+    found: dict[str, dict[str, set[str]]] = {name: {} for name in names}
+    for each in cluster.objects("Pod", namespace):
+        for name, held in found.items():
+            if f"claim.finetuning.dev/{name}" in each["metadata"]["labels"]:
+                held.setdefault(each["spec"].get("nodeName", ""), set()).add(each["metadata"]["name"])
+    return found
 
 
 def training(adapter: str, *inputs: str) -> Step:

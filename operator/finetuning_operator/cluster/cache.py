@@ -8,7 +8,7 @@ in which nothing of that changed concerns nobody.
 import json
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -87,7 +87,8 @@ class Cache:
         self._kinds: defaultdict[str, dict[ObjectKey, None]] = defaultdict(dict)
         self._children: defaultdict[str, set[ObjectKey]] = defaultdict(set)
         self._pods: defaultdict[ObjectKey, set[ObjectKey]] = defaultdict(set)
-        self._holders: defaultdict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
+        self._holders: defaultdict[tuple[str, str], dict[str, set[str]]] = defaultdict(dict)
+        """By claim: the pods that mount it, by node. Thousands of pods mount the claim of a shared model."""
         self._targets: dict[ObjectKey, frozenset[ObjectKey]] = {}
         self._referrers: defaultdict[ObjectKey, set[ObjectKey]] = defaultdict(set)
         self._users: Counter[tuple[ObjectKey, str]] = Counter()
@@ -188,10 +189,12 @@ class Cache:
         """Return the pods that work for an object of ours, whoever made them, in a stable order."""
         return tuple(sorted(self._pods.get(owner, ())))
 
-    def holders(self, namespace: str, claim: str) -> dict[str, str]:
-        """Return the pods that mount a claim and have not ended, with their nodes; '' for none yet."""
-        keys = self._holders.get((namespace, claim), ())
-        return {key.name: self._entries[key].node for key in sorted(keys)}
+    def holders(self, namespace: str, claim: str) -> Mapping[str, Set[str]]:
+        """Return the pods that mount a claim and have not ended, by node, '' for those that have none yet.
+
+        It is what the cache has, and changes with it.
+        """
+        return self._holders.get((namespace, claim), {})
 
     def refer(self, key: ObjectKey, targets: frozenset[ObjectKey]) -> frozenset[ObjectKey]:
         """Note what an object reads; return those that by this are in use by a kind of objects, or no longer are."""
@@ -236,8 +239,7 @@ class Cache:
         if old is not None:
             _discard(self._children, old.owner_uid, key)
             _discard(self._pods, old.owner, key)
-            for claim in old.claims:
-                _discard(self._holders, (key.namespace, claim), key)
+            self._release_claims(key, old)
             del self._entries[key]
             if new is None:
                 del self._kinds[key.kind][key]
@@ -249,7 +251,14 @@ class Cache:
             if key.kind == "Pod" and new.owner is not None:
                 self._pods[new.owner].add(key)
             for claim in new.claims:
-                self._holders[key.namespace, claim].add(key)
+                self._holders[key.namespace, claim].setdefault(new.node, set()).add(key.name)
+
+    def _release_claims(self, key: ObjectKey, old: _Entry) -> None:
+        for claim in old.claims:
+            held = self._holders[key.namespace, claim]
+            _discard(held, old.node, key.name)
+            if not held:
+                del self._holders[key.namespace, claim]
 
     def _concerned(self, key: ObjectKey, old: _Entry | None, new: _Entry | None) -> frozenset[ObjectKey]:
         concerned = {entry.owner for entry in (old, new) if entry is not None and entry.owner is not None}
@@ -257,8 +266,9 @@ class Cache:
             concerned |= {key, *self._referrers.get(key, ())}
         if key.kind == "PersistentVolumeClaim" and new is not None and new.deleting:
             # A claim that is deleted stays for as long as a pod mounts it: whose pod that is wants to know.
-            holders = (self._entries[pod].owner for pod in self._holders.get((key.namespace, key.name), ()))
-            concerned |= {owner for owner in holders if owner is not None}
+            pods = (pod for held in self.holders(key.namespace, key.name).values() for pod in held)
+            owners = (self._entries[ObjectKey("Pod", key.namespace, pod)].owner for pod in pods)
+            concerned |= {owner for owner in owners if owner is not None}
         return frozenset(concerned)
 
     def _remember_deletion(self, key: ObjectKey, version: int) -> None:
@@ -273,10 +283,10 @@ def key_of(kind: str, manifest: Manifest) -> ObjectKey:
     return ObjectKey(kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
 
 
-def _discard(index: defaultdict[Any, set[ObjectKey]], name: object, key: ObjectKey) -> None:
+def _discard(index: dict[Any, set[Any]], name: object, member: object) -> None:
     members = index.get(name)
     if members is not None:
-        members.discard(key)
+        members.discard(member)
         if not members:
             del index[name]
 

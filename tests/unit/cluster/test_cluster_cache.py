@@ -117,9 +117,11 @@ def test_live_pods_hold_their_claims_and_tell_where() -> None:
     cache = Cache()
     cache.put("Pod", pod("a", version=1, phase="Running", node="node-a"))
     cache.put("Pod", pod("b", version=2, phase="Pending"))
-    assert cache.holders("team", "reloc-1") == {"a": "node-a", "b": ""}
-    cache.put("Pod", pod("a", version=3, phase="Succeeded", node="node-a"))
-    cache.remove("Pod", pod("b", version=4, phase="Pending"))
+    assert cache.holders("team", "reloc-1") == {"node-a": {"a"}, "": {"b"}}
+    cache.put("Pod", pod("b", version=3, phase="Running", node="node-b"))
+    assert cache.holders("team", "reloc-1") == {"node-a": {"a"}, "node-b": {"b"}}
+    cache.put("Pod", pod("a", version=4, phase="Succeeded", node="node-a"))
+    cache.remove("Pod", pod("b", version=5, phase="Running", node="node-b"))
     assert cache.holders("team", "reloc-1") == {}
 
 
@@ -132,8 +134,8 @@ def test_the_holders_of_a_claim_are_found_by_its_whole_name_however_long() -> No
     cache.put("Pod", pod("a", f"{long}1"))
     cache.put("Pod", pod("b", f"{long}2"))
 
-    assert cache.holders("team", f"{long}1") == {"a": "node-a"}
-    assert cache.holders("team", f"{long}2") == {"b": "node-b"}
+    assert cache.holders("team", f"{long}1") == {"node-a": {"a"}}
+    assert cache.holders("team", f"{long}2") == {"node-b": {"b"}}
 
 
 def test_a_claim_on_its_way_out_concerns_whoever_has_a_pod_that_mounts_it() -> None:

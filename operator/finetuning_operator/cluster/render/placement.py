@@ -4,7 +4,7 @@ A claim is held where a pod that mounts it runs. The scheduler counts a pod for 
 all terms, so there is one term, on one claim that all pods which must meet have in common.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,14 +96,14 @@ def _model_path(config: RunConfig) -> str:
     return config.candidates[0].model.path if isinstance(config, EvaluateConfig) else ""
 
 
-def place(claims: Sequence[ClaimUse], *, holders: Mapping[str, Mapping[str, str]]) -> Placement | Conflict:
+def place(claims: Sequence[ClaimUse], *, holders: Mapping[str, Mapping[str, Set[str]]]) -> Placement | Conflict:
     """Return where a pod belongs.
 
-    ``holders`` are, by claim, the pods that mount it and have not ended, with their nodes; '' for a pod that has none
-    yet. Where nobody holds anything the first claim that is only read is the meeting point, see claims_of.
+    ``holders`` are, by claim, the pods that mount it and have not ended, by node, '' for those that have none yet.
+    Where nobody holds anything the first claim that is only read is the meeting point, see claims_of.
     """
     tied = [use for use in claims if use.tied]
-    taken = [(use.name, pod) for use in tied if use.single for pod in sorted(holders.get(use.name, {}))]
+    taken = [(use.name, pod) for use in tied if use.single for pod in _pods(holders.get(use.name, {}))]
     if taken:
         return Conflict(tuple((claim, f"by pod {pod} and is for one pod only") for claim, pod in taken))
     nodes = {use.name: _nodes(holders.get(use.name, {})) for use in tied}
@@ -136,5 +136,9 @@ def affinity_of(wanted: Step | Server, placement: Placement) -> Manifest:
     return affinity
 
 
-def _nodes(pods: Mapping[str, str]) -> list[str]:
-    return sorted({node for node in pods.values() if node})
+def _pods(held: Mapping[str, Set[str]]) -> list[str]:
+    return sorted(pod for pods in held.values() for pod in pods)
+
+
+def _nodes(held: Mapping[str, Set[str]]) -> list[str]:
+    return sorted(node for node in held if node)

@@ -37,39 +37,39 @@ def train_config() -> TrainConfig:
         (ALL, {}, Placement("model")),
         ((RESULT,), {}, Placement("result")),
         ((), {}, Placement()),
-        (ALL, {"rows": {"other": "node-a"}}, Placement("rows", "node-a")),
-        (ALL, {"model": {"a": "node-a", "b": "node-a"}, "rows": {"b": "node-a"}}, Placement("model", "node-a")),
-        (ALL, {"rows": {"waiting": ""}}, Placement("rows")),
-        (ALL, {"model": {"waiting": ""}, "rows": {"runs": "node-b"}}, Placement("rows", "node-b")),
-        ((ClaimUse("model", (RWX,)), ROWS), {"model": {"a": "node-a"}}, Placement("rows")),
-        ((ClaimUse("model", (RWO, ROX)),), {"model": {"a": "node-a"}}, Placement()),
+        (ALL, {"rows": {"node-a": {"other"}}}, Placement("rows", "node-a")),
+        (ALL, {"model": {"node-a": {"a", "b"}}, "rows": {"node-a": {"b"}}}, Placement("model", "node-a")),
+        (ALL, {"rows": {"": {"waiting"}}}, Placement("rows")),
+        (ALL, {"model": {"": {"waiting"}}, "rows": {"node-b": {"runs"}}}, Placement("rows", "node-b")),
+        ((ClaimUse("model", (RWX,)), ROWS), {"model": {"node-a": {"a"}}}, Placement("rows")),
+        ((ClaimUse("model", (RWO, ROX)),), {"model": {"node-a": {"a"}}}, Placement()),
         (
             (ClaimUse("model", (RWO, ROX), read_only=False),),
-            {"model": {"a": "node-a"}},
+            {"model": {"node-a": {"a"}}},
             Placement("model", "node-a"),
         ),
         ((ClaimUse("model", (RWOP,)),), {}, Placement("model")),
         (
             ALL,
-            {"model": {"a": "node-a"}, "rows": {"b": "node-b"}},
+            {"model": {"node-a": {"a"}}, "rows": {"node-b": {"b"}}},
             Conflict((("model", "on node-a"), ("rows", "on node-b"))),
         ),
-        (ALL, {"model": {"a": "node-b", "b": "node-a"}}, Conflict((("model", "on node-a and node-b"),))),
+        (ALL, {"model": {"node-b": {"a"}, "node-a": {"b"}}}, Conflict((("model", "on node-a and node-b"),))),
         (
             (ClaimUse("model", (RWOP,)), ROWS),
-            {"model": {"a": ""}},
+            {"model": {"": {"a"}}},
             Conflict((("model", "by pod a and is for one pod only"),)),
         ),
     ],
 )
 def test_a_pod_goes_where_its_claims_are(
-    claims: tuple[ClaimUse, ...], holders: dict[str, dict[str, str]], expected: Placement | Conflict
+    claims: tuple[ClaimUse, ...], holders: dict[str, dict[str, set[str]]], expected: Placement | Conflict
 ) -> None:
     assert place(claims, holders=holders) == expected
 
 
 def test_a_conflict_names_claims_and_nodes() -> None:
-    conflict = place(ALL, holders={"model": {"a": "node-a"}, "result": {"b": "node-b"}})
+    conflict = place(ALL, holders={"model": {"node-a": {"a"}}, "result": {"node-b": {"b"}}})
 
     assert isinstance(conflict, Conflict)
     assert conflict.message == (
