@@ -8,7 +8,7 @@ E2E_WORKERS := $(if $(KUBECONFIG)$(FINETUNING_NODE),-n 0,-n 2 --dist loadfile --
 PACKAGES := $(wildcard */finetuning_*)
 
 .DEFAULT_GOAL := help
-.PHONY: bench e2e e2e-ready images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries kueue-binaries mlflow cluster-up cluster-down kind-up kind-down lint types format crds docs clean
+.PHONY: bench e2e e2e-ready images e2e-images sbom help venv runtime quickstart test test-unit test-workload test-cluster cluster-binaries kueue-binaries mlflow cluster-up cluster-down kind-up kind-down lint types format crds docs stages clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -111,6 +111,9 @@ crds: venv ## Write crds/*.yaml, the chart and docs/manifest-reference.md from t
 	$(BIN)/python -m hack.chart_schema
 
 docs: crds ## Write the generated pages of docs/.
+
+stages: cluster-binaries ## Write what kubectl shows of a job in each stage into docs/kubectl.md; a minute.
+	FINETUNING_WRITE_PAGE=1 $(BIN)/python -m pytest tests/cluster/test_stages_shown.py
 
 clean: ## Remove .venv, caches and build outputs; keeps .finetuning, which holds your adapters.
 	rm -rf .venv .venv.lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
