@@ -1,9 +1,11 @@
 """What people and Prometheus see of a running operator: probes, the values of its metrics, and its log."""
 
 import json
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 
+import httpx
 from tests.support.api_proxy import ApiProxy, Fault, Trouble
 from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.lifecycle import job, resource, wait_for_end, wait_for_events
@@ -86,3 +88,34 @@ def test_until_it_knows_the_cluster_it_is_alive_and_not_ready(
     operator.wait_ready()
     cluster.create(resource("Relocation", "model", namespace, source="hf://acme/tiny", revision="v1"))
     cluster.wait_for_object("Job", "model-measure", namespace)
+
+
+def test_an_operator_that_learns_nothing_any_more_is_called_unhealthy_until_it_does_again(
+    namespace: str, proxy: ApiProxy, run_operator: RunOperator
+) -> None:
+    """What it knows may be three full lists old and a minute: here 63 s."""
+    operator = run_operator(env={"FINETUNING_NAMESPACES": namespace, "FINETUNING_RESYNC_SECONDS": "1"}, via=proxy)
+    operator.wait_ready()
+    proxy.fail(Fault(Trouble.STATUS, verbs=frozenset({"list"}), times=None, message="etcd is away"))
+
+    wait_until(lambda: healthz(operator).status_code != HTTPStatus.OK, what="it is unhealthy")
+
+    said = healthz(operator)
+    assert said.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert re.fullmatch(r"lists: nothing was listed: 6\d s, at most 63 s are healthy\n", said.text)
+    proxy.heal()
+    wait_until(lambda: operator.answer("/healthz") == "ok\n", what="it is healthy again")
+    assert operator.exit_code is None
+
+
+def test_an_operator_that_stands_still_answers_no_probe(namespace: str, run_operator: RunOperator) -> None:
+    operator = run_operator(env={"FINETUNING_NAMESPACES": namespace})
+    operator.wait_ready()
+    operator.freeze()
+    assert operator.answer("/healthz") is None
+    operator.resume()
+    wait_until(lambda: operator.answer("/healthz") == "ok\n", what="it is healthy again")
+
+
+def healthz(operator: OperatorProcess) -> httpx.Response:
+    return httpx.get(f"{operator.health_url}/healthz")

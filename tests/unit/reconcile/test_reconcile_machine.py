@@ -568,14 +568,14 @@ class Life(RuleBasedStateMachine):
 
 
 def test_nothing_that_may_happen_breaks_a_promise() -> None:
+    # Other walks in every run, and what is printed of one that fails takes it again. Under CI hypothesis itself walks
+    # the same ones each time, so that a change is blamed for nothing but what it does.
     run_state_machine_as_test(
         Life,
         settings=settings(
             max_examples=50,
             stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            database=None,
+            print_blob=True,
             suppress_health_check=list(HealthCheck),
         ),
     )
