@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
-from pathlib import Path
 
 import pytest
-from tests.support import pods
 from tests.support.api_proxy import WRITES, ApiProxy, Asked, Fault, Trouble
 from tests.support.cluster import Cluster, temporary_namespace
 from tests.support.lifecycle import stages
@@ -15,6 +13,7 @@ from tests.support.player import Script, play, scripted
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
 from tests.support.whole_job import (
+    CHILD_KINDS,
     Outcome,
     deleted,
     is_complete,
@@ -198,36 +197,76 @@ def test_a_result_that_only_the_pod_stream_would_have_told_is_asked_for(
     assert deleted(proxy, auto_namespace) == []
 
 
-@pytest.fixture
-def restarting(private_plane: PrivatePlane, tmp_path: Path) -> Iterator[tuple[PrivatePlane, str, OperatorProcess]]:
+@pytest.fixture(scope="module")
+def restarting(
+    private_plane: PrivatePlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[PrivatePlane, OperatorProcess]]:
     """An operator on a control plane of its own."""
     identity = Identity.install(private_plane.cluster)
-    with temporary_namespace(private_plane.cluster, "run") as namespace:
-        env = FASTER | {"FINETUNING_NAMESPACES": namespace}
-        with running_operator(identity, folder=tmp_path, env=env) as operator:
-            operator.wait_ready()
-            yield private_plane, namespace, operator
+    with running_operator(identity, folder=tmp_path_factory.mktemp("restarting"), env=FASTER) as operator:
+        operator.wait_ready()
+        yield private_plane, operator
 
 
-def test_an_api_server_restarts_in_the_middle_of_a_job(
-    restarting: tuple[PrivatePlane, str, OperatorProcess], expected: Outcome
+@pytest.mark.parametrize("step", ["relocate", "preflight", "train", "evaluate"])
+def test_an_api_server_restarts_while_a_step_of_a_job_runs(
+    step: str, restarting: tuple[PrivatePlane, OperatorProcess], expected: Outcome
 ) -> None:
-    plane, namespace, operator = restarting
-    cluster = plane.cluster
-    with play(cluster, _held_up_in("train"), namespace=namespace):
-        cluster.create(manifest(namespace, serving=None))
-        _wait_for_stage(cluster, namespace, "demo", "train", "Running")
-    before = {job["metadata"]["uid"] for job in cluster.objects("Job", namespace)}
-    pod = pods.wait_for_pod(cluster, namespace, labels="finetuning.dev/step=train", phase="Running")
+    plane, operator = restarting
+    with temporary_namespace(plane.cluster, "run") as namespace:
+        with play(plane.cluster, _held_up_in(step), namespace=namespace):
+            plane.cluster.create(manifest(namespace))
+            _wait_for_stage(plane.cluster, namespace, "demo", step, "Running")
+        before = _identities(plane.cluster, namespace)
 
-    plane.restart("kube-apiserver")
+        plane.restart("kube-apiserver")
 
-    pods.succeed(cluster, pod)
-    with play(cluster, namespace=namespace):
-        wait_until(lambda: is_told(cluster, namespace, served=False), what="the job is complete, and that is told")
-    assert operator.exit_code is None
-    assert before < {job["metadata"]["uid"] for job in cluster.objects("Job", namespace)}
-    found = outcome(cluster, namespace)
-    assert found.children["Job"] == expected.children["Job"]
-    assert {told: count for told, count in found.events.items() if count > 1} == {}
-    assert found.status["stages"] == expected.status["stages"][:-1]
+        with play(plane.cluster, namespace=namespace):
+            wait_for_outcomes(plane.cluster, {namespace: expected}, operator=operator)
+        assert before <= _identities(plane.cluster, namespace)
+
+
+def test_an_api_server_restarts_while_a_server_starts(
+    restarting: tuple[PrivatePlane, OperatorProcess], expected: Outcome
+) -> None:
+    plane, operator = restarting
+    with temporary_namespace(plane.cluster, "run") as namespace:
+        with play(plane.cluster, _held_up_in("evaluate"), namespace=namespace):
+            plane.cluster.create(manifest(namespace))
+            _wait_for_stage(plane.cluster, namespace, "demo", "evaluate", "Running")
+        # No pod begins to run any more: that of the server waits.
+        with plane.frozen("kwok"), play(plane.cluster, namespace=namespace):
+            _wait_for_stage(plane.cluster, namespace, "demo", "serve", "Pending")
+            plane.cluster.wait_for_object("Deployment", "demo", namespace)
+            before = _identities(plane.cluster, namespace)
+
+            plane.restart("kube-apiserver")
+
+        wait_for_outcomes(plane.cluster, {namespace: expected}, operator=operator)
+        assert before <= _identities(plane.cluster, namespace)
+
+
+def test_an_api_server_restarts_when_a_job_is_complete(
+    restarting: tuple[PrivatePlane, OperatorProcess], expected: Outcome
+) -> None:
+    plane, operator = restarting
+    with temporary_namespace(plane.cluster, "run") as namespace, play(plane.cluster, namespace=namespace):
+        plane.cluster.create(manifest(namespace))
+        wait_for_outcomes(plane.cluster, {namespace: expected}, operator=operator)
+        before = _identities(plane.cluster, namespace)
+        done = plane.cluster.get("FineTuningJob", "demo", namespace)
+
+        plane.restart("kube-apiserver")
+
+        plane.cluster.create(manifest(namespace, "late"))
+        wait_until(lambda: is_complete(plane.cluster, namespace, "late"), what="a job that is made later is complete")
+        assert plane.cluster.get("FineTuningJob", "demo", namespace) == done
+        made_later = _identities(plane.cluster, namespace) - before
+        assert before <= _identities(plane.cluster, namespace)
+        assert {name for name, _ in made_later if not name.startswith("late")} == set()
+
+
+def _identities(cluster: Cluster, namespace: str) -> set[tuple[str, str]]:
+    """Return the names and uids of all that the operator made."""
+    heads = (each["metadata"] for kind in CHILD_KINDS for each in cluster.objects(kind, namespace))
+    return {(head["name"], head["uid"]) for head in heads}
