@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 
 from finetuning_api.finetuningjob import RetentionPolicy
@@ -12,7 +12,7 @@ from finetuning_operator.cluster.errors import ApiError, NotFound
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import CLAIM, OWN_KINDS
 from finetuning_operator.reconcile import labels
-from finetuning_operator.reconcile.claims import Claim, Trash, expired_claims
+from finetuning_operator.reconcile.claims import Claim, expired_claims
 
 _LOGGER = logging.getLogger(__name__)
 _SHORTEST_PAUSE = 1.0
@@ -37,35 +37,45 @@ class TrashCollector:
     async def run(self, every: float) -> None:
         """Collect every so many seconds, and when the time of a marked claim is over."""
         while True:
-            pause = every
-            try:
-                pause = min(every, await self.collect() or every)
-            except ApiError as error:
-                _LOGGER.warning("trashed claims were not collected: %s", error)
+            pause = min(every, await self.collect() or every)
             await asyncio.sleep(max(pause, _SHORTEST_PAUSE))
 
     async def collect(self) -> float | None:
-        """Collect once; return the seconds until there is more to do, None where only events bring more."""
+        """Collect once; return the seconds until there is more to do, None where only events bring more.
+
+        A claim that cannot be changed, by a rule of its namespace for example, keeps no other one waiting.
+        """
         now = self._now().replace(microsecond=0)
         trash = expired_claims(self._claims(), owners=self._owners(), now=now, ttl=self._ttl)
-        await self._mark(trash, now)
+        moment = now.isoformat().replace("+00:00", "Z")
+        for claim in trash.to_mark:
+            await self._try(claim, self._mark(claim, moment))
+        for claim in trash.to_unmark:
+            await self._try(claim, self._mark(claim, None))
         for claim in trash.to_delete:
-            key = ObjectKey(CLAIM.kind, claim.namespace, claim.name)
-            identity = self._cache.identity(key)
-            if identity is not None and not self._cache.is_deleting(key):
-                _LOGGER.info("%s is deleted: its job has been gone for %d seconds", key, self._ttl)
-                await self._api.delete(CLAIM, key.namespace, key.name, uid=identity[0])
+            await self._try(claim, self._delete(claim))
         return min((each for each in (trash.look_again, self._ttl if trash.to_mark else None) if each), default=None)
 
-    async def _mark(self, trash: Trash, now: datetime) -> None:
-        moment = now.isoformat().replace("+00:00", "Z")
-        for claims, mark in ((trash.to_mark, moment), (trash.to_unmark, None)):
-            for claim in claims:
-                change = {"metadata": {"annotations": {labels.TRASHED_AT: mark}}}
-                try:
-                    self._cache.put(CLAIM.kind, await self._api.merge(CLAIM, claim.namespace, claim.name, change))
-                except NotFound:
-                    self._cache.forget(ObjectKey(CLAIM.kind, claim.namespace, claim.name))
+    async def _try(self, claim: Claim, change: Awaitable[None]) -> None:
+        try:
+            await change
+        except ApiError as error:
+            key = ObjectKey(CLAIM.kind, claim.namespace, claim.name)
+            _LOGGER.warning("%s was not collected, it is tried again: %s", key, error)
+
+    async def _mark(self, claim: Claim, moment: str | None) -> None:
+        change = {"metadata": {"annotations": {labels.TRASHED_AT: moment}}}
+        try:
+            self._cache.put(CLAIM.kind, await self._api.merge(CLAIM, claim.namespace, claim.name, change))
+        except NotFound:
+            self._cache.forget(ObjectKey(CLAIM.kind, claim.namespace, claim.name))
+
+    async def _delete(self, claim: Claim) -> None:
+        key = ObjectKey(CLAIM.kind, claim.namespace, claim.name)
+        identity = self._cache.identity(key)
+        if identity is not None and not self._cache.is_deleting(key):
+            _LOGGER.info("%s is deleted: its job has been gone for %d seconds", key, self._ttl)
+            await self._api.delete(CLAIM, key.namespace, key.name, uid=identity[0])
 
     def _owners(self) -> frozenset[str]:
         keys = (key for kind in OWN_KINDS for key in self._cache.keys(kind))

@@ -9,7 +9,7 @@ from tests.support.lifecycle import job, relocation
 
 from finetuning_operator.cluster.api import ListResult
 from finetuning_operator.cluster.cache import Cache
-from finetuning_operator.cluster.errors import NotServed, Unavailable
+from finetuning_operator.cluster.errors import Forbidden, NotServed, Unavailable
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import OPTIONAL_KINDS, ROUTE, SCALED_OBJECT, KindRef
 from finetuning_operator.cluster.resync import Resync
@@ -22,9 +22,9 @@ CLAIM = ObjectKey("PersistentVolumeClaim", "team", "demo-adapter")
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def claim(owner_uid: str) -> dict[str, Any]:
+def claim(owner_uid: str, *, name: str = CLAIM.name) -> dict[str, Any]:
     labels = {"finetuning.dev/retention": "Trash", "finetuning.dev/owner-uid": owner_uid}
-    metadata = {"name": CLAIM.name, "namespace": CLAIM.namespace, "labels": labels}
+    metadata = {"name": name, "namespace": CLAIM.namespace, "labels": labels}
     return {"apiVersion": "v1", "kind": CLAIM.kind, "metadata": metadata, "spec": {}}
 
 
@@ -115,6 +115,27 @@ def test_a_claim_whose_job_is_gone_is_marked_and_deleted_when_its_time_is_over()
     assert asyncio.run(collector.collect()) is None
     assert CLAIM not in api.objects
     assert api.writes == [("patch", f"{CLAIM.kind}/{CLAIM.name}"), ("delete", f"{CLAIM.kind}/{CLAIM.name}")]
+
+
+def test_a_claim_that_cannot_be_changed_keeps_no_other_one() -> None:
+    api, cache, now = FakeApi(), Cache(), [START]
+    collector = TrashCollector(api, cache, ttl_seconds=60, now=lambda: now[0])
+    for name in ("first", "second", "third"):
+        cache.put(CLAIM.kind, api.store(claim("gone", name=name)))
+
+    def left() -> dict[str, bool]:
+        claims = {key.name: found["metadata"].get("annotations", {}) for key, found in api.objects.items()}
+        return {name: "finetuning.dev/trashed-at" in noted for name, noted in claims.items()}
+
+    api.refuse("patch", Forbidden("a policy says no", status=403))
+    assert asyncio.run(collector.collect()) == 60
+    assert left() == {"first": False, "second": True, "third": True}
+
+    now[0] += timedelta(seconds=60)
+    api.refuse("patch", Forbidden("a policy says no", status=403))
+    api.refuse("delete", Forbidden("a policy says no", status=403))
+    asyncio.run(collector.collect())
+    assert left() == {"first": False, "second": True}
 
 
 def test_a_mark_of_a_stranger_deletes_nothing() -> None:
