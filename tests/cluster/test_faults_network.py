@@ -1,12 +1,13 @@
 """Between the operator and its API server things go wrong: the job ends as if nothing had happened, and did it once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from http import HTTPStatus
 
 import pytest
 from tests.support.api_proxy import WRITES, ApiProxy, Asked, Fault, Trouble
-from tests.support.cluster import Cluster, temporary_namespace
+from tests.support.cluster import Cluster, Object, has_condition, temporary_namespace
 from tests.support.lifecycle import stages
 from tests.support.operator_process import Identity, OperatorProcess, running_operator
 from tests.support.player import Script, play, scripted
@@ -14,6 +15,7 @@ from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
 from tests.support.whole_job import (
     CHILD_KINDS,
+    NAME,
     Outcome,
     deleted,
     is_complete,
@@ -69,6 +71,7 @@ CALLS = {
     "status-of-relocations": ({"patch"}, "relocations/status"),
     "status-of-evaluations": ({"patch"}, "evaluationjobs/status"),
     "status-of-servers": ({"patch"}, "inferenceservers/status"),
+    "create-events": ({"create"}, "events"),
     "read": (READS, None),
 }
 
@@ -86,8 +89,7 @@ def test_trouble_on_any_call_changes_nothing_in_the_end(
         operator.wait_ready()
         for namespace, call in places.items():
             verbs, target = CALLS[call]
-            is_here = _within(namespace)
-            proxy.fail(Fault(verbs=frozenset(verbs), target=target, where=is_here, **TROUBLES[trouble]))  # type: ignore[arg-type]  # A table of arguments.
+            proxy.fail(_fault(trouble, verbs, target, where=_within(namespace)))
             cluster.create(manifest(namespace))
 
         wait_for_outcomes(cluster, dict.fromkeys(places, expected), operator=operator, seconds=120)
@@ -97,8 +99,103 @@ def test_trouble_on_any_call_changes_nothing_in_the_end(
             assert deleted(proxy, namespace) == [], call
 
 
+def _fault(trouble: str, verbs: Iterable[str], target: str | None, **more: object) -> Fault:
+    return Fault(verbs=frozenset(verbs), target=target, **(TROUBLES[trouble] | more))  # type: ignore[arg-type]  # A table of arguments.
+
+
 def _within(namespace: str) -> Callable[[Asked], bool]:
     return lambda asked: asked.namespace == namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a user does to a job, and what comes of it however the operator's call to that end fares."""
+
+    verbs: set[str]
+    target: str
+    """The call that goes wrong."""
+    held_in: str
+    """The step that the job is in; empty for one that is complete."""
+    act: Object
+    """Merged into the job; nothing deletes it."""
+    is_done: Callable[[Cluster, str], bool]
+
+
+def _is_suspended(step: str) -> Callable[[Cluster, str], bool]:
+    """Whether the job says so, and the Job of the step that it was in is gone."""
+
+    def is_done(cluster: Cluster, namespace: str) -> bool:
+        told = has_condition(cluster.get("FineTuningJob", NAME, namespace), "Suspended")
+        return told and cluster.find("Job", f"{NAME}-{step}", namespace) is None
+
+    return is_done
+
+
+def _is_scaled(cluster: Cluster, namespace: str) -> bool:
+    return bool(cluster.get("Deployment", NAME, namespace)["spec"]["replicas"] == 2)
+
+
+def _is_trashed(cluster: Cluster, namespace: str) -> bool:
+    claim = cluster.get("PersistentVolumeClaim", f"{NAME}-adapter", namespace)["metadata"]
+    told = "finetuning.dev/trashed-at" in claim.get("annotations", {})
+    return told and not _jobs_of(cluster, namespace, NAME)
+
+
+_SUSPEND: Object = {"spec": {"suspend": True}}
+_SCALE: Object = {"spec": {"serving": {"replicas": 2}}}
+CHANGES = {
+    "stop-training": Change({"delete"}, "jobs", "train", _SUSPEND, _is_suspended("train")),
+    "tell-suspended": Change({"patch"}, "finetuningjobs/status", "train", _SUSPEND, _is_suspended("train")),
+    "suspend-evaluation": Change(
+        {"patch"}, "evaluationjobs", "evaluate", _SUSPEND, _is_suspended("evaluation-evaluate")
+    ),
+    "scale-server": Change({"patch"}, "inferenceservers", "", _SCALE, _is_scaled),
+    "scale-deployment": Change({"patch"}, "deployments", "", _SCALE, _is_scaled),
+    "trash-adapter": Change({"patch"}, "persistentvolumeclaims", "", {}, _is_trashed),
+}
+
+
+@pytest.mark.parametrize("trouble", ["conflict", "throttled", "internal-error", "time-out"])
+def test_trouble_while_a_job_is_suspended_scaled_or_deleted_changes_nothing_in_the_end(
+    trouble: str, cluster: Cluster, proxy: ApiProxy, run_operator: RunOperator
+) -> None:
+    """Every change has its trouble in a namespace of its own; all are served by one operator."""
+    with ExitStack() as stack:
+        places = {stack.enter_context(temporary_namespace(cluster, "run")): change for change in CHANGES.values()}
+        served = {"FINETUNING_NAMESPACES": ",".join(places), "FINETUNING_RESYNC_SECONDS": "3"}
+        operator = run_operator(env=FASTER | served, via=proxy)
+        operator.wait_ready()
+        with ExitStack() as playing:
+            for namespace, change in places.items():
+                playing.enter_context(play(cluster, _held_up_in(change.held_in), namespace=namespace))
+                cluster.create(manifest(namespace, storage={"retention": "Trash"}))
+            for namespace, change in places.items():
+                _wait_for_place(cluster, namespace, change.held_in)
+
+        faults: dict[str, Fault] = {}
+        for namespace, change in places.items():
+            faults[namespace] = _fault(trouble, change.verbs, change.target, where=_within(namespace))
+            proxy.fail(faults[namespace])
+            found = cluster.get("FineTuningJob", NAME, namespace)
+            cluster.patch(found, change.act) if change.act else cluster.delete(found)
+
+        for name, (namespace, change) in zip(CHANGES, places.items(), strict=True):
+            wait_until(lambda: change.is_done(cluster, namespace), what=f"{name} is done")  # noqa: B023
+            assert proxy.met(faults[namespace]) > 0, name
+            if change.act == _SUSPEND:
+                stack.enter_context(play(cluster, namespace=namespace))
+                cluster.patch(cluster.get("FineTuningJob", NAME, namespace), {"spec": {"suspend": False}})
+        for name, (namespace, change) in zip(CHANGES, places.items(), strict=True):
+            if change.act == _SUSPEND:
+                wait_until(lambda: is_complete(cluster, namespace), what=f"{name} is complete")  # noqa: B023
+        assert operator.exit_code is None
+
+
+def _wait_for_place(cluster: Cluster, namespace: str, step: str) -> None:
+    if step:
+        _wait_for_stage(cluster, namespace, NAME, step, "Running")
+    else:
+        wait_until(lambda: is_complete(cluster, namespace), what="the job is complete")
 
 
 def test_all_calls_fail_at_random_for_a_while(
@@ -182,6 +279,59 @@ def test_streams_that_break_again_and_again_lose_nothing(
     wait_until(broken_and_complete, what="the job is complete")
     wait_for_outcomes(cluster, {auto_namespace: expected}, operator=operator)
     assert not [again for again in made(proxy, auto_namespace).items() if again[1] > 1]
+
+
+OPENINGS = 30
+"""More than the streams of one namespace: each is refused at its first opening, and most once more."""
+
+
+@pytest.mark.parametrize("trouble", ["throttled", "internal-error", "unavailable", "cut-before", "time-out"])
+def test_a_watch_that_cannot_be_opened_is_made_up_for_and_opened_later(
+    trouble: str,
+    cluster: Cluster,
+    proxy: ApiProxy,
+    run_operator: RunOperator,
+    *,
+    auto_namespace: str,
+    expected: Outcome,
+) -> None:
+    fault = _fault(trouble, {"watch"}, None, where=_within(auto_namespace), times=OPENINGS)
+    proxy.fail(fault)
+    env = FASTER | {"FINETUNING_NAMESPACES": auto_namespace, "FINETUNING_RESYNC_SECONDS": "3"}
+    operator = run_operator(env=env, via=proxy)
+    operator.wait_ready()
+    cluster.create(manifest(auto_namespace))
+    wait_for_outcomes(cluster, {auto_namespace: expected}, operator=operator, seconds=120)
+    assert not [again for again in made(proxy, auto_namespace).items() if again[1] > 1]
+    assert deleted(proxy, auto_namespace) == []
+    assert proxy.met(fault) > 0
+    proxy.heal()
+    for target in ("finetuningjobs", "jobs", "pods"):
+        wait_until(lambda: proxy.open_watches(target) > 0, what=f"{target} are watched")  # noqa: B023
+
+
+@pytest.mark.parametrize("trouble", ["conflict", "throttled", "internal-error", "cut-after", "time-out"])
+def test_a_lease_that_is_not_renewed_once_or_twice_is_kept(
+    trouble: str,
+    cluster: Cluster,
+    proxy: ApiProxy,
+    run_operator: RunOperator,
+    *,
+    auto_namespace: str,
+    expected: Outcome,
+) -> None:
+    """With the default Lease, whose leader has twelve seconds to renew it."""
+    env = {"FINETUNING_NAMESPACES": auto_namespace, "FINETUNING_STATUS_DELAY": "0.2"}
+    operator = run_operator(env=env, via=proxy)
+    operator.wait_ready()
+    wait_until(lambda: operator.metric("finetuning_leading") == 1, what="it leads")
+    fault = _fault(trouble, {"patch"}, "leases")
+    proxy.fail(fault)
+    cluster.create(manifest(auto_namespace))
+    wait_for_outcomes(cluster, {auto_namespace: expected}, operator=operator, seconds=120)
+    wait_until(lambda: proxy.met(fault) > 3, what="the Lease is renewed again")
+    assert operator.metric("finetuning_leading") == 1
+    assert "leadership was lost" not in operator.logs
 
 
 def test_a_result_that_only_the_pod_stream_would_have_told_is_asked_for(

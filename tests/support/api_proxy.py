@@ -206,6 +206,11 @@ class ApiProxy:
         with self._lock:
             self._faults.extend((fault, [0]) for fault in faults)
 
+    def met(self, fault: Fault) -> int:
+        """Return how many requests fitted a fault so far."""
+        with self._lock:
+            return sum(count[0] for each, count in self._faults if each is fault)
+
     def heal(self) -> None:
         """End all trouble. Watches that were silenced stay silent: what they missed is lost."""
         with self._lock:
