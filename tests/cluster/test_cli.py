@@ -14,7 +14,9 @@ import pytest
 import yaml
 from tests.support.cluster import Cluster, Object
 from tests.support.kubelet import Kubelet, make_pod, running_kubelet
+from tests.support.lifecycle import names
 from tests.support.operator_process import OperatorProcess
+from tests.support.player import End, play, succeed
 from tests.support.processes import FINETUNE, start
 from tests.support.tls import Certificate
 from tests.unit.api.factories import Manifest, evaluation, job, named, relocation, server
@@ -830,3 +832,43 @@ class TestWithTheOperator:
         resumed = finetune("wait", "triage", "--for", "condition=Suspended=False", "--timeout", "180s")
 
         assert (suspended.exit_code, resumed.exit_code) == (0, 0), suspended.output + resumed.output
+
+    @pytest.mark.usefixtures("models")
+    def test_logs_prompt_and_delete_reach_what_the_operator_made(
+        self,
+        cluster: Cluster,
+        kubelet: Kubelet,
+        namespace: str,
+        folder: Path,
+        *,
+        run_operator: RunOperator,
+        finetune: Finetune,
+    ) -> None:
+        def log_and_end(step: str, pod: Object) -> End | None:
+            kubelet.logs[pod["metadata"]["name"]] = [f"{step} begins", f"{step} is done"]
+            return succeed(step, pod)
+
+        manifest = yaml.safe_load(JOB)
+        manifest["spec"] |= {"serving": {}, "pod": kubelet.placement}
+        (folder / "job.yaml").write_text(yaml.safe_dump(manifest))
+        run_operator(env={"FINETUNING_NAMESPACES": namespace}).wait_ready()
+        with play(cluster, log_and_end, namespace=namespace):
+            finetune("apply", "-f", "job.yaml")
+            waited = finetune("wait", "triage", "--timeout", "180s")
+        assert waited.exit_code == 0, waited.output
+
+        for stage in ("preflight", "train", "evaluate"):
+            assert finetune("logs", "triage", stage).stdout == f"{stage} begins\n{stage} is done\n"
+        asked = finetune("prompt", "triage", "hello")
+        assert asked.stdout == "base: base was asked hello\ntriage: triage was asked hello\n", asked.stderr
+
+        deleted = finetune("delete", "triage")
+        assert deleted.exit_code == 0, deleted.output
+        assert "its adapter is deleted with it" in deleted.stdout
+        kinds = ("Job", "Deployment", "EvaluationJob", "InferenceServer", "PersistentVolumeClaim")
+        for kind in kinds:
+            for name in names(cluster, kind, namespace):
+                if name.startswith("triage"):
+                    cluster.wait_gone(kind, name, namespace)
+        assert len(names(cluster, "Relocation", namespace)) == 2
+        assert "there is no object named 'triage'" in finetune("status", "triage").stderr
