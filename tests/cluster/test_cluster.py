@@ -476,6 +476,12 @@ class TestPrivatePlane:
         wait_until(lambda: len(statuses(cluster, "default")) == 2, what="the Job has its pod")
 
 
+def program_of(process: int) -> Path:
+    """Return the program that a process was started by."""
+    shown = subprocess.run(["ps", "-o", "command=", "-p", str(process)], capture_output=True, text=True, check=True)
+    return Path(shown.stdout.split()[0])
+
+
 class TestLife:
     def test_two_processes_share_a_control_plane_that_ends_with_the_last_however_that_ends(
         self, tmp_path: Path
@@ -507,6 +513,23 @@ class TestLife:
             wait_until(lambda: not any(map(is_alive, running.components.values())), what="all ended")
             assert Running.find(tmp_path) is None
         remove_data(tmp_path)
+
+    def test_programs_that_the_environment_names_are_the_ones_that_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assets = tmp_path / "assets"
+        assets.mkdir()
+        own = {"etcd", "kube-apiserver", "kubectl"}  # What `setup-envtest` brings.
+        for name in own:
+            (assets / name).symlink_to(require_binaries()[name])
+        monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+
+        with client.use(tmp_path / "plane") as running:
+            folders = {name: program_of(process).parent for name, process in running.components.items()}
+
+        assert Path(running.kubectl).parent == assets
+        assert {name for name, folder in folders.items() if folder == assets} == own & folders.keys()
+        assert {"etcd", "kube-apiserver", "kube-scheduler"} <= folders.keys()
 
     def test_missing_programs_are_named_with_the_command_that_builds_them(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -316,7 +316,7 @@ class TestStarting:
         pod = pods.wait_for_pod(held.cluster, held.namespace)
         pods.wait_in(held.cluster, pod, reason="ContainerCreating")
         message = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) other-train-x'
-        held.cluster.create(event(pod, reason="FailedAttachVolume", message=message))
+        pods.warn(held.cluster, pod, reason="FailedAttachVolume", message=message)
 
         told = held.wait_for_hindrance(Reason.VOLUME_CONFLICT)
 
@@ -651,23 +651,3 @@ def workers(sight: Sight) -> tuple[Object, Object]:
 
 def is_deleted(target: Object) -> bool:
     return "deletionTimestamp" in target["metadata"]
-
-
-def event(pod: Object, *, reason: str, message: str) -> Object:
-    """Return an Event as a node's attach and detach controller emits it."""
-    metadata = pod["metadata"]
-    about = {name: metadata[name] for name in ("name", "namespace", "uid")}
-    now = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": f"{metadata['name']}.attach", "namespace": metadata["namespace"]},
-        "involvedObject": {"kind": "Pod", "apiVersion": "v1", **about},
-        "reason": reason,
-        "message": message,
-        "type": "Warning",
-        "source": {"component": "attachdetach-controller"},
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }

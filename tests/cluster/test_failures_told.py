@@ -7,6 +7,7 @@ import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, has_condition
 from tests.support.kubelet import running_kubelet
+from tests.support.lifecycle import condition, wait_for_events
 from tests.support.operator_process import OperatorProcess
 from tests.support.player import End, play, scripted, succeed
 
@@ -124,6 +125,38 @@ def test_an_image_that_cannot_be_pulled_is_told_and_ends_at_the_deadline(cluster
     failure = wait_for_failure(cluster, hold_namespace)
 
     assert failure["reason"] == "DeadlineExceeded"
+
+
+@pytest.mark.usefixtures("holding_operator")
+def test_a_volume_that_hangs_on_another_node_is_told_in_condition_and_event_until_it_is_free(
+    cluster: Cluster, hold_namespace: str
+) -> None:
+    cluster.create(job(hold_namespace))
+    for pod in pods.wait_for_pods(cluster, hold_namespace, count=2, labels="finetuning.dev/step=measure"):
+        pods.succeed(cluster, pods.run(cluster, pod))
+    waiting = pods.wait_for_pods(cluster, hold_namespace, count=2, labels="finetuning.dev/step=relocate")
+    message = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) other-train-x'
+    for pod in waiting:
+        pods.wait_in(cluster, pod, reason="ContainerCreating")
+        pods.warn(cluster, pod, reason="FailedAttachVolume", message=message)
+
+    told = cluster.wait_for_object(
+        "FineTuningJob",
+        NAME,
+        hold_namespace,
+        where=lambda found: condition(found, "Relocated").get("reason") == "VolumeConflict",
+    )
+    relocated = condition(told, "Relocated")
+    assert relocated["status"] == "False"
+    assert f"a volume is in use on another node: {message}" in relocated["message"]
+    assert (told["status"]["phase"], told["status"]["reason"]) == ("Relocating", "VolumeConflict")
+    wait_for_events(cluster, hold_namespace, ("Warning", "VolumeConflict"))
+
+    for pod in waiting:
+        pods.succeed(cluster, pods.run(cluster, pod))
+    cluster.wait_for_object(
+        "FineTuningJob", NAME, hold_namespace, where=lambda found: has_condition(found, "Relocated")
+    )
 
 
 def test_a_corrected_image_of_the_installation_reaches_what_waits_for_the_wrong_one(

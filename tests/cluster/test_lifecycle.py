@@ -22,6 +22,7 @@ from tests.support.lifecycle import (
     wait_for_end,
     wait_for_events,
 )
+from tests.support.nodes import HOSTNAME, tainted_node
 from tests.support.operator_process import OperatorProcess
 from tests.support.player import STEP_LABEL, End, play, scripted
 from tests.support.processes import wait_until
@@ -387,6 +388,42 @@ def test_a_served_job_has_an_address_and_its_server_follows_the_replicas(
             namespace,
             where=lambda found: found["metadata"]["uid"] != deployment["metadata"]["uid"],
         )
+
+
+def test_pods_run_where_the_tolerations_and_the_runtime_class_of_their_job_lead(
+    cluster: Cluster, namespace: str, serve: Serve
+) -> None:
+    serve()
+    taint = f"tests/{namespace}"
+    with tainted_node(cluster, taint) as node, play(cluster, scripted({"preflight": None}), namespace=namespace):
+        there, tolerates = {HOSTNAME: node}, [{"key": taint, "operator": "Exists"}]
+        sandbox = cluster.create(
+            {
+                "apiVersion": "node.k8s.io/v1",
+                "kind": "RuntimeClass",
+                "metadata": {"name": namespace},
+                "handler": "sandbox",
+                "scheduling": {"nodeSelector": there, "tolerations": tolerates},
+            }
+        )
+        wishes: dict[str, Object] = {
+            "tolerant": {"nodeSelector": there, "tolerations": tolerates},
+            "sandboxed": {"runtimeClassName": namespace},
+            "kept-away": {"nodeSelector": there},
+        }
+        for name, wish in wishes.items():
+            cluster.create(job(namespace, name, pod=wish))
+        for name in ("tolerant", "sandboxed"):
+            labels = f"finetuning.dev/step=preflight,finetuning.dev/name={name}"
+            placed = pods.wait_for_pod(cluster, namespace, labels=labels, phase="Running")
+            assert (name, placed["spec"]["nodeName"]) == (name, node)
+        cluster.wait_for_object(
+            "FineTuningJob",
+            "kept-away",
+            namespace,
+            where=lambda found: "does not tolerate the taints" in stage_message(found, "preflight"),
+        )
+        cluster.delete(sandbox)
 
 
 def test_a_trashed_adapter_outlives_its_job_for_a_while(cluster: Cluster, namespace: str, serve: Serve) -> None:

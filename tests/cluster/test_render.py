@@ -1,15 +1,14 @@
 """What a real API server, its Job controller and its scheduler make of what is rendered."""
 
 import json
-import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused, has_condition
+from tests.support.nodes import tainted_node
 from tests.support.plans import ADAPTER, BASE, CONFIG, options, owner, pod, resources, step, volume
 from tests.support.rendered import WISHES, every_manifest
 from tests.unit.api.factories import job, named
@@ -82,25 +81,6 @@ def refusal(cluster: Cluster, namespace: str, name: str) -> str:
         return next((each["message"] for each in conditions if each.get("reason") == "Unschedulable"), None)
 
     return cluster.wait_for(told, what="the scheduler's word")
-
-
-@contextmanager
-def tainted_node(cluster: Cluster, accelerator: str, *, count: int) -> Iterator[str]:
-    """Play a node with accelerators, which keeps away whoever does not tolerate them, as device plugins advise."""
-    amounts = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "110", accelerator: str(count)}
-    made = cluster.create(
-        {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": f"node-{secrets.token_hex(4)}", "annotations": {"kwok.x-k8s.io/node": "fake"}},
-            "spec": {"taints": [{"key": accelerator, "value": "present", "effect": "NoSchedule"}]},
-            "status": {"allocatable": amounts, "capacity": amounts},
-        }
-    )
-    try:
-        yield made["metadata"]["name"]
-    finally:
-        cluster.delete(made)
 
 
 def holders(cluster: Cluster, namespace: str, names: Iterable[str]) -> dict[str, dict[str, set[str]]]:
@@ -289,7 +269,7 @@ class TestPlacement:
     def test_an_accelerator_of_any_name_is_found_behind_its_taint_until_there_is_too_little_of_it(
         self, cluster: Cluster, namespace: str, name: str, field: str
     ) -> None:
-        with tainted_node(cluster, name, count=8) as node:
+        with tainted_node(cluster, name, has={name: "8"}) as node:
             tolerated = pod(tolerations=[{"key": name, "operator": "Exists"}])
             wanted = replace(MEASURE, resources=resources(**{field: {name: "5"}}), pod=tolerated)
             start(cluster, namespace, wanted, name="first", placement=Placement())

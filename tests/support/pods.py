@@ -21,6 +21,7 @@ from finetuning_operator.cluster.render.labels import PROGRESS_CA
 RUN_CONFIG = "finetuning.dev/run-config"
 _SIGKILLED = 137
 _TOKEN_SECONDS = 3600
+_STAMP = "%Y-%m-%dT%H:%M:%SZ"
 _SIGTERMED = 143
 
 
@@ -145,6 +146,29 @@ def wait_in(cluster: Cluster, pod: Object, *, reason: str, message: str = "") ->
     return _write(cluster, pod, phase="Pending", containers=_containers(pod, state, ready=False), ready=False)
 
 
+def warn(cluster: Cluster, pod: Object, *, reason: str, message: str) -> Object:
+    """Tell an Event of the pod as the attach and detach controller does."""
+    metadata = pod["metadata"]
+    about = {name: metadata[name] for name in ("name", "namespace", "uid")}
+    # Later than what the pod says of itself, which counts where it is newer.
+    now = (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2)).strftime(_STAMP)
+    return cluster.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{metadata['name']}.attach", "namespace": metadata["namespace"]},
+            "involvedObject": {"kind": "Pod", "apiVersion": "v1", **about},
+            "reason": reason,
+            "message": message,
+            "type": "Warning",
+            "source": {"component": "attachdetach-controller"},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+    )
+
+
 def unschedulable(cluster: Cluster, pod: Object, *, message: str) -> Object:
     """Let the scheduler say why no node takes the pod; for a pod that truly fits nowhere it says so by itself."""
     condition = _condition("PodScheduled", ready=False, reason="Unschedulable", message=message)
@@ -236,4 +260,4 @@ def _is_alive(pod: Object, other_than: tuple[str, ...]) -> bool:
 
 
 def _now() -> str:
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return dt.datetime.now(dt.UTC).strftime(_STAMP)
