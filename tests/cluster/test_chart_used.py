@@ -14,7 +14,7 @@ from tests.support.chart import CHART, rendered
 from tests.support.cluster import Object, has_condition
 from tests.support.lifecycle import MODEL, is_running, is_training, job, relocation, resource, wait_for_end
 from tests.support.operator_process import Identity, free_port
-from tests.support.player import End, play, scripted
+from tests.support.player import STEP_LABEL, End, play, scripted
 from tests.support.private_plane import PrivatePlane
 from tests.support.progress import made_token, report
 from tests.support.site import Pool, Site, pool
@@ -78,6 +78,8 @@ def jobs(site: Site, port: int) -> None:
         whole = site.cluster.create(job(site.namespace, **told, storage={"retention": "Trash"}))
         site.wait_for_job(where=is_training)
         report_progress(whole, port)
+        site.patch(site.get("Job", "demo-train"), metadata={"labels": {STEP_LABEL: "another"}})
+        site.wait("Job", "demo-train", where=lambda now: now["metadata"]["labels"][STEP_LABEL] == "train")
         site.patch(whole, spec={"suspend": True})
         site.wait_for_job(where=lambda now: has_condition(now, "Suspended"))
         site.wait_gone("Job", "demo-train")

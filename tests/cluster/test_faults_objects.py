@@ -7,17 +7,19 @@ it writes.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 from tests.support import pods
 from tests.support.cluster import Cluster, Object, Refused, has_condition
 from tests.support.lifecycle import condition, is_running, resource, stage
 from tests.support.operator_process import ACCOUNT, BINDING, OPERATOR_NAMESPACE, Identity, OperatorProcess, free_port
-from tests.support.player import play
+from tests.support.player import MANAGED, STEP_LABEL, play, scripted
 from tests.support.private_plane import PrivatePlane
 from tests.support.processes import wait_until
 from tests.support.progress import report
 from tests.support.site import ENV, Pool, Site, pool, uid
+from tests.support.whole_job import made
 
 RunOperator = Callable[..., OperatorProcess]
 POLICIES = {"finetuning-isolated", "finetuning-open", "finetuning-serving"}
@@ -190,6 +192,9 @@ def server(site: Site, **spec: object) -> Object:
     return site.wait("InferenceServer", "answers", where=lambda found: has_condition(found, "Ready"))
 
 
+MANAGED_LABEL = MANAGED.partition("=")[0]
+
+
 class TestEditedByHand:
     """Children that somebody changed."""
 
@@ -255,6 +260,153 @@ class TestEditedByHand:
 
         found = site.wait("Deployment", "answers", where=lambda now: variables(now).get("TWO") == "3")
         assert "ONE" not in variables(found)
+
+    @pytest.mark.parametrize(
+        "labels",
+        [{MANAGED_LABEL: None}, {STEP_LABEL: None}, {STEP_LABEL: "evaluate"}],
+        ids=["managed", "step", "another"],
+    )
+    def test_a_job_that_lost_its_labels_gets_them_back_and_runs_on(
+        self, site: Site, served: Pool, labels: Object
+    ) -> None:
+        training(site)
+        before = site.get("Job", "demo-train")
+
+        site.patch(before, metadata={"labels": labels})
+
+        after = site.wait("Job", "demo-train", where=lambda now: labels_of(now) == labels_of(before))
+        assert uid(after) == uid(before)
+        site.play("train", "evaluate")
+        done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert stage(done, "train")["attempts"] == 1
+        assert made_twice(served, site) == []
+        assert served.rests(site)
+
+    @pytest.mark.parametrize("pods_of_job", [0, 3])
+    def test_a_job_whose_pods_were_counted_anew_while_the_operator_was_away_has_its_own_again(
+        self, cluster: Cluster, namespace: str, start: Callable[..., OperatorProcess], pods_of_job: int
+    ) -> None:
+        site = Site(cluster, namespace)
+        first = start()
+        site.job(parallelism={"workers": 2})
+        site.play("preflight")
+        before = workers(site, 2)
+        job = site.get("Job", "demo-train")
+        first.kill()
+        site.patch(job, spec={"parallelism": pods_of_job, "completions": pods_of_job or 2})
+        if pods_of_job:
+            workers(site, pods_of_job)
+        else:
+            for pod in before:
+                site.wait_gone("Pod", pod["metadata"]["name"])
+
+        start()
+
+        site.wait(
+            "Job", "demo-train", where=lambda now: (now["spec"]["parallelism"], now["spec"]["completions"]) == (2, 2)
+        )
+        for pod in workers(site, 2):
+            pods.succeed(cluster, pod)
+        site.play("evaluate")
+        assert has_condition(site.wait_for_job(), "Complete")
+        assert uid(site.get("Job", "demo-train")) == uid(job)
+
+    @pytest.mark.parametrize("kind", ["Deployment", "Service"])
+    def test_what_makes_a_server_gets_its_labels_back(self, site: Site, served: Pool, kind: str) -> None:
+        server(site)
+        before = site.get(kind, "answers")
+
+        site.patch(before, metadata={"labels": None})
+
+        site.wait(kind, "answers", where=lambda now: labels_of(now) == labels_of(before))
+        assert uid(site.get(kind, "answers")) == uid(before)
+        assert served.rests(site)
+
+    def test_an_evaluation_is_its_jobs_own(self, site: Site, served: Pool) -> None:
+        training(site)
+        site.play("train")
+        site.pod("evaluate")
+        before = site.get("EvaluationJob", "demo-evaluation")
+
+        site.patch(before, spec={"suspend": True, "ttlSecondsAfterFinished": 0}, metadata={"labels": None})
+
+        site.wait("EvaluationJob", "demo-evaluation", where=lambda now: now["spec"] == before["spec"])
+        with play(site.cluster, namespace=site.namespace):
+            done = site.wait_for_job()
+        assert has_condition(done, "Complete")
+        assert stage(done, "evaluate")["state"] == "Succeeded"
+        assert done["status"]["evaluation"]
+        assert uid(site.get("EvaluationJob", "demo-evaluation")) == uid(before)
+        assert served.rests(site)
+
+    def test_a_relocation_brings_what_it_is_named_after_once(self, site: Site, served: Pool) -> None:
+        with play(site.cluster, scripted({"relocate": None}), namespace=site.namespace):
+            site.cluster.create(site.job_manifest())
+            name = min(site.cluster.wait_for(lambda: site.names("Relocation") or None, what="something is relocated"))
+            found = site.wait("Relocation", name, where=is_running("relocate"))
+        job = site.get("Job", f"{name}-relocate")
+
+        with pytest.raises(Refused, match="source is fixed at creation"):
+            site.patch(found, spec={"source": "hf://acme/another"})
+        site.patch(found, metadata={"labels": None})
+        site.patch_status(found, phase="Failed", conditions=[], stages=[], startTime=None)
+
+        with play(site.cluster, namespace=site.namespace):
+            assert has_condition(site.wait_for_job(), "Complete")
+        assert uid(site.get("Relocation", name)) == uid(found)
+        assert uid(site.get("Job", f"{name}-relocate")) == uid(job)
+        assert made_twice(served, site) == []
+        assert served.rests(site)
+
+    def test_a_relocation_whose_status_is_emptied_brings_nothing_again(self, site: Site) -> None:
+        with play(site.cluster, scripted({"train": None}), namespace=site.namespace):
+            site.cluster.create(site.job_manifest())
+            site.wait_for_job(where=is_running("train"))
+        first = min(site.names("Relocation"))
+        before = site.get("Relocation", first)
+
+        site.patch_status(before, phase="Pending", conditions=[], stages=[], artifact=None, completionTime=None)
+
+        site.wait("Relocation", first, where=lambda now: has_condition(now, "Ready"))
+        with play(site.cluster, namespace=site.namespace) as player:
+            assert has_condition(site.wait_for_job(), "Complete")
+        assert site.get("Relocation", first)["status"]["artifact"] == before["status"]["artifact"]
+        assert {step for step, _ in player.played} == {"train", "evaluate"}
+
+    def test_a_server_of_a_job_is_left_to_who_scales_it(self, site: Site, served: Pool) -> None:
+        with play(site.cluster, namespace=site.namespace):
+            site.job(serving={})
+            done = site.wait_for_job(where=lambda now: has_condition(now, "Serving"))
+        before = site.get("Deployment")
+
+        site.patch(site.get("InferenceServer"), spec={"replicas": 2}, metadata={"labels": None})
+
+        site.wait("Deployment", where=lambda now: now["spec"]["replicas"] == 2)
+        site.wait("InferenceServer", where=lambda now: has_condition(now, "Ready") and now["status"]["replicas"] == 2)
+        assert served.rests(site)
+        assert uid(site.get("Deployment")) == uid(before)
+        told = site.get("FineTuningJob")["status"]
+        assert (told["phase"], told["stages"]) == (done["status"]["phase"], done["status"]["stages"])
+        assert has_condition({"status": told}, "Serving")
+        assert made_twice(served, site) == []
+
+
+def labels_of(target: Object) -> Object:
+    """Return the labels of an object."""
+    found: Object = target["metadata"].get("labels", {})
+    return found
+
+
+def workers(site: Site, count: int) -> list[Object]:
+    """Return the pods of a training once so many run."""
+    labels = f"{STEP_LABEL}=train"
+    return pods.wait_for_pods(site.cluster, site.namespace, count=count, labels=labels, phase="Running")
+
+
+def made_twice(served: Pool, site: Site) -> list[tuple[str, str]]:
+    """Return what was created more than once in a namespace, by its plural and name."""
+    return [what for what, times in made(served.proxy, site.namespace).items() if times > 1]
 
 
 class TestSameName:
@@ -529,6 +681,34 @@ def is_marked(claim: Object) -> bool:
     return "finetuning.dev/trashed-at" in claim["metadata"]["annotations"]
 
 
+@dataclass(frozen=True, slots=True)
+class Right:
+    """Something that the operator may do."""
+
+    group: str
+    target: str
+    """Plural name of the kind, with its subresource."""
+    verb: str
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.target}"
+
+    def is_in(self, rule: Object, verb: str) -> bool:
+        """Whether a rule gives it by a verb."""
+        return verb == self.verb and self.group in rule["apiGroups"] and self.target in rule["resources"]
+
+
+RIGHTS = (
+    Right("batch", "jobs", "create"),
+    Right("batch", "jobs", "watch"),
+    Right("finetuning.dev", "evaluationjobs", "create"),
+    Right("finetuning.dev", "finetuningjobs/status", "patch"),
+    Right("finetuning.dev", "finetuningjobs", "watch"),
+    Right("", "pods", "list"),
+    Right("", "events", "create"),
+)
+
+
 class TestRights:
     """Somebody takes the operator's rights away, and gives them back."""
 
@@ -543,6 +723,51 @@ class TestRights:
         site.play("evaluate")
         assert has_condition(site.wait_for_job(), "Complete")
         assert served.operator.exit_code is None
+
+    @pytest.mark.parametrize("missing", RIGHTS, ids=str)
+    def test_one_that_is_missing_is_named_and_the_job_goes_on_when_it_is_back(
+        self, site: Site, served: Pool, missing: Right
+    ) -> None:
+        site.job()
+        site.pod("preflight")
+        before = len(served.operator.logs)
+        with without_right(site.cluster, missing):
+            # The error 410, for what is listed and watched to be asked for anew.
+            served.proxy.expire_watches(missing.target)
+            pods.succeed(site.cluster, site.pod("preflight"))
+            with play(site.cluster, namespace=site.namespace):
+                told = f"it is told that the operator may not {missing}"
+                wait_until(lambda: is_told(served.operator.logs[before:], site, missing), what=told)
+        with play(site.cluster, namespace=site.namespace):
+            done = site.wait_for_job()
+
+        assert has_condition(done, "Complete")
+        assert stage(done, "train")["attempts"] == 1
+        assert site.job_names() == {"demo-preflight", "demo-train", "demo-evaluation-evaluate"}
+        assert made_twice(served, site) == []
+        assert served.operator.exit_code is None
+
+
+def is_told(logs: str, site: Site, missing: Right) -> bool:
+    """Whether a missing right is named, in the log or in the status of the job."""
+    words = rf"cannot {missing.verb} resource \"{missing.target}\""
+    return words in logs or words in json.dumps(site.get("FineTuningJob").get("status", {}))
+
+
+@contextmanager
+def without_right(cluster: Cluster, missing: Right) -> Iterator[None]:
+    """Take one right from the operator for a while."""
+    role = cluster.get("ClusterRole", BINDING)
+    rules = [
+        rule | {"verbs": [verb for verb in rule["verbs"] if not missing.is_in(rule, verb)]} for rule in role["rules"]
+    ]
+    cluster.patch(role, {"rules": [rule for rule in rules if rule["verbs"]]})
+    try:
+        wait_until(lambda: not may(cluster, missing), what="the operator's right is gone")
+        yield
+    finally:
+        cluster.patch(role, {"rules": role["rules"]})
+        wait_until(lambda: may(cluster, missing), what="the operator has its right again")
 
 
 @contextmanager
@@ -559,7 +784,13 @@ def without_rights(cluster: Cluster) -> Iterator[None]:
 
 def may_list(cluster: Cluster) -> bool:
     """Whether the operator's account may list jobs."""
-    asked = {"group": "finetuning.dev", "resource": "finetuningjobs", "verb": "list"}
+    return may(cluster, Right("finetuning.dev", "finetuningjobs", "list"))
+
+
+def may(cluster: Cluster, right: Right) -> bool:
+    """Whether the operator's account has a right."""
+    resource_, _, subresource = right.target.partition("/")
+    asked = {"group": right.group, "resource": resource_, "subresource": subresource, "verb": right.verb}
     user = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{ACCOUNT}"
     review = {"metadata": {}, "kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": asked}}
     answer = cluster.create({"apiVersion": "authorization.k8s.io/v1", **review})

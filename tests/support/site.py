@@ -184,7 +184,7 @@ def pool(cluster: Cluster, identity: Identity, *, folder: Path, **options: str) 
     """Run an operator for all namespaces of a cluster that nobody shares."""
     env = ENV | {f"FINETUNING_{key}": text for key, text in options.items()}
     with ExitStack() as stack:
-        proxy = stack.enter_context(ApiProxy(cluster.server, server_ca=cluster.ca, folder=folder))
+        proxy = stack.enter_context(ApiProxy(cluster.server, server_ca=cluster.ca, folder=folder, keep_bodies=True))
         operator = stack.enter_context(running_operator(identity, folder=folder, env=env, via=proxy))
         operator.wait_ready()
         yield Pool(cluster, operator, proxy)

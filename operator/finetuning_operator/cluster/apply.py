@@ -39,6 +39,7 @@ from finetuning_operator.cluster.render import (
     differs,
     image_of,
     keep,
+    lasting_parts,
     place,
     render_child,
     render_companions,
@@ -172,7 +173,11 @@ class Applier:
     async def _adjust(self, key: ObjectKey, child: Resource, found: Manifest) -> None:
         """Have an existing child follow the few fields of its plan that may change."""
         if isinstance(child, EvaluationJob):
-            wanted: Manifest = {"suspend": child.spec.suspend}
+            # One that went when its time was over, before its job read what came of it, would be made once more.
+            wanted: Manifest = {
+                "suspend": child.spec.suspend,
+                "ttlSecondsAfterFinished": child.spec.ttl_seconds_after_finished,
+            }
         elif isinstance(child, InferenceServer):
             canary = child.spec.canary
             wanted = {"replicas": child.spec.replicas, "canary": canary.to_wire() if canary else None}
@@ -210,20 +215,41 @@ class Applier:
         existing = next((job for job in jobs if job.step == step.name), None)
         if existing is None:
             return await self._start(owner, step)
-        if step.name not in observed.steps and not existing.deleting:
-            if await self._knew_too_little(existing):
-                return Blocked()
-            # It ended and took its result with it: made again, its program finds its work done and tells once more.
+        if existing.deleting:
+            return None
+        state = observed.steps.get(step.name)
+        if state is None and await self._knew_too_little(existing):
+            return Blocked()
+        # One that ended and took its result with it is made again: its program finds its work done and tells once more.
+        # A template cannot be changed, and one with an image that nobody has would wait for ever although the
+        # installation was corrected.
+        if state is None or self._has_another_image(existing, step, state):
             await self._delete(JOB, existing.key, uid=existing.uid, propagation=Propagation.BACKGROUND)
             return None
-        if not existing.deleting and self._has_another_image(existing, step, observed.steps[step.name]):
-            # A template cannot be changed, and this one would wait for ever although the installation was corrected.
-            await self._delete(JOB, existing.key, uid=existing.uid, propagation=Propagation.BACKGROUND)
-            return None
-        service = ObjectKey("Service", existing.key.namespace, existing.key.name)
-        if step.workers > 1 and not existing.deleting and service not in self._cache:
+        return await self._keep(owner, existing, step)
+
+    async def _keep(self, owner: Resource, job: StepJob, step: Step) -> Blocked | None:
+        """Have a Job that somebody edited be found, and have its pods, as it was made to."""
+        service = ObjectKey("Service", job.key.namespace, job.key.name)
+        if step.workers > 1 and service not in self._cache:
             rendered = render_step(step, owner=owner, options=self._options, placement=Placement())
             return await self._create_all(owner, [each for each in rendered if each["kind"] == "Service"])
+        wanted = lasting_parts(step, owner=owner)
+        before = self._cache.identity(job.key)
+        if not differs(wanted, job.job) or self._resisting.get(job.key) == before:
+            return None
+        blocked = await self._restore(job.key, job.uid, wanted)
+        if blocked is None and self._cache.identity(job.key) == before:
+            self._resisting[job.key] = before
+        return blocked
+
+    async def _restore(self, key: ObjectKey, uid: str, parts: Manifest) -> Blocked | None:
+        """Merge parts into an object, unless another one has its name by now."""
+        body = parts | {"metadata": parts["metadata"] | {"uid": uid}}
+        try:
+            self._learn(key, await self._api.merge(_KINDS[key.kind], key.namespace, key.name, body))
+        except (Forbidden, Invalid) as error:
+            return _refused(error)
         return None
 
     def _has_another_image(self, job: StepJob, step: Step, state: StepState) -> bool:
@@ -415,8 +441,12 @@ class Applier:
         except NotFound:
             self._wake(self._cache.forget(key))
             return Blocked(retry_seconds=_SOON_SECONDS)
-        if found["metadata"].get("labels", {}).get(labels.MANAGED_BY) == labels.OPERATOR or key.kind in OWN_KINDS:
+        head = found["metadata"]
+        if head.get("labels", {}).get(labels.MANAGED_BY) == labels.OPERATOR or key.kind in OWN_KINDS:
             self._learn(key, found)
+        elif owner is not None and _owner_uid(head) == owner.metadata.uid and "deletionTimestamp" not in head:
+            # Somebody took the label off it by which it is watched: without it, nothing more would be heard of it.
+            return await self._restore(key, head["uid"], {"metadata": {"labels": {labels.MANAGED_BY: labels.OPERATOR}}})
         return None if owner is None else await self._foreign(owner, key, found)
 
     async def _foreign(self, owner: Resource, key: ObjectKey, found: Manifest) -> Blocked | None:

@@ -49,8 +49,6 @@ _NO_STATUS = frozenset({"HorizontalPodAutoscaler", "PodDisruptionBudget", "Ingre
 """Kinds of whose status nobody reads anything: that of an autoscaler changes with every look at its metrics."""
 _SILENT_SPEC: Mapping[str, frozenset[str]] = {
     "PersistentVolumeClaim": frozenset({"volumeName"}),
-    # Templates of Jobs never change and hold a whole configuration.
-    "Job": frozenset({"template"}),
 }
 _ENDED_PODS = frozenset({"Succeeded", "Failed"})
 _ENDED = frozenset({"Complete", "Failed"})
@@ -342,6 +340,8 @@ def slimmed(kind: str, manifest: Manifest) -> dict[str, Any]:
         metadata["annotations"] = kept
     if kind == "Pod":
         rest["spec"] = _pod_spec(manifest.get("spec") or {})
+    if kind == "Job":
+        rest["spec"] = _job_spec(manifest.get("spec") or {})
     if kind in _SILENT_SPEC:
         rest["spec"] = _without(manifest.get("spec"), _SILENT_SPEC[kind])
     if kind in _NO_STATUS:
@@ -363,6 +363,22 @@ def _pod_spec(spec: Manifest) -> dict[str, Any]:
         "containers": [{name: each[name] for name in fields if name in each} for each in containers],
         "volumes": [volume for volume in spec.get("volumes") or () if "persistentVolumeClaim" in volume],
     }
+
+
+def _job_spec(spec: Manifest) -> dict[str, Any]:
+    """Return what is read of a Job's spec: its template holds a whole configuration, of which one label matters here.
+
+    Nobody can edit it there: whatever becomes of the Job's own labels, the template tells which step it runs.
+    """
+    rest, step = _without(spec, frozenset({"template"})), step_of(spec)
+    return rest | ({"template": {"metadata": {"labels": {labels.STEP: step}}}} if step else {})
+
+
+def step_of(spec: Manifest) -> str | None:
+    """Return the step that a Job runs, by its spec; None for one that is not ours."""
+    template = (spec.get("template") or {}).get("metadata") or {}
+    step: str | None = (template.get("labels") or {}).get(labels.STEP)
+    return step
 
 
 def _encode(slim: Manifest) -> bytes:

@@ -14,7 +14,7 @@ from finetuning_api.finetuningjob import FineTuningJob
 from finetuning_api.inferenceserver import InferenceServer
 from finetuning_api.relocation import Relocation
 from finetuning_api.runconfig import LastWords, ProgressMetric, TrainerMetric, TrainerStatus
-from finetuning_operator.cluster.cache import Cache, claims_held
+from finetuning_operator.cluster.cache import Cache, claims_held, step_of
 from finetuning_operator.cluster.diagnose import Diagnosis
 from finetuning_operator.cluster.keys import ObjectKey
 from finetuning_operator.cluster.kinds import CLAIM
@@ -148,8 +148,7 @@ class View:
         found = []
         for key in self._cache.children(resource.metadata.uid, "Job"):
             job = self._cache.get(key)
-            step = ((job or {}).get("metadata", {}).get("labels") or {}).get(labels.STEP)
-            if job is not None and step:
+            if job is not None and (step := step_of(job.get("spec") or {})):
                 found.append(StepJob(key, step, job, self._pods(job)))
         return tuple(found)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetuning_operator.cluster.cache import Cache, key_of
+from finetuning_operator.cluster.cache import Cache, key_of, step_of
 from finetuning_operator.cluster.keys import ObjectKey
 
 JOB = ObjectKey("FineTuningJob", "team", "demo")
@@ -157,6 +157,17 @@ def test_only_what_reconciling_reads_is_kept() -> None:
     assert cache.get(JOB) == manifest("demo", metadata={"annotations": {"own": "y"}}, spec={"a": 1})
     cache.put("Job", manifest("train", spec={"backoffLimit": 3, "template": {"spec": {}}}))
     assert (cache.get(ObjectKey("Job", "team", "train")) or {})["spec"] == {"backoffLimit": 3}
+
+
+def test_of_a_job_it_is_kept_which_step_its_template_runs() -> None:
+    cache, train = Cache(), ObjectKey("Job", "team", "train")
+    labels = {"finetuning.dev/step": "train", "app": "own"}
+    cache.put(
+        "Job", manifest("train", spec={"parallelism": 1, "template": {"metadata": {"labels": labels}, "spec": {}}})
+    )
+    spec = (cache.get(train) or {})["spec"]
+    assert spec == {"parallelism": 1, "template": {"metadata": {"labels": {"finetuning.dev/step": "train"}}}}
+    assert step_of(spec) == "train"
 
 
 def test_an_ended_object_is_known_as_ended_and_one_on_its_way_out_as_deleting() -> None:

@@ -4,7 +4,7 @@ from finetuning_operator.cluster.render.children import render_child
 from finetuning_operator.cluster.render.claims import ClaimRefusedError, render_volume
 from finetuning_operator.cluster.render.companions import render_companions
 from finetuning_operator.cluster.render.drift import differs
-from finetuning_operator.cluster.render.jobs import image_of, render_step
+from finetuning_operator.cluster.render.jobs import image_of, lasting_parts, render_step
 from finetuning_operator.cluster.render.labels import CONTAINER, claim_label
 from finetuning_operator.cluster.render.network import render_network_policies
 from finetuning_operator.cluster.render.placement import ClaimUse, Conflict, Placement, claims_of, keep, place
@@ -21,6 +21,7 @@ __all__ = [
     "differs",
     "image_of",
     "keep",
+    "lasting_parts",
     "place",
     "render_child",
     "render_companions",

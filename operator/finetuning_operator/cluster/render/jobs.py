@@ -5,7 +5,7 @@ from finetuning_api.reasons import ExitCode
 from finetuning_api.runconfig import MASTER_ADDRESS_ENV, MASTER_PORT_ENV, SECRET_ENV_PREFIX, WORKER_ENV
 from finetuning_operator.cluster.options import Options
 from finetuning_operator.cluster.progress.address import ProgressKey
-from finetuning_operator.cluster.render.labels import CONTAINER, Manifest, Network, metadata, pod_selector
+from finetuning_operator.cluster.render.labels import CONTAINER, Manifest, Network, metadata, of_owner, pod_selector
 from finetuning_operator.cluster.render.network import RENDEZVOUS_PORT, peers_policy
 from finetuning_operator.cluster.render.placement import Placement, affinity_of
 from finetuning_operator.cluster.render.pods import Program, pod_template, with_progress
@@ -36,6 +36,14 @@ def render_step(step: Step, *, owner: Resource, options: Options, placement: Pla
     return job, _rendezvous(step, owner=owner, name=name), peers_policy(name, owner=owner, pods=pods, step=step.name)
 
 
+def lasting_parts(step: Step, *, owner: Resource) -> Manifest:
+    """Return what a step's Job keeps whoever edits it: the labels by which it is found, and how many pods it has.
+
+    Its limits may be changed, and whether it is suspended is for a queue to say.
+    """
+    return {"metadata": {"labels": of_owner(owner) | {labels.STEP: step.name}}, "spec": _pods_of(step)}
+
+
 def image_of(step: Step, options: Options) -> str:
     """Return the image that a step's pods run."""
     return step.own_image or options.images[step.image]
@@ -43,6 +51,7 @@ def image_of(step: Step, options: Options) -> str:
 
 def _job_spec(step: Step) -> Manifest:
     spec: Manifest = {
+        **_pods_of(step),
         "backoffLimit": step.retries,
         "podFailurePolicy": {"rules": _failure_rules()},
         # A pod is replaced when it has ended, not when it is asked to: two must never write one volume. With a
@@ -50,13 +59,17 @@ def _job_spec(step: Step) -> Manifest:
         "podReplacementPolicy": "Failed",
     }
     if step.workers > 1:
-        spec |= {"completionMode": "Indexed", "completions": step.workers, "parallelism": step.workers}
+        spec["completionMode"] = "Indexed"
     if step.deadline_seconds is not None:
         spec["activeDeadlineSeconds"] = step.deadline_seconds
     if step.queue is not None:
         # Kueue starts it, by this field, which is never touched again.
         spec["suspend"] = True
     return spec
+
+
+def _pods_of(step: Step) -> Manifest:
+    return {"completions": step.workers, "parallelism": step.workers}
 
 
 def _failure_rules() -> list[Manifest]:
