@@ -25,6 +25,7 @@ from tests.support.operator_process import Identity, OperatorProcess, running_op
 from finetuning_workload.artifact import require_intact
 
 SECONDS = 240
+STALL_SECONDS = 10
 MODEL, TOKEN = "acme/tiny", "hub-token"
 POISON = "漢"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
@@ -84,6 +85,7 @@ def site(cluster: Cluster, operator_identity: Identity, tmp_path_factory: pytest
             "FINETUNING_NAMESPACES": namespace,
             "FINETUNING_PROGRESS_URL": f"https://localhost:{port}",
             "FINETUNING_PROGRESS_PORT": str(port),
+            "FINETUNING_STALL_SECONDS": str(STALL_SECONDS),
         }
         with (
             program_node(cluster, namespace, folder=folder) as node,
@@ -102,6 +104,8 @@ def _add_models(hub: Hub, folder: Path) -> None:
     poisoned = tiny_llama(folder / "poisoned", tied=False)
     hub.add_model("acme/altered", {path.name: path.read_bytes() for path in poisoned.iterdir()})
     hub.fail_file("acme/altered", "model.safetensors", Fault(Trouble.WRONG_BYTES, after_bytes=100, times=1000))
+    hub.add_model("acme/silent", files)
+    hub.fail_file("acme/silent", "config.json", Fault(Trouble.STALL, after_bytes=10, times=1000))
     hub.add_model("acme/wordless", {name: content for name, content in files.items() if "token" not in name})
     weights = {"pytorch_model.bin": files["model.safetensors"]}
     hub.add_model("acme/pickled", {name: files[name] for name in files.keys() - {"model.safetensors"}} | weights)
@@ -156,6 +160,30 @@ def test_a_suspended_job_saves_stops_and_goes_on_where_it_was(site: Site) -> Non
     step = max(int(path.parent.name.rpartition("-")[2]) for path in saved)
     assert resumed["status"]["progress"]["step"] >= step
     site.cluster.delete(job)
+
+
+def test_a_damaged_adapter_is_refused_where_it_is_used(site: Site) -> None:
+    rows = site.add_rows([*GOOD_ROWS])
+    site.create("spoilt", rows, {"evaluation.enabled": False})
+    trained = site.wait("spoilt", has_ended)
+    assert has_condition(trained, "Complete"), _failure(trained)
+    adapter = trained["status"]["artifacts"]["adapter"]
+    damage(site.node.volumes / adapter["claimName"] / adapter["path"] / "adapter_model.safetensors")
+
+    spec = {"dataset": good_spec({"dataset.source": rows})["dataset"], "metrics": ["completion-perplexity"]}
+    candidates = [{"name": "tuned", "jobRef": "spoilt"}]
+    site.cluster.create(resource("EvaluationJob", "compare", site.namespace, candidates=candidates, **spec))
+    failed = site.cluster.wait_for_object("EvaluationJob", "compare", site.namespace, where=has_ended, seconds=SECONDS)
+
+    reason, message = _failure(failed)
+    assert reason == "ArtifactCorrupt", message
+    assert "adapter_model.safetensors" in message
+
+
+def damage(file: Path) -> None:
+    """Change the last byte of a file: size, names and header stay."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
 
 
 def test_two_workers_of_two_processes_each_train_one_adapter(site: Site) -> None:
@@ -301,6 +329,20 @@ BAD_INPUT = [
         {"model.source": "hf://acme/altered", "backoffLimit": 0},
         "ChecksumMismatch",
         ("model.safetensors of hf://acme/altered arrived damaged", "expected sha256", "proxy or mirror"),
+    ),
+    (
+        "silent",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/silent", "backoffLimit": 0},
+        "DownloadStalled",
+        ("config.json", f"no byte arrived for {STALL_SECONDS} s", "the next attempt goes on from there"),
+    ),
+    (
+        "unreachable",
+        [*GOOD_ROWS],
+        {"model.source": "hf://acme/unreachable", "model.endpoint": "http://127.0.0.1:9", "backoffLimit": 0},
+        "NetworkUnreachable",
+        ("cannot reach 127.0.0.1", "Connection refused", "egress rules of relocation pods"),
     ),
     (
         "wordless",

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetuning_api.reasons import Reason
 from finetuning_api.runconfig import CandidateInput
-from finetuning_workload.artifact import hash_file
+from finetuning_workload.artifact import hash_file, require_intact
 from finetuning_workload.errors import UserError
 from finetuning_workload.models import (
     free,
@@ -91,7 +91,13 @@ def is_switchable(adapter_path: Path) -> bool:
 
 @contextmanager
 def loaded(load: Load, *, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[LoadedCandidate, ...]]:
-    """Hold the candidates of a load in memory, in their order. Raises what loading raises."""
+    """Hold the candidates of a load in memory, in their order.
+
+    Raises what loading raises, and UserError(ARTIFACT_CORRUPT) for an adapter that is not what its job made.
+    """
+    for candidate in load.candidates:
+        if candidate.adapter_path is not None and candidate.adapter_digest is not None:
+            require_intact(Path(candidate.adapter_path), digest=candidate.adapter_digest)
     path = Path(load.model_path)
     config = load_model_config(path)
     tokenizers = [load_tokenizer(Path(candidate.model.tokenizer_path)) for candidate in load.candidates]
